@@ -1,0 +1,1 @@
+"""Judging pretrained weights on subjects they have not seen."""

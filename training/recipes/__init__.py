@@ -1,0 +1,1 @@
+"""Settings of published runs, one file each."""

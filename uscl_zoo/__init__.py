@@ -1,0 +1,1 @@
+"""Backbones pretrained on ultrasound video. Importing this registers them in timm."""

@@ -1,0 +1,1 @@
+"""Ultrasound as files give it: reading and transforms."""
