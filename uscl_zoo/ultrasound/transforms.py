@@ -1,0 +1,211 @@
+"""From an image of any kind to what a network takes.
+
+`to_frame` makes 8-bit RGB of it, the form every other part of uscl-zoo works on; a
+`FrameTransform` makes that a normalised tensor for one particular network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.models import PretrainedCfg
+from torch import nn
+
+from ..card import Card, all_cards
+from ..errors import DataError, UnknownModelError, UnreadableError
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
+    """Make an 8-bit RGB image of an image or array.
+
+    Grey becomes three equal channels, alpha is dropped, and 16-bit intensities are scaled by their
+    full range: 65535 becomes 255. Palettes are resolved.
+
+    Args:
+        image: a Pillow image of any mode, or an array of shape (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4): bool, uint8, uint16, or floats in 0-1.
+
+    Returns:
+        An RGB image of the same size.
+
+    Raises:
+        DataError: if an array has another shape or type, or intensities out of range.
+        UnreadableError: if the pixels of an image cannot be decoded.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":  # I;16, I;16B, I and F: more than 8 bits, one channel
+            return to_frame(_deep_pixels(image))
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow warns about the direct way
+        try:
+            return image.convert("RGB")
+        except ValueError as error:
+            raise UnreadableError(f"image mode {image.mode} cannot be made RGB: {error}") from error
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise DataError(
+            f"an image should be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {image.shape}"
+        )
+    grey = array.shape[2] == 1
+    pixels = _to_bytes(array[:, :, 0] if grey else array[:, :, :3])
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _deep_pixels(image: Image.Image) -> NDArray[Any]:
+    pixels = np.asarray(image)
+    if image.mode == "I":  # 32-bit integers, which is how 16-bit files may come
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise DataError("an image of 32-bit integers should keep to 0-65535")
+        return pixels.astype(np.uint16)
+    return pixels
+
+
+def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind == "f":
+        # a comparison that NaN fails
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise DataError("an image of floats should keep to 0-1")
+        return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    raise DataError(f"an image should be bool, uint8, uint16 or floats in 0-1, not {array.dtype}")
+
+
+@dataclass(frozen=True)
+class FrameTransform:
+    """The deterministic transform of evaluation: resize, to 0-1, normalise.
+
+    Both sides are resized, with antialiasing, and the aspect ratio is not kept. One channel is the
+    luminance; more than three are red, green, blue in turn, as timm repeats the filters of a first
+    convolution.
+
+    Attributes:
+        size: height and width in pixels.
+        mean: one value a channel, of intensities in 0-1.
+        std: one value a channel, of intensities in 0-1.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in _RESAMPLING:
+            raise DataError(
+                f"interpolation should be one of {', '.join(_RESAMPLING)}, "
+                f"not {self.interpolation!r}"
+            )
+        if not self.mean or len(self.mean) != len(self.std):
+            raise DataError(f"mean and std should be as long: {self.mean}, {self.std}")
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the result."""
+        return len(self.mean)
+
+    def __call__(self, image: Image.Image | NDArray[Any]) -> torch.Tensor:
+        """Transform one image, anything that `to_frame` takes.
+
+        Returns:
+            A float32 tensor of shape (C, H, W).
+        """
+        frame = to_frame(image)
+        if self.channels == 1:
+            frame = frame.convert("L")
+        height, width = self.size
+        frame = frame.resize((width, height), _RESAMPLING[self.interpolation])
+        pixels = torch.from_numpy(np.array(frame)).reshape(height, width, -1).permute(2, 0, 1)
+        pixels = pixels[[c % pixels.shape[0] for c in range(self.channels)]].float() / 255
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def batch(self, images: Iterable[Image.Image | NDArray[Any]]) -> torch.Tensor:
+        """Transform several images, e.g. an array (N, H, W, 3) of uint8.
+
+        Returns:
+            A float32 tensor of shape (N, C, H, W).
+        """
+        return torch.stack([self(image) for image in images])
+
+
+def create_transform(model: nn.Module | Card | str) -> FrameTransform:
+    """Create the transform that a network or card asks for.
+
+    A network is asked for the channels that its first convolution takes: timm goes on to report
+    three for one created with `in_chans=1`.
+
+    Args:
+        model: a network that timm made, or anything built around one; a card; or a model name.
+
+    Raises:
+        UnknownModelError: if no model is of that name.
+        DataError: if the network does not say what input it was trained on.
+    """
+    asked: Any = model
+    if isinstance(model, str):
+        asked = all_cards().get(model) or timm.get_pretrained_cfg(model)
+    channels = None
+    if isinstance(asked, Card):
+        config = {**vars(asked.input), "input_size": asked.input.size}
+    elif isinstance(asked, PretrainedCfg):
+        config = _data_config(asked)
+    elif isinstance(asked, nn.Module):
+        config = _data_config(_pretrained_cfg(asked))
+        convolutions = (m.in_channels for m in asked.modules() if isinstance(m, nn.Conv2d))
+        channels = next(convolutions, None)
+    else:
+        raise UnknownModelError(f"no model is named {model!r}; `uscl list` shows those of the zoo")
+    size = config["input_size"]
+    channels = channels or size[0]
+    return FrameTransform(
+        size=(size[1], size[2]),
+        mean=_fit(config["mean"], channels),
+        std=_fit(config["std"], channels),
+        interpolation=config["interpolation"],
+    )
+
+
+def _pretrained_cfg(model: nn.Module) -> Any:
+    # wrappers (DataParallel, torch.compile, a U-Net's encoder) hold timm's network inside
+    for module in model.modules():
+        if cfg := getattr(module, "pretrained_cfg", None):
+            return cfg
+    raise DataError(
+        f"{type(model).__name__} does not say what input it was trained on, as timm's networks do; "
+        "build a FrameTransform with its size, mean and std"
+    )
+
+
+def _data_config(cfg: Any) -> dict[str, Any]:
+    cfg = cfg if isinstance(cfg, dict) else vars(cfg)
+    return dict(resolve_data_config(pretrained_cfg=cfg))  # type: ignore[no-untyped-call]
+
+
+def _fit(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(islice(cycle(values), channels))
