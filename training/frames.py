@@ -1,0 +1,144 @@
+"""The FrameStore: sampled frames of many videos as one memory map and a manifest.
+
+A store is a folder of three files: `frames.npy`, uint8 (frames, height, width, 3), which NumPy
+opens without reading it; `manifest.csv`, a row a frame in the same order; and `store.json`, what it
+was made of. A video's frames are neighbours, in the order of time.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from uscl_zoo.errors import DataError, UnreadableError
+
+FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
+#: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.
+COLUMNS = ("video", "subject", "label", "split", "frame", "time", "source", "licence")
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video of the store.
+
+    Attributes:
+        name: unique in the store: the path of the source within its folder.
+        subject: whom it shows; two videos of one subject never fall on two sides of a split.
+        label: its class, None if unlabelled.
+        split: `train` or `heldout`.
+        source: the file it was decoded from.
+        licence: as its owner states it, None if unknown.
+        first: row of its first frame.
+        count: how many frames it has.
+    """
+
+    name: str
+    subject: str
+    label: str | None
+    split: str
+    source: str
+    licence: str | None
+    first: int
+    count: int
+
+
+class FrameStore:
+    """Frames of many videos, opened for reading.
+
+    Attributes:
+        folder: where it lives.
+        frames: uint8 (N, H, W, 3), memory-mapped.
+        times: float64 (N,), seconds from the start of the video.
+        videos: in the order of the store.
+        description: what `uscl prepare` recorded in store.json.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / DESCRIPTION).is_file():
+            unfinished = (self.folder / "parts").is_dir()
+            hint = "its preparation was interrupted: run it again" if unfinished else "is no store"
+            raise DataError(f"{self.folder}: {hint} (`uscl prepare VIDEOS -o {self.folder}`)")
+        try:
+            self.description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
+            self.frames: npt.NDArray[np.uint8] = np.load(self.folder / FRAMES, mmap_mode="r")
+            with (self.folder / MANIFEST).open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+            self.times = np.array([float(row["time"]) for row in rows])
+            self.videos = _group(rows)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UnreadableError(
+                f"{self.folder}: damaged store ({type(error).__name__}: {error}); prepare it again"
+            ) from error
+        if self.frames.ndim != 4 or self.frames.shape[3] != 3 or self.frames.dtype != np.uint8:
+            raise UnreadableError(
+                f"{self.folder / FRAMES}: should be uint8 (N, H, W, 3), not {self.frames.dtype} "
+                f"{self.frames.shape}"
+            )
+        if len(self.times) != len(self.frames):
+            raise UnreadableError(
+                f"{self.folder}: {MANIFEST} has {len(self.times)} rows, {FRAMES} has "
+                f"{len(self.frames)} frames; prepare it again"
+            )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content of every source and the settings of the preparation."""
+        return str(self.description["digest"])
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Every label that occurs, sorted."""
+        return tuple(sorted({v.label for v in self.videos if v.label is not None}))
+
+    def select(self, split: str) -> list[Video]:
+        """The videos of one split."""
+        return [video for video in self.videos if video.split == split]
+
+    def summary(self, videos: Sequence[Video]) -> dict[str, Any]:
+        """Counts of some videos: videos, frames, subjects, classes, licences."""
+        return {
+            "videos": len(videos),
+            "frames": sum(v.count for v in videos),
+            "subjects": len({v.subject for v in videos}),
+            "classes": dict(sorted(Counter(v.label or "unlabelled" for v in videos).items())),
+            "licences": dict(sorted(Counter(v.licence or "not stated" for v in videos).items())),
+        }
+
+
+def _group(rows: Sequence[dict[str, str]]) -> list[Video]:
+    """Fold the manifest's rows, a frame each, into videos, which own neighbouring rows."""
+    videos: list[Video] = []
+    start = 0
+    for i in range(1, len(rows) + 1):
+        if i < len(rows) and rows[i]["video"] == rows[start]["video"]:
+            continue
+        row = rows[start]
+        if row["split"] not in SPLITS:
+            raise ValueError(f"row {start + 2} of {MANIFEST} has the split {row['split']!r}")
+        videos.append(
+            Video(
+                name=row["video"],
+                subject=row["subject"],
+                label=row["label"] or None,
+                split=row["split"],
+                source=row["source"],
+                licence=row["licence"] or None,
+                first=start,
+                count=i - start,
+            )
+        )
+        start = i
+    if len({video.name for video in videos}) != len(videos):
+        raise ValueError(f"the rows of a video are not neighbours in {MANIFEST}")
+    return videos

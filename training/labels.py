@@ -1,0 +1,211 @@
+"""Who is in a video and what it shows: from a table, or from the name of the file."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from uscl_zoo.errors import DataError, UnreadableError
+
+#: Joint classes of US-4 by file prefix, as the authors' code numbers them (METHOD: 12 classes).
+US4_CLASSES: dict[str, str] = {
+    **{name: name for name in ("Rb1", "Rb2", "Rb3", "Rb4", "Rb5", "F0", "F1", "F2", "F3", "F4")},
+    **dict.fromkeys(("Reg", "Ali"), "normal lung"),
+    **dict.fromkeys(("Cov", "Bli", "Ple", "Oth"), "diseased lung"),
+}
+LABEL_SCHEMES: dict[str, dict[str, str]] = {"us4": US4_CLASSES}
+
+_PREFIX = re.compile(r"([A-Za-z]+\d*)[-_ ]")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is known of one video besides its pixels."""
+
+    subject: str
+    label: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Annotations by file, read from a CSV.
+
+    Attributes:
+        path: of the CSV, for messages.
+        rows: annotations by file stem, file name or relative path, as the file column has them.
+        contradictory: keys with rows that disagree; an error only if such a file is prepared.
+    """
+
+    path: Path
+    rows: Mapping[str, Annotation]
+    contradictory: frozenset[str] = frozenset()
+
+    def find(self, name: str) -> Annotation | None:
+        """The annotation of a video: by relative path, file name or stem, then ignoring case.
+
+        Raises:
+            DataError: if the table has two rows for it that disagree.
+        """
+        path = PurePosixPath(name)
+        keys = [key for key in (name, path.name, path.stem) if key in self.rows]
+        if not keys:
+            wanted = path.stem.casefold()
+            keys = [key for key in self.rows if key.casefold() == wanted]
+        if not keys:
+            return None
+        if keys[0] in self.contradictory:
+            raise DataError(f"{self.path}: two rows for {keys[0]!r} disagree; keep one")
+        return self.rows[keys[0]]
+
+
+def read_table(
+    path: Path,
+    file_column: str,
+    label_column: str | None = None,
+    subject_column: str | None = None,
+    licence_column: str | None = None,
+) -> Table:
+    """Read annotations from a CSV with a header.
+
+    Raises:
+        UnreadableError: if the file is no readable CSV.
+        DataError: if a named column is missing, or one file has two rows that disagree.
+    """
+    try:
+        # utf-8-sig: tables exported from spreadsheets begin with a byte-order mark
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            columns = reader.fieldnames or []
+            for column in (file_column, label_column, subject_column, licence_column):
+                if column is not None and column not in columns:
+                    named = ", ".join(repr(c) for c in columns if c)
+                    raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
+            lines = list(reader)
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UnreadableError(f"{path}: is not a CSV in UTF-8 ({error})") from error
+
+    def cell(line: dict[str, str | None], column: str | None) -> str | None:
+        return ((line[column] or "").strip() or None) if column is not None else None
+
+    rows: dict[str, Annotation] = {}
+    contradictory: set[str] = set()
+    for line in lines:
+        key = cell(line, file_column)
+        if key is None:
+            continue
+        licence = cell(line, licence_column)
+        row = Annotation(
+            subject=cell(line, subject_column) or key,
+            label=cell(line, label_column),
+            # "CC BY-NC -SA 4.0" and "CC BY-NC-SA 4.0" are one licence
+            licence=re.sub(r"\s*-\s*", "-", licence) if licence else None,
+        )
+        if rows.setdefault(key, row) != row:
+            contradictory.add(key)
+    return Table(path, rows, frozenset(contradictory))
+
+
+def from_name(name: str, scheme: str | None = None, subject_pattern: str | None = None) -> Annotation:
+    """Read label and subject off a name such as `Cov-Atlas-Day+1.gif` or `Rb2_x_mp4`.
+
+    Args:
+        name: path of the video within its folder.
+        scheme: a key of `LABEL_SCHEMES` that folds prefixes into classes; None keeps the prefix.
+        subject_pattern: regular expression whose first group is the subject; without it every
+            video is its own subject, which is safe only if no subject has two.
+
+    Raises:
+        DataError: for a prefix that the scheme does not know, or a name without the pattern.
+    """
+    stem = PurePosixPath(name).name
+    match = _PREFIX.match(stem)
+    label = match.group(1) if match else None
+    if scheme is not None:
+        known = {key.casefold(): value for key, value in LABEL_SCHEMES[scheme].items()}
+        if label is None or label.casefold() not in known:
+            raise DataError(
+                f"{name}: the prefix {label!r} is none of {scheme}'s: "
+                f"{', '.join(LABEL_SCHEMES[scheme])}"
+            )
+        label = known[label.casefold()]
+    subject = name
+    if subject_pattern is not None:
+        found = re.search(subject_pattern, name)
+        if not found or not found.groups() or not found.group(1):
+            raise DataError(f"{name}: the subject pattern {subject_pattern!r} finds no group in it")
+        subject = found.group(1)
+    return Annotation(subject=subject, label=label)
+
+
+def unify(
+    annotations: Mapping[str, Annotation],
+    classes: Sequence[str] | None = None,
+    unlabelled: Sequence[str] = (),
+) -> dict[str, Annotation]:
+    """Give every label one spelling and check it against the declared classes.
+
+    Args:
+        annotations: by video.
+        classes: the declared classes; None declares every label that occurs.
+        unlabelled: labels to drop, leaving their videos unlabelled.
+
+    Raises:
+        DataError: for a label that nobody declared.
+    """
+    dropped = {label.casefold() for label in unlabelled}
+    if classes is None:
+        counts = Counter(a.label for a in annotations.values() if a.label is not None)
+        # of `regular` and `Regular`, the more frequent spelling wins
+        spelling: dict[str, str] = {}
+        for label, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            spelling.setdefault(label.casefold(), label)
+    else:
+        spelling = {label.casefold(): label for label in classes}
+    unified = {}
+    for name, row in annotations.items():
+        label = row.label
+        if label is not None and label.casefold() in dropped:
+            label = None
+        elif label is not None:
+            if label.casefold() not in spelling:
+                raise DataError(
+                    f"{name}: label {label!r} is not among the declared classes "
+                    f"({', '.join(classes or ())}); declare it or add --unlabelled {label!r}"
+                )
+            label = spelling[label.casefold()]
+        unified[name] = Annotation(row.subject, label, row.licence)
+    return unified
+
+
+def hold_out(annotations: Mapping[str, Annotation], share: float, seed: int) -> set[str]:
+    """Choose the subjects to hold out, a share of each class, drawn by a seed.
+
+    A subject whose videos carry several labels counts for its most frequent one. A class with a
+    single subject keeps it for training.
+
+    Returns:
+        The held-out subjects; at least one of every class that has two.
+    """
+    labels: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in annotations.values():
+        labels[row.subject][row.label or ""] += 1
+    strata: dict[str, list[str]] = defaultdict(list)
+    for subject in sorted(labels):
+        most = min(labels[subject].items(), key=lambda item: (-item[1], item[0]))[0]
+        strata[most].append(subject)
+    held: set[str] = set()
+    for i, label in enumerate(sorted(strata)):
+        subjects = strata[label]
+        draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, i]))
+        wanted = min(max(round(share * len(subjects)), 1), len(subjects) - 1) if share > 0 else 0
+        held.update(subjects[j] for j in draw.permutation(len(subjects))[:wanted])
+    return held

@@ -1,0 +1,81 @@
+"""The loss of USCL: NT-Xent between the views and cross-entropy where there is a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .recipe import Recipe
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy over the 2N anchors of a batch.
+
+    Each view's positive is the other view of its video; the 2N − 2 views of the other videos are
+    its negatives. Computed in float32: exp(1/τ) of cosines is not for half precision.
+
+    Args:
+        z1: (N, D), not normalised.
+        z2: (N, D), not normalised.
+        temperature: τ.
+
+    Returns:
+        The mean over 2N anchors, a scalar.
+    """
+    z = F.normalize(torch.cat([z1, z2]).float(), dim=1)
+    similarity = z @ z.T / temperature
+    count = len(z1)
+    itself = torch.eye(2 * count, dtype=torch.bool, device=z.device)
+    positive = torch.arange(2 * count, device=z.device).roll(count)
+    return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), positive)
+
+
+def labelled_term(logits1: Tensor, logits2: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of both views over the labelled videos; 0 where there are none.
+
+    Args:
+        logits1: (N, classes).
+        logits2: (N, classes).
+        target: int64 (N,), −1 where unlabelled.
+    """
+    # a sum over none divided by one is 0 with a gradient of 0, where a mean over none is NaN
+    count = (target >= 0).sum().clamp(min=1)
+    terms = (
+        F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="sum")
+        for logits in (logits1, logits2)
+    )
+    return sum(terms, start=torch.zeros((), device=target.device)) / count
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss and its terms, scalars."""
+
+    total: Tensor
+    contrastive: Tensor
+    labelled: Tensor
+
+
+def uscl_loss(
+    first: tuple[Tensor, Tensor | None],
+    second: tuple[Tensor, Tensor | None],
+    target: Tensor,
+    recipe: Recipe,
+) -> Loss:
+    """L = NT-Xent + λ_cls · (CE(view 1) + CE(view 2)) (paper, the semi-supervised loss).
+
+    Args:
+        first: z and logits of the first view.
+        second: z and logits of the second view.
+        target: int64 (N,), −1 where unlabelled.
+        recipe: τ and λ_cls.
+    """
+    (z1, logits1), (z2, logits2) = first, second
+    contrastive = nt_xent(z1, z2, recipe.temperature)
+    labelled = torch.zeros((), device=z1.device)
+    if logits1 is not None and logits2 is not None:
+        labelled = labelled_term(logits1, logits2, target)
+    return Loss(contrastive + recipe.class_weight * labelled, contrastive, labelled)

@@ -1,0 +1,112 @@
+"""Which frames, which λ, which crop: every random draw of pretraining, keyed and tabulated.
+
+A draw is a function of (seed, epoch, purpose) and of the video's place in the store, by a
+counter-based generator (Philox). In an epoch every video is sampled once, so (epoch, video) is the
+(epoch, step, sample) of a run whatever its batches; worker processes, ranks and interruptions
+cannot change a draw, because nobody keeps a generator's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from .frames import Video
+from .recipe import Recipe
+
+#: Frames of a sample: f1 and f3, and between them the anchor f2.
+VIEW1, ANCHOR, VIEW2 = range(3)
+
+
+class Purpose(IntEnum):
+    """What a table of draws is for; each has its own stream."""
+
+    ORDER = 0
+    PAIRS = 1
+    AUGMENTATION = 2
+    VALIDATION = 3
+    LABELS = 4
+
+
+def stream(seed: int, epoch: int, purpose: Purpose) -> np.random.Generator:
+    """The generator of one purpose in one epoch, always at its beginning."""
+    # the low counter words are Philox's own; ours stay clear of them
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, int(purpose), epoch]))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One sample of every video: which frames, mixed how.
+
+    Attributes:
+        frames: int64 (videos, 3), rows of the store: f1, anchor f2, f3.
+        lam: float32 (videos,), λ of view = λ f + (1 − λ) anchor; 1 where nothing is mixed.
+    """
+
+    frames: npt.NDArray[np.int64]
+    lam: npt.NDArray[np.float32]
+
+
+def draw_pairs(videos: Sequence[Video], recipe: Recipe, epoch: int, validation: bool = False) -> Pairs:
+    """Positive pair generation (paper, section on PPG; METHOD steps 1 and 3).
+
+    Three distinct frames in random order and one λ ~ Beta(β, β) a video. With two frames there is
+    no anchor to mix in and the two are the pair; a single frame is paired with itself, and only
+    the augmentation tells the views apart.
+
+    Args:
+        videos: of the split, in the order of the store.
+        recipe: seed and β.
+        epoch: the pass; validation always asks for pass 0, to compare like with like.
+        validation: draw from the stream of validation.
+    """
+    purpose = Purpose.VALIDATION if validation else Purpose.PAIRS
+    rng = stream(recipe.seed, epoch, purpose)
+    counts = np.array([video.count for video in videos])
+    first = np.array([video.first for video in videos])
+    # each draw picks among the frames not yet taken; shifting past the taken ones keeps it uniform
+    u = rng.random((len(videos), 3))
+    a = np.floor(u[:, 0] * counts).astype(np.int64)
+    b = np.floor(u[:, 1] * np.maximum(counts - 1, 1)).astype(np.int64)
+    b = np.where(counts > 1, b + (b >= a), a)
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    c = np.floor(u[:, 2] * np.maximum(counts - 2, 1)).astype(np.int64)
+    c += c >= low
+    c += c >= high
+    mixed = counts >= 3
+    # where nothing is mixed the anchor is a frame of the video that λ = 1 leaves out
+    anchor = np.where(mixed, c, a)
+    lam = np.where(mixed, rng.beta(recipe.beta, recipe.beta, len(videos)), 1.0)
+    return Pairs(np.stack([a, anchor, b], axis=1) + first[:, None], lam.astype(np.float32))
+
+
+def draw_labelled(videos: Sequence[Video], recipe: Recipe, classes: Sequence[str]) -> list[int]:
+    """The class index of every video, −1 where its label is absent or not used.
+
+    `label_rate` keeps that share of the labelled videos, the same ones in every epoch.
+    """
+    index = {label: i for i, label in enumerate(classes)}
+    targets = np.array([index.get(video.label or "", -1) for video in videos], dtype=np.int64)
+    labelled = np.flatnonzero(targets >= 0)
+    shuffled = stream(recipe.seed, 0, Purpose.LABELS).permutation(labelled)
+    targets[shuffled[round(recipe.label_rate * len(labelled)) :]] = -1
+    return [int(target) for target in targets]
+
+
+def draw_batches(videos: int, recipe: Recipe, epoch: int) -> list[npt.NDArray[np.int64]]:
+    """Shuffle the videos and cut them into batches.
+
+    A last batch below `smallest_batch` joins the one before it, so every video is seen.
+
+    Returns:
+        Indices of videos, one array a step.
+    """
+    order = stream(recipe.seed, epoch, Purpose.ORDER).permutation(videos)
+    cuts = list(range(recipe.batch_size, videos, recipe.batch_size))
+    if cuts and videos - cuts[-1] < recipe.smallest_batch:
+        cuts.pop()
+    return np.split(order, cuts)

@@ -1,0 +1,364 @@
+"""Raw videos to a FrameStore: decode once, keep a few frames a second, remember whose they are."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from uscl_zoo.errors import DataError, UnreadableError, UsclError
+from uscl_zoo.records import write_text
+from uscl_zoo.ultrasound import reading
+
+from .frames import COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore
+from .labels import Annotation, hold_out, unify
+
+PARTS, SKIPPED = "parts", "skipped.csv"
+_COPY = 256  # frames moved at a time while parts become one file: 38 MB at 224x224
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How frames are taken from a video.
+
+    Attributes:
+        rate: frames a second. A folder of frames is taken whole: it has been sampled already.
+        size: height and width in pixels; the aspect ratio is not kept (METHOD, step 2).
+    """
+
+    rate: float = 3.0
+    size: int = 224
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `prepare` did.
+
+    Attributes:
+        store: the finished store.
+        skipped: sources that could not be decoded, with the reason.
+        unannotated: videos without a row in the table, kept as unlabelled.
+        reused: how many videos an earlier, interrupted call had already decoded.
+    """
+
+    store: FrameStore
+    skipped: tuple[tuple[str, str], ...]
+    unannotated: tuple[str, ...]
+    reused: int
+
+
+def prepare(
+    videos: Sequence[Path],
+    output: Path,
+    annotate: Callable[[str], Annotation | None],
+    *,
+    sampling: Sampling | None = None,
+    classes: Sequence[str] | None = None,
+    unlabelled: Sequence[str] = (),
+    holdout: float = 0.2,
+    seed: int = 0,
+    strict: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    origin: dict[str, str | None] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Decode videos into a FrameStore.
+
+    Each video becomes a part of its own, moved into place when it is whole, so an interrupted call
+    continues where it was and memory holds one frame a worker, however many videos there are.
+
+    Args:
+        videos: files and folders; folders are searched.
+        output: folder of the store.
+        annotate: subject, label and licence of a video by its name; None where it has no row.
+        sampling: rate and size; 3 frames a second of 224x224 by default.
+        classes: the declared classes; None declares every label found.
+        unlabelled: labels to drop.
+        holdout: share of the subjects of each class to hold out.
+        seed: of the choice of held-out subjects.
+        strict: fail if any source cannot be decoded.
+        overwrite: replace a finished store.
+        workers: processes; None for one a core.
+        origin: name, url and citation of the collection, for the card.
+        progress: show a bar.
+
+    Returns:
+        The store and what was left out of it.
+
+    Raises:
+        DataError: if nothing is found, a label is undeclared, or a store is in the way.
+        UnreadableError: if nothing can be decoded, or something cannot and `strict`.
+    """
+    sampling = sampling or Sampling()
+    sources = _name_sources(videos)
+    if not sources:
+        raise DataError(f"{', '.join(map(str, videos))}: no video or folder of frames in it")
+
+    # labels first: a typo in a column should not cost an hour of decoding
+    found = {name: annotate(name) for name in sources}
+    unannotated = tuple(name for name, row in found.items() if row is None)
+    annotations = unify(
+        {name: row or Annotation(subject=name) for name, row in found.items()}, classes, unlabelled
+    )
+
+    fingerprint = _fingerprint(sources, sampling, annotations, holdout, seed)
+
+    if (output / DESCRIPTION).exists():
+        existing = FrameStore(output)
+        if existing.description.get("fingerprint") == fingerprint:
+            skipped = [(s["source"], s["reason"]) for s in existing.description["skipped"]]
+            _refuse_skipped(skipped, strict)
+            return Report(existing, tuple(skipped), unannotated, len(existing.videos))
+        if not overwrite:
+            raise DataError(
+                f"{output}: holds a store of other videos, labels or settings; "
+                "choose another folder or add --overwrite"
+            )
+        # the description goes first: a folder without one is never taken for a store
+        (output / DESCRIPTION).unlink()
+
+    (output / PARTS).mkdir(parents=True, exist_ok=True)
+    skipped, reused = _decode_all(sources, output / PARTS, sampling, workers, progress)
+    _refuse_skipped(skipped, strict)
+    unreadable = {source for source, _ in skipped}
+    kept = [name for name, source in sources.items() if str(source) not in unreadable]
+    if not kept:
+        raise UnreadableError(
+            f"none of {len(sources)} sources can be decoded; the first: {skipped[0][1]}"
+        )
+    held = hold_out({name: annotations[name] for name in kept}, holdout, seed)
+    description = {
+        "sampling": asdict(sampling),
+        "origin": origin or {},
+        "holdout": holdout,
+        "seed": seed,
+        "held_out_subjects": sorted(held),
+        "fingerprint": fingerprint,
+        "skipped": [{"source": source, "reason": reason} for source, reason in skipped],
+    }
+    _assemble(output, {name: sources[name] for name in kept}, annotations, held, description)
+    return Report(FrameStore(output), tuple(skipped), unannotated, reused)
+
+
+def _name_sources(videos: Sequence[Path]) -> dict[str, Path]:
+    """Name every source by its path within the folder it was found in."""
+    sources: dict[str, Path] = {}
+    for root in videos:
+        for source in reading.find([root]):
+            name = source.relative_to(root).as_posix() if source != root else source.name
+            if name in sources:
+                raise DataError(
+                    f"{source} and {sources[name]} would both be named {name!r}; "
+                    "prepare their common folder instead"
+                )
+            sources[name] = source
+    return sources
+
+
+def _state(source: Path) -> list[list[Any]]:
+    """Size and modification time of a source: whether a part is still its image."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def _fingerprint(
+    sources: dict[str, Path],
+    sampling: Sampling,
+    annotations: dict[str, Annotation],
+    holdout: float,
+    seed: int,
+) -> str:
+    """One digest of all that a store depends on, without reading any video."""
+    rows = [[name, _state(sources[name]), asdict(annotations[name])] for name in sources]
+    return _digest([rows, asdict(sampling), holdout, seed])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_skipped(skipped: Sequence[tuple[str, str]], strict: bool) -> None:
+    if skipped and strict:
+        raise UnreadableError(
+            f"{len(skipped)} sources cannot be decoded and --strict was given; the first: "
+            f"{skipped[0][1]}"
+        )
+
+
+def _decode_all(
+    sources: dict[str, Path],
+    parts: Path,
+    sampling: Sampling,
+    workers: int | None,
+    progress: bool,
+) -> tuple[list[tuple[str, str]], int]:
+    """Decode what has no part yet; returns what could not be, and how many parts there were."""
+    todo = [s for n, s in sources.items() if not _is_done(_part(parts, n), s, sampling)]
+    names = {source: name for name, source in sources.items()}
+    reused = len(sources) - len(todo)
+    workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
+    skipped: list[tuple[str, str]] = []
+    bar = tqdm(total=len(sources), initial=reused, unit="video", disable=not progress)
+    with bar:
+        for source, error in _outcomes(todo, names, parts, sampling, workers):
+            if error is not None:
+                skipped.append((str(source), error))
+                bar.write(f"skipped {error}")
+            bar.update()
+    return sorted(skipped), reused
+
+
+def _outcomes(
+    todo: Sequence[Path], names: dict[Path, str], parts: Path, sampling: Sampling, workers: int
+) -> Iterator[tuple[Path, str | None]]:
+    if workers == 1:
+        for source in todo:
+            yield source, _decode(source, _part(parts, names[source]), sampling)
+        return
+    # torch may run threads in this process already, and a fork would inherit their locks
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures: dict[Future[str | None], Path] = {
+            pool.submit(_decode, source, _part(parts, names[source]), sampling): source
+            for source in todo
+        }
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _part(parts: Path, name: str) -> Path:
+    """Where the part of a video lives; its name is hashed because it may hold folders."""
+    return parts / hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
+    try:
+        about = json.loads(part.with_suffix(".json").read_text())
+        size = part.with_suffix(".u8").stat().st_size
+    except (OSError, ValueError):
+        return False
+    return bool(
+        about["state"] == _state(source)
+        and about["sampling"] == asdict(sampling)
+        and size == len(about["times"]) * sampling.size**2 * 3
+    )
+
+
+def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
+    """Decode one source into a part; returns the reason if it cannot be decoded.
+
+    The description is written after the frames, so that a part with one is whole.
+    """
+    times: list[float] = []
+    partial = part.with_suffix(".u8.partial")
+    try:
+        state = _state(source)
+        with partial.open("wb") as stream:
+            for time, frame in reading.sample(source, rate=sampling.rate):
+                side = (sampling.size, sampling.size)
+                small = frame.resize(side, Image.Resampling.BILINEAR)
+                stream.write(np.asarray(small, dtype=np.uint8).tobytes())
+                times.append(round(time, 6))
+        if not times:
+            raise UnreadableError(f"{source}: holds no frame")
+        about = {
+            "state": state,
+            "sampling": asdict(sampling),
+            "times": times,
+            "sha256": _content(source),
+        }
+    except (UsclError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        return str(error)
+    partial.replace(part.with_suffix(".u8"))
+    write_text(part.with_suffix(".json"), json.dumps(about))
+    return None
+
+
+def _content(source: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder in order."""
+    digest = hashlib.sha256()
+    for file in sorted(source.iterdir()) if source.is_dir() else [source]:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _assemble(
+    output: Path,
+    sources: dict[str, Path],
+    annotations: dict[str, Annotation],
+    held: set[str],
+    description: dict[str, Any],
+) -> None:
+    """Join the parts into the store; the description is written last and makes it one."""
+    parts = {name: _part(output / PARTS, name) for name in sources}
+    abouts = {n: json.loads(p.with_suffix(".json").read_text()) for n, p in parts.items()}
+    side = description["sampling"]["size"]
+    total = sum(len(about["times"]) for about in abouts.values())
+    partial = output / f"{FRAMES}.partial"
+    frames = np.lib.format.open_memmap(
+        partial, mode="w+", dtype=np.uint8, shape=(total, side, side, 3)
+    )
+    table = io.StringIO(newline="")
+    manifest = csv.writer(table, lineterminator="\n")
+    manifest.writerow(COLUMNS)
+    row = 0
+    for name, part in parts.items():
+        note = annotations[name]
+        split = "heldout" if note.subject in held else "train"
+        times = abouts[name]["times"]
+        shape = (len(times), side, side, 3)
+        decoded = np.memmap(part.with_suffix(".u8"), dtype=np.uint8, mode="r", shape=shape)
+        for start in range(0, len(times), _COPY):
+            chunk = decoded[start : start + _COPY]
+            frames[row + start : row + start + len(chunk)] = chunk
+        row += len(times)
+        for i, time in enumerate(times):
+            manifest.writerow(
+                [name, note.subject, note.label or "", split, i, time, sources[name]]
+                + [note.licence or ""]
+            )
+    frames.flush()
+    del frames
+    partial.replace(output / FRAMES)
+    write_text(output / MANIFEST, table.getvalue())
+    skipped = io.StringIO(newline="")
+    reasons = csv.writer(skipped, lineterminator="\n")
+    reasons.writerow(["source", "reason"])
+    reasons.writerows([s["source"], s["reason"]] for s in description["skipped"])
+    write_text(output / SKIPPED, skipped.getvalue())
+    contents = {name: about["sha256"] for name, about in abouts.items()}
+    splits = {name: annotations[name].subject in held for name in parts}
+    description = description | {
+        "frames": total,
+        "videos": len(parts),
+        "sources_sha256": contents,
+        "digest": _digest(
+            [contents, {n: asdict(annotations[n]) for n in parts}, splits, description["sampling"]]
+        ),
+    }
+    write_text(output / DESCRIPTION, json.dumps(description, indent=1))
+    shutil.rmtree(output / PARTS)

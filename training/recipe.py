@@ -1,0 +1,183 @@
+"""The recipe: every setting of a pretraining run, in one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uscl_zoo.card import ARCHITECTURES
+from uscl_zoo.errors import CardError
+from uscl_zoo.records import from_mapping, read_yaml, to_plain
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of USCL pretraining; the defaults are those of the authors' released code.
+
+    Attributes:
+        architecture: timm name of the encoder.
+        projection_dim: width of z, the output of the projection head.
+        classes: labels the classification term sees, in the order of its logits; None for every
+            label of the store. Videos with another label are trained on as unlabelled.
+        label_rate: share of the labelled videos whose label is used, drawn by video.
+        beta: both parameters of the Beta distribution of λ (paper, positive pair generation).
+        crop_scale: area of the random crop, as a share of the frame's.
+        crop_ratio: width by height of the random crop.
+        flip: probability of a horizontal flip.
+        brightness: factor is drawn from 1 ± this.
+        contrast: factor is drawn from 1 ± this.
+        saturation: factor is drawn from 1 ± this.
+        hue: shift is drawn from ± this, in turns of the colour circle.
+        mean: of each channel, intensities in 0-1.
+        std: of each channel, intensities in 0-1.
+        temperature: τ of NT-Xent.
+        class_weight: λ_cls, the weight of the labelled term.
+        epochs: passes in which every video is sampled once.
+        batch_size: videos a step, each of which gives two views.
+        smallest_batch: a last batch with fewer videos is merged into the one before it, because
+            a handful of negatives makes another loss of it.
+        learning_rate: of Adam.
+        constant_epochs: epochs before the cosine begins. The authors' "warm-up" is this.
+        final_learning_rate: where the cosine ends.
+        weight_decay: coupled L2 on every parameter, as `torch.optim.Adam` means it.
+        precision: `float32`, `bf16` (autocast; the loss stays in float32), or `auto`: bf16 on CUDA
+            and float32 elsewhere.
+        validate_every: epochs between two losses on the held-out videos.
+        checkpoint_every: epochs between two checkpoints.
+        seed: of the initial weights and of every draw.
+    """
+
+    architecture: str = "resnet18"
+    projection_dim: int = 256
+    classes: tuple[str, ...] | None = None
+    label_rate: float = 1.0
+    beta: float = 0.5
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    crop_ratio: tuple[float, float] = (0.8, 1.25)
+    flip: float = 0.5
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    temperature: float = 0.5
+    class_weight: float = 0.2
+    epochs: int = 300
+    batch_size: int = 32
+    smallest_batch: int = 8
+    learning_rate: float = 3e-4
+    constant_epochs: int = 11
+    final_learning_rate: float = 1e-6
+    weight_decay: float = 1e-4
+    precision: str = "auto"
+    validate_every: int = 10
+    checkpoint_every: int = 1
+    seed: int = 0
+
+
+#: Inclusive bounds a setting must keep, beyond its type.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "projection_dim": (1, 2**16),
+    "label_rate": (0, 1),
+    "beta": (1e-3, 1e3),
+    "flip": (0, 1),
+    "brightness": (0, 1),
+    "contrast": (0, 1),
+    "saturation": (0, 1),
+    "hue": (0, 0.5),
+    "temperature": (1e-3, 1e3),
+    "class_weight": (0, 1e3),
+    "epochs": (1, 10**7),
+    "batch_size": (2, 2**20),
+    "smallest_batch": (2, 2**20),
+    "learning_rate": (0, 1e3),
+    "constant_epochs": (0, 10**7),
+    "final_learning_rate": (0, 1e3),
+    "weight_decay": (0, 1e3),
+    "validate_every": (1, 10**7),
+    "checkpoint_every": (1, 10**7),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with uscl-zoo."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or file and apply `key=value` overrides.
+
+    Args:
+        name_or_file: one of `recipe_names()`, or a YAML file of the keys of `Recipe`.
+        overrides: settings as a person types them, e.g. `epochs=20` or `classes=[a,b]`.
+
+    Raises:
+        CardError: naming file and key, for an unknown recipe, an unknown key or a wrong value.
+    """
+    path = RECIPES / f"{name_or_file}.yaml"
+    if not path.is_file():
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise CardError(
+                f"no recipe '{name_or_file}': give a YAML file or one of "
+                f"{', '.join(recipe_names())}"
+            )
+    settings: dict[str, Any] = read_yaml(path)
+    _check(from_mapping(Recipe, settings, str(path)), str(path))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise CardError(f"'{override}' on the command line: settings are written key=value")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise CardError(f"'{override}' on the command line: the value is not YAML") from error
+    where = f"{path} with the command line" if overrides else str(path)
+    recipe = from_mapping(Recipe, settings, where)
+    _check(recipe, where)
+    return recipe
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    def refuse(key: str, rule: str) -> None:
+        raise CardError(f"{where}: {key}: {rule}, not {getattr(recipe, key)!r}")
+
+    for key, (low, high) in _BOUNDS.items():
+        if not low <= getattr(recipe, key) <= high:
+            refuse(key, f"should be from {low:g} to {high:g}")
+    if recipe.architecture not in ARCHITECTURES:
+        refuse("architecture", f"should be one of {', '.join(ARCHITECTURES)}")
+    if recipe.precision not in ("auto", "float32", "bf16"):
+        refuse("precision", "should be auto, float32 or bf16")
+    low, high = recipe.crop_scale
+    if not 0 < low <= high <= 1:
+        refuse("crop_scale", "should be two growing shares of the area, above 0 and up to 1")
+    low, high = recipe.crop_ratio
+    if not 0 < low <= high:
+        refuse("crop_ratio", "should be two growing ratios above 0")
+    if min(recipe.std) <= 0:
+        refuse("std", "should be above 0")
+    if recipe.classes is not None and len(set(recipe.classes)) != len(recipe.classes):
+        refuse("classes", "should name each class once")
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as the plain mapping that YAML, JSON and cards hold."""
+    plain: dict[str, Any] = to_plain(recipe)
+    return plain
+
+
+def replace(recipe: Recipe, **settings: Any) -> Recipe:
+    """A recipe with some settings changed and checked again."""
+    changed = dataclasses.replace(recipe, **settings)
+    _check(changed, "recipe")
+    return changed
