@@ -297,7 +297,9 @@ def _iterate_video(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Fr
         # `file:` and the whitelist keep FFmpeg from reading names as URLs, and from following
         # playlists that point elsewhere; metadata need not be UTF-8
         container = av.open(
-            f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"}
+            f"file:{path}",
+            metadata_errors="replace",
+            container_options={"protocol_whitelist": "file"},
         )
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableError(f"{path}: cannot be read ({_reason(error)})") from error
