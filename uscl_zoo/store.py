@@ -1,0 +1,582 @@
+"""The store: from a card to a file whose every byte is known.
+
+A card's weights are looked for in one order, and the first file found is the one that counts:
+
+1. the named folder: the argument, else `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`;
+2. the weights bundled with the package;
+3. the Hugging Face Hub's cache, at the card's commit;
+4. the Hub itself, at the card's commit.
+
+What is guaranteed: wherever the file came from, its size and SHA-256 equalled the card's, or it is
+not handed out. A wrong file in place 1 or 2 is an error, never a reason to look further. A wrong
+file in the Hub's cache is removed and fetched once more if the Hub answers.
+
+Hashing takes a sixth of the time a ResNet takes to load, so the digest of a file is remembered in
+`~/.cache/uscl_zoo/verified.json` together with device, inode, size, mtime and ctime, and computed
+anew once any of them differs. On POSIX no writer can set ctime back; Windows has no such clock, and
+there a change that keeps size and mtime shows only in `verify_all`, which always reads the file.
+
+Between the check and the reading of a file by path somebody could still replace it. Whoever loads
+it calls `Located.recheck` afterwards: if that returns, what was read is what was checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from .card import Card, home
+from .errors import DigestError, UsclError, WeightsNotFoundError
+from .records import write_text, write_yaml
+
+T = TypeVar("T")
+
+#: What a published weights file is called: the name timm and transformers look for.
+HUB_FILE = "model.safetensors"
+
+#: The places, in the order they are looked in.
+NAMED_FOLDER, BUNDLED, HUB_CACHE, HUB = "named folder", "bundled", "Hub cache", "Hub"
+
+#: Seconds the Hub has to answer at all, in sum; `HF_HUB_ETAG_TIMEOUT` overrules it.
+ANSWER_WITHIN = 4.0
+
+#: A file changed this recently (ns) could change again without its clocks showing it.
+_UNSETTLED = 2_000_000_000
+
+_BUNDLED = Path(__file__).parent / "weights"
+
+Fingerprint = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the weights of a card may be.
+
+    Attributes:
+        source: `named folder`, `bundled` or `Hub cache`.
+        path: of the file, or of the Hub's cache where it holds no such file.
+        present: whether anything of that name is there; nothing is said about its content.
+    """
+
+    source: str
+    path: Path
+    present: bool
+
+
+@dataclass(frozen=True)
+class Located:
+    """A file that is, byte for byte, the one its card describes.
+
+    Attributes:
+        path: of the file.
+        source: `named folder`, `bundled`, `Hub cache` or `Hub`.
+        fingerprint: device, inode, size, mtime (ns) and ctime (ns) at the time it was checked.
+    """
+
+    path: Path
+    source: str
+    fingerprint: Fingerprint
+
+    def recheck(self) -> None:
+        """Make sure that the file has not changed since it was checked; call after reading it.
+
+        Raises:
+            DigestError: if it has, in which case what was read is to be thrown away.
+        """
+        try:
+            unchanged = _fingerprint(self.path.stat()) == self.fingerprint
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise DigestError(f"{self.path}: was changed while it was being loaded; try again")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_all` found for one card: a file that is right, or an error.
+
+    Attributes:
+        name: of the card.
+        located: the file, if it is right.
+        error: DigestError if there is a wrong file, WeightsNotFoundError if there is none.
+    """
+
+    name: str
+    located: Located | None
+    error: UsclError | None
+
+
+def locate(
+    card: Card,
+    folder: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    download: bool = True,
+) -> Located:
+    """Find the weights of a card, or fetch them, and check them.
+
+    Args:
+        card: whose weights to find.
+        folder: to look in first; `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`, when None.
+        cache_dir: of the Hub; huggingface_hub's own (`HF_HUB_CACHE`, `HF_HOME`) when None.
+        download: whether the Hub may be asked for a file that is not on this machine.
+
+    Raises:
+        WeightsNotFoundError: if the file is nowhere, or cannot be fetched or read.
+        DigestError: if the file found is not the one the card describes.
+    """
+    return _locate(card, folder, cache_dir, download, remember=True)
+
+
+def places(
+    card: Card, folder: str | Path | None = None, cache_dir: str | Path | None = None
+) -> tuple[Place, ...]:
+    """Say where on this machine the weights of a card are looked for, in that order.
+
+    Args:
+        card: whose weights to look for.
+        folder: as for `locate`.
+        cache_dir: as for `locate`.
+    """
+    weights = card.weights
+    named = (Path(folder).expanduser() if folder else home()) / weights.file
+    bundled = _BUNDLED / weights.file
+    # lexists: a dangling link in the user's folder is a mistake to report, not an absent file
+    found = [
+        Place(NAMED_FOLDER, named, os.path.lexists(named)),
+        Place(BUNDLED, bundled, bundled.is_file()),
+    ]
+    if weights.hub_repo:
+        cached = try_to_load_from_cache(
+            weights.hub_repo, HUB_FILE, cache_dir=cache_dir, revision=weights.revision
+        )
+        present = isinstance(cached, str)
+        path = Path(cached) if isinstance(cached, str) else _cache(cache_dir)
+        found.append(Place(HUB_CACHE, path, present))
+    return tuple(found)
+
+
+def verify(path: str | Path, card: Card) -> Fingerprint:
+    """Read a file and make sure that it is the one a card describes.
+
+    Returns:
+        Device, inode, size, mtime (ns) and ctime (ns) of the file that was read.
+
+    Raises:
+        DigestError: if it is another file.
+        WeightsNotFoundError: if it cannot be read, or the card has no digest to compare with.
+    """
+    return _check(Path(path), card, "delete it and try again", remember=False)
+
+
+def verify_all(
+    cards: Iterable[Card],
+    folder: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> list[Verification]:
+    """Read and check the weights of many cards, without the network and without the memory.
+
+    Args:
+        cards: whose weights to check; for each, the file that `locate` would use.
+        folder: as for `locate`.
+        cache_dir: as for `locate`.
+
+    Returns:
+        One result a card, in order. Nothing that is wrong with a file raises.
+    """
+    results = []
+    for card in cards:
+        try:
+            located = _locate(card, folder, cache_dir, download=False, remember=False)
+            results.append(Verification(card.name, located, None))
+        except UsclError as error:
+            results.append(Verification(card.name, None, error))
+    return results
+
+
+def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """Put the weights of a card and the card itself into a folder, to carry to another machine.
+
+    Args:
+        card: whose weights to copy; they are downloaded if they are not on this machine.
+        folder: to write to; made if need be. A right file already there is left as it is.
+        cache_dir: as for `locate`.
+
+    Returns:
+        The copy of the weights, named as the card says, with `<name>.yaml` beside it.
+
+    Raises:
+        WeightsNotFoundError: if there are no weights, or the folder cannot be written to.
+        DigestError: if the weights, or a file of that name in the folder, are not the card's.
+    """
+    target = Path(folder).expanduser() / card.weights.file
+    if os.path.lexists(target):
+        verify(target, card)
+    else:
+        located = locate(card, cache_dir=cache_dir)
+        try:
+            _copy(located.path, target, card)
+        except OSError as error:
+            if isinstance(error, UsclError):
+                raise
+            raise WeightsNotFoundError(
+                f"{target}: cannot be written ({error.strerror}); make room or name another folder"
+            ) from error
+    try:
+        # after the weights: a card must not promise a file that is not there yet
+        write_yaml(target.with_name(f"{card.name}.yaml"), card)
+    except OSError as error:
+        raise WeightsNotFoundError(
+            f"{target.parent}: the card cannot be written ({error.strerror}); name another folder"
+        ) from error
+    return target
+
+
+def sha256_of(path: str | Path) -> str:
+    """Compute the SHA-256 of a file, as 64 lower-case hexadecimal digits.
+
+    Raises:
+        OSError: if the file cannot be read.
+        DigestError: if somebody writes to it meanwhile.
+    """
+    return _hash(Path(path))[0]
+
+
+def _locate(
+    card: Card,
+    folder: str | Path | None,
+    cache_dir: str | Path | None,
+    download: bool,
+    remember: bool,
+) -> Located:
+    _require_digest(card)
+    looked = places(card, folder, cache_dir)
+    for place in looked:
+        if not place.present:
+            continue
+        advice = {
+            NAMED_FOLDER: "delete it, or put the right file there",
+            BUNDLED: "reinstall uscl-zoo",
+            HUB_CACHE: "delete it and try again with a connection to the Hub",
+        }[place.source]
+        try:
+            return Located(place.path, place.source, _check(place.path, card, advice, remember))
+        except DigestError as wrong:
+            if place.source != HUB_CACHE or not download:
+                raise
+            try:
+                return _download(card, looked, cache_dir, wrong=place.path)
+            except WeightsNotFoundError as error:
+                raise DigestError(f"{wrong}; the Hub cannot replace it now ({error})") from error
+    if not card.weights.hub_repo:
+        raise _missing(
+            card, looked, "its card names no Hub repository", "get the file from the card's author"
+        )
+    if not download:
+        raise _missing(card, looked, "the Hub was not asked", "allow the download")
+    return _download(card, looked, cache_dir)
+
+
+def _require_digest(card: Card) -> None:
+    if card.has_weights:
+        return
+    origin = card.weights.origin
+    source = f"its authors publish them at {origin}" if origin else "its card says not where"
+    raise WeightsNotFoundError(
+        f"{card.name}: uscl-zoo does not distribute these weights, {source}; "
+        f"download the file and run `uscl import FILE --as {card.name}`"
+    )
+
+
+# ---------------------------------------------------------------------------------- the Hub
+
+
+def _download(
+    card: Card,
+    looked: tuple[Place, ...],
+    cache_dir: str | Path | None,
+    wrong: Path | None = None,
+) -> Located:
+    """Fetch the file at the card's commit; at the second failure give up and say why.
+
+    Args:
+        card: with a Hub repository.
+        looked: the places that do not have it, for the message.
+        cache_dir: of the Hub.
+        wrong: a cached file that is not the card's, to be replaced.
+    """
+    repo, commit = card.weights.hub_repo, card.weights.revision
+    assert repo is not None
+    assert commit is not None
+    _await_answer(card, looked, repo, commit)
+    for last in (False, True):
+        if wrong is not None:
+            _discard(wrong, card)
+        try:
+            path = Path(
+                hf_hub_download(
+                    repo,
+                    HUB_FILE,
+                    revision=commit,
+                    cache_dir=cache_dir,
+                    force_download=wrong is not None,
+                )
+            )
+            advice = "the Hub sent it twice, and it was removed: try again later or tell the author"
+            # the file is read back from the disk: what counts is what a reader will find there
+            return Located(path, HUB, _check(path, card, advice, remember=True))
+        except DigestError:
+            wrong = path
+            if last:
+                _discard(path, card)
+                raise
+        except UsclError:
+            raise
+        # The client's transport was requests, then httpx, then httpx2, each with errors of its
+        # own; whatever else comes out of it is a download that failed.
+        except Exception as error:
+            # the last two: the client has already tried for long
+            hopeless = _is_refusal(error) or _of_disk(error)
+            if last or hopeless or isinstance(error, (LocalEntryNotFoundError, ValueError)):
+                raise _undownloadable(card, looked, cache_dir, error) from error
+    raise AssertionError("unreachable")
+
+
+def _await_answer(card: Card, looked: tuple[Place, ...], repo: str, commit: str) -> None:
+    """Ask the Hub for the file's headers, once, so that no network shows in seconds.
+
+    `hf_hub_download` retries for up to two minutes when the Hub cannot be reached. A server that
+    answers, even with an error it may get over, is left to the client and its retries.
+    """
+    overruled = "HF_HUB_ETAG_TIMEOUT" in os.environ
+    seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if overruled else ANSWER_WITHIN
+    url = hf_hub_url(repo, HUB_FILE, revision=commit)
+    try:
+        _within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
+    except HfHubHTTPError as error:
+        if _is_refusal(error):
+            raise _undownloadable(card, looked, None, error) from error
+    except Exception as error:  # of whichever transport, see _download
+        raise _missing(
+            card,
+            looked,
+            f"{constants.ENDPOINT} cannot be reached ({_first_line(error)})",
+            "connect and try again",
+        ) from error
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T:
+    """Call, and wait no longer: the transport's timeouts cover neither look-up nor redirects."""
+    answers: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:g} s; HF_HUB_ETAG_TIMEOUT sets more") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the Hub knows no such file, or not for this user."""
+    if not isinstance(error, HfHubHTTPError) or error.response is None:
+        return False
+    status: int = error.response.status_code
+    return 400 <= status < 500 and status not in (408, 429)
+
+
+def _of_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EIO,
+    )
+
+
+def _undownloadable(
+    card: Card, looked: tuple[Place, ...], cache_dir: str | Path | None, error: BaseException
+) -> WeightsNotFoundError:
+    if _of_disk(error):
+        assert isinstance(error, OSError)
+        return WeightsNotFoundError(
+            f"{card.name}: the Hub's cache {_cache(cache_dir)} cannot be written to "
+            f"({error.strerror}); make room there, or name another with HF_HOME or cache_dir"
+        )
+    # what the client says after its retries tells less than what it got
+    while isinstance(error, (LocalEntryNotFoundError, ValueError)) and error.__cause__ is not None:
+        error = error.__cause__
+    weights = card.weights
+    where = f"{weights.hub_repo} at {constants.ENDPOINT}, commit {weights.revision}"
+    if _is_refusal(error):
+        why = f"{where}, does not exist or is not yours to see ({_first_line(error)})"
+        return _missing(card, looked, why, "set HF_TOKEN if the repository is private")
+    why = f"{where}, could not be downloaded ({_first_line(error)})"
+    return _missing(card, looked, why, "try again")
+
+
+def _missing(card: Card, looked: tuple[Place, ...], why: str, first: str) -> WeightsNotFoundError:
+    """Say where was looked, why that was all, and the ways out of it."""
+    where = ", ".join(f"{place.source} {place.path}" for place in looked)
+    elsewhere = (
+        f"or run `uscl fetch {card.name}` on another machine and copy its folder here, "
+        if card.weights.hub_repo
+        else ""
+    )
+    return WeightsNotFoundError(
+        f"{card.name}: weights not found (looked in {where}) and {why}; {first}, {elsewhere}"
+        f"or put {card.weights.file} into {looked[0].path.parent} "
+        "(another folder with USCL_ZOO_WEIGHTS)"
+    )
+
+
+def _discard(path: Path, card: Card) -> None:
+    """Take a wrong file out of the Hub's cache: the snapshot's link and the blob behind it."""
+    with contextlib.suppress(UsclError):
+        # another process may have mended it since
+        _check(path, card, "", remember=False)
+        return
+    with contextlib.suppress(OSError):
+        # one step only: where blobs are shared between repositories, the client replaces them
+        blob = path.parent / path.readlink() if path.is_symlink() else path
+        path.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
+
+
+def _cache(cache_dir: str | Path | None) -> Path:
+    return Path(cache_dir or constants.HF_HUB_CACHE)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------------------ the digest
+
+
+def _check(path: Path, card: Card, advice: str, remember: bool) -> Fingerprint:
+    """Compare a file with its card, from memory where that is safe."""
+    _require_digest(card)
+    expected = (card.weights.bytes, card.weights.sha256)
+    try:
+        if not path.is_file():
+            # a device or a pipe would be read for ever
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        found = _fingerprint(path.stat())
+        digest = _recall(path, found) if remember else None
+        if digest is None:
+            digest, found = _hash(path)
+            if remember:
+                _memorise(path, found, digest)
+    except OSError as error:
+        raise WeightsNotFoundError(
+            f"{path}: cannot be read ({error.strerror}); {advice or 'try again'}"
+        ) from error
+    if (found[2], digest) != expected:
+        raise DigestError(
+            f"{path}: is not the file that the card of {card.name} describes and was not loaded: "
+            f"expected {expected[0]} bytes with SHA-256 {expected[1]}, "
+            f"found {found[2]} with {digest}; {advice}"
+        )
+    return found
+
+
+def _hash(path: Path) -> tuple[str, Fingerprint]:
+    """Digest and fingerprint of one and the same file: both are taken from the open handle."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as stream:
+        before = _fingerprint(os.fstat(stream.fileno()))
+        while count := stream.readinto(block):
+            digest.update(block[:count])
+        after = _fingerprint(os.fstat(stream.fileno()))
+    if before != after:
+        raise DigestError(f"{path}: was written to while it was being read; try again")
+    return digest.hexdigest(), after
+
+
+def _copy(source: Path, target: Path, card: Card) -> None:
+    """Copy whole or not at all, and only bytes that are the card's."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".partial")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out, source.open("rb") as into:
+            shutil.copyfileobj(into, out, 1 << 20)
+            out.flush()
+            os.fsync(out.fileno())
+        verify(partial, card)
+        shutil.copymode(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fingerprint(stat: os.stat_result) -> Fingerprint:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _memory() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "uscl_zoo" / "verified.json"
+
+
+def _recollections() -> dict[str, object]:
+    """What is remembered, by real path; nothing, where the file is absent or damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, RuntimeError):
+        content = json.loads(_memory().read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _recall(path: Path, found: Fingerprint) -> str | None:
+    entry = _recollections().get(os.path.realpath(path))
+    if isinstance(entry, dict) and entry.get("fingerprint") == list(found):
+        digest = entry.get("sha256")
+        return digest if isinstance(digest, str) else None
+    return None
+
+
+def _memorise(path: Path, found: Fingerprint, digest: str) -> None:
+    """Remember a digest, if it is safe to; a lost or impossible write costs one more hashing."""
+    if found[4] > time.time_ns() - _UNSETTLED:
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        kept = {key: value for key, value in _recollections().items() if Path(key).exists()}
+        kept[os.path.realpath(path)] = {"fingerprint": list(found), "sha256": digest}
+        write_text(_memory(), json.dumps(kept, indent=1))
