@@ -70,7 +70,7 @@ class Source:
     citation: str | None
     videos: int
     frames: int
-    subjects: int
+    subjects: int | None
     classes: dict[str, int]
     licences: dict[str, int]
 

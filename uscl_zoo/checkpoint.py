@@ -1,0 +1,115 @@
+"""Weights files: which tensors a backbone has, and reading and writing them safely."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+@lru_cache
+def backbone_shapes(architecture: str) -> dict[str, Shape]:
+    """Names and shapes of the tensors of a backbone in timm's keys, without a classifier.
+
+    ResNet-18 has 120, ResNet-50 has 318.
+    """
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=0)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def check_shapes(found: Mapping[str, Shape], architecture: str, where: str) -> None:
+    """Refuse anything but exactly the backbone's tensors.
+
+    Raises:
+        CheckpointError: listing what is missing, extra and mis-shaped.
+    """
+    expected = backbone_shapes(architecture)
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "extra": [name for name in found if name not in expected],
+        "mis-shaped": [
+            f"{name} {tuple(found[name])} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != shape
+        ],
+    }
+    told = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names)
+    if told:
+        raise CheckpointError(
+            f"{where}: does not hold the {len(expected)} tensors of {architecture} ({told})"
+        )
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def check_file(path: Path, architecture: str) -> None:
+    """Check names, shapes and types in the header of a safetensors file, reading no tensor.
+
+    timm loads non-strictly whenever the class counts differ, so a file with none of the right keys
+    would pass as a randomly initialised network. This is asked first.
+
+    Raises:
+        CheckpointError: if it is no safetensors file or holds other tensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            types = {name: part.get_dtype() for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
+    check_shapes(shapes, architecture, str(path))
+    for name, kind in types.items():
+        allowed = ("I64",) if name.endswith("num_batches_tracked") else ("F16", "BF16", "F32")
+        if kind not in allowed:
+            raise CheckpointError(
+                f"{path}: {name} is of type {kind}, not one of {', '.join(allowed)}"
+            )
+
+
+def write_backbone(state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
+    """Write a backbone: convolutions in half precision, batch-norm as it is, in timm's keys.
+
+    Half precision halves the file; its rounding moves an embedding by about a part in a thousand.
+    Batch-norm's running variances span more than half precision does.
+
+    Args:
+        state: tensors by timm's names, without a classifier.
+        path: of the safetensors file, replaced whole.
+        architecture: whose tensors they should be.
+
+    Raises:
+        CheckpointError: if tensors are missing, extra, mis-shaped or not finite.
+    """
+    check_shapes({k: tuple(v.shape) for k, v in state.items()}, architecture, "the state dict")
+    tensors = {}
+    for name, tensor in state.items():
+        stored = tensor.detach().cpu().contiguous()
+        if stored.ndim == 4:
+            stored = stored.half()
+        if stored.is_floating_point() and not stored.isfinite().all():
+            raise CheckpointError(f"{name}: has values that are not finite; not written to {path}")
+        tensors[name] = stored
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    # `format` is what transformers asks of a safetensors file before it loads it
+    with partial.open("wb") as stream:
+        stream.write(save(tensors, metadata={"format": "pt"}))
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)

@@ -1,0 +1,195 @@
+"""Cards as timm models: importing this module registers them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg, ResNet, build_model_with_cfg, register_model
+from timm.models import generate_default_cfgs as _generate_default_cfgs
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from . import checkpoint, store
+from .card import ARCHITECTURES, Card, all_cards, packaged_cards
+from .errors import CardError, UnknownModelError
+
+_LAYERS: dict[str, dict[str, Any]] = {
+    "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
+    "resnet50": {"block": Bottleneck, "layers": (3, 4, 6, 3)},
+}
+#: Where timm may take weights from; naming one in a configuration overrides the card.
+_SOURCES = ("url", "file", "state_dict", "hf_hub_id")
+
+
+def _pretrained_cfg(card: Card) -> PretrainedCfg:
+    """What timm has to know of a card. Digest, provenance and metrics stay in the card."""
+    hub = f"{card.weights.hub_repo}@{card.weights.revision}" if card.weights.hub_repo else None
+    return PretrainedCfg(
+        # tells timm that there are weights; the entry point puts the verified file in its place
+        file=card.weights.file if card.has_weights else None,
+        hf_hub_id=hub,
+        architecture=card.model,
+        tag=card.tag,
+        input_size=card.input.size,
+        interpolation=card.input.interpolation,
+        crop_pct=card.input.crop_pct,
+        crop_mode=card.input.crop_mode,
+        mean=card.input.mean,
+        std=card.input.std,
+        num_classes=0,
+        pool_size=tuple(side // 32 for side in card.input.size[1:]),
+        first_conv="conv1",
+        classifier="fc",
+        license=card.licence,
+        description=card.summary,
+        origin_url="https://github.com/983632847/USCL",
+        paper_ids="arXiv:2011.13066",
+    )
+
+
+def _cards_at_import() -> Mapping[str, Card]:
+    try:
+        return all_cards()
+    except CardError as error:
+        # one damaged file of the user's should not cost them the zoo
+        warnings.warn(f"the cards in your own folder are left out: {error}", stacklevel=2)
+        return packaged_cards()
+
+
+def _default_cfgs() -> Any:
+    # weights of the zoo before those of the user's folder: the first with weights is the default
+    packaged = packaged_cards()
+    cards = sorted(_cards_at_import().values(), key=lambda card: (card.name not in packaged))
+    return _generate_default_cfgs({card.name: _pretrained_cfg(card) for card in cards})
+
+
+#: timm looks for a module attribute of exactly this name before `register_model` runs.
+default_cfgs = _default_cfgs()
+
+
+def _refuse_foreign(architecture: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
+    def check(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        shapes = {n: tuple(t.shape) for n, t in state.items() if not n.startswith("fc.")}
+        checkpoint.check_shapes(shapes, architecture, "the weights given to timm")
+        return state
+
+    return check
+
+
+def _create(
+    model: str,
+    pretrained: bool,
+    pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    architecture = model.removesuffix("_uscl")
+    overlay = dict(pretrained_cfg_overlay or {})
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        pretrained_cfg = pretrained_cfg.to_dict()
+    if isinstance(pretrained_cfg, dict):
+        # a configuration of the user's own, e.g. with a `file`; what it leaves out is the card's
+        overlay = pretrained_cfg | overlay
+        pretrained_cfg = None
+    card = model_info(f"{model}.{pretrained_cfg}" if pretrained_cfg else model)
+    if pretrained and not any(overlay.get(source) for source in _SOURCES):
+        path = store.locate(card, cache_dir=cache_dir).path
+        checkpoint.check_file(path, architecture)
+        overlay["file"] = str(path)
+    if kwargs.get("features_only"):
+        # features have no classifier, and timm would cut one out of weights that have none
+        kwargs["num_classes"] = 0
+    return build_model_with_cfg(
+        ResNet,
+        model,
+        pretrained,
+        pretrained_cfg=_pretrained_cfg(card).to_dict(),
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=_refuse_foreign(architecture),
+        cache_dir=cache_dir,
+        **_LAYERS[architecture],
+        **kwargs,
+    )
+
+
+@register_model
+def resnet18_uscl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 pretrained by USCL; embeds a frame (3, 224, 224) in 512 numbers."""
+    return _create("resnet18_uscl", pretrained, **kwargs)
+
+
+@register_model
+def resnet50_uscl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 pretrained by USCL; embeds a frame (3, 224, 224) in 2,048 numbers."""
+    return _create("resnet50_uscl", pretrained, **kwargs)
+
+
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a backbone of the zoo.
+
+    Args:
+        name: a model, e.g. `resnet18_uscl`, or a checkpoint of it, e.g. `resnet18_uscl.pocus`.
+        pretrained: load the weights, verified; otherwise the network is randomly initialised.
+        **kwargs: timm's, e.g. `num_classes`, `in_chans`, `features_only`, `cache_dir`.
+
+    Returns:
+        A timm model. Without `num_classes` it has no classifier and maps frames (N, 3, H, W) to
+        embeddings (N, `num_features`).
+
+    Raises:
+        UnknownModelError: naming the nearest models.
+        WeightsNotFoundError: saying where was looked and what to do.
+        DigestError: if a file is not the one of the card.
+    """
+    if ":" not in name:  # timm's own schemes, e.g. `local-dir:`, are timm's to judge
+        model_info(name)
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    return model
+
+
+def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
+    """List the models of the zoo.
+
+    Args:
+        filter: a pattern with wildcards, e.g. `*50*`.
+        pretrained: list the checkpoints whose weights are known instead, as `model.tag`.
+    """
+    cards = all_cards()
+    if pretrained:
+        names = {name for name, card in cards.items() if card.has_weights}
+    else:
+        names = {card.model for card in cards.values()}
+    return sorted(fnmatch.filter(names, filter))
+
+
+def model_info(name: str) -> Card:
+    """The card of a checkpoint, or of a model's default checkpoint.
+
+    Raises:
+        UnknownModelError: naming the nearest models.
+    """
+    cards = all_cards()
+    if name in cards:
+        return cards[name]
+    if "." not in name:
+        default = default_cfgs.get(name)
+        tags = [f"{name}.{tag}" for tag in default.tags] if default is not None else []
+        # a checkpoint exported or imported since this module was imported counts as well
+        known = [cards[tag] for tag in tags if tag in cards]
+        known += [card for card in cards.values() if card.model == name]
+        for card in known:
+            if card.has_weights:
+                return card
+        if known:
+            return known[0]
+    names = [*cards, *(f"{architecture}_uscl" for architecture in ARCHITECTURES)]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"
+    raise UnknownModelError(f"no model {name!r} in the zoo; {hint}")
