@@ -200,7 +200,7 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
     value, _ = images.max(dim=1, keepdim=True)
     low, _ = images.min(dim=1, keepdim=True)
     chroma = value - low
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     safe = torch.where(chroma > 0, chroma, 1.0)
     sector = torch.where(
         value == red,

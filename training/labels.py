@@ -114,7 +114,9 @@ def read_table(
     return Table(path, rows, frozenset(contradictory))
 
 
-def from_name(name: str, scheme: str | None = None, subject_pattern: str | None = None) -> Annotation:
+def from_name(
+    name: str, scheme: str | None = None, subject_pattern: str | None = None
+) -> Annotation:
     """Read label and subject off a name such as `Cov-Atlas-Day+1.gif` or `Rb2_x_mp4`.
 
     Args:
@@ -128,7 +130,7 @@ def from_name(name: str, scheme: str | None = None, subject_pattern: str | None 
     """
     stem = PurePosixPath(name).name
     match = _PREFIX.match(stem)
-    label = match.group(1) if match else None
+    label: str | None = match.group(1) if match else None
     if scheme is not None:
         known = {key.casefold(): value for key, value in LABEL_SCHEMES[scheme].items()}
         if label is None or label.casefold() not in known:
@@ -166,8 +168,8 @@ def unify(
         counts = Counter(a.label for a in annotations.values() if a.label is not None)
         # of `regular` and `Regular`, the more frequent spelling wins
         spelling: dict[str, str] = {}
-        for label, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-            spelling.setdefault(label.casefold(), label)
+        for spelt, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            spelling.setdefault(spelt.casefold(), spelt)
     else:
         spelling = {label.casefold(): label for label in classes}
     unified = {}

@@ -51,7 +51,9 @@ class Pairs:
     lam: npt.NDArray[np.float32]
 
 
-def draw_pairs(videos: Sequence[Video], recipe: Recipe, epoch: int, validation: bool = False) -> Pairs:
+def draw_pairs(
+    videos: Sequence[Video], recipe: Recipe, epoch: int, validation: bool = False
+) -> Pairs:
     """Positive pair generation (paper, section on PPG; METHOD steps 1 and 3).
 
     Three distinct frames in random order and one λ ~ Beta(β, β) a video. With two frames there is

@@ -337,10 +337,8 @@ def _assemble(
             frames[row + start : row + start + len(chunk)] = chunk
         row += len(times)
         for i, time in enumerate(times):
-            manifest.writerow(
-                [name, note.subject, note.label or "", split, i, time, sources[name]]
-                + [note.licence or ""]
-            )
+            whose = (name, note.subject, note.label or "", split)
+            manifest.writerow([*whose, i, time, sources[name], note.licence or ""])
     frames.flush()
     del frames
     partial.replace(output / FRAMES)

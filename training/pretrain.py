@@ -28,7 +28,7 @@ from uscl_zoo.records import from_mapping, read_yaml, write_text, write_yaml
 
 from . import augment, curves
 from .frames import FrameStore, Video
-from .network import UsclNetwork, build
+from .network import build
 from .objective import Loss, nt_xent, uscl_loss
 from .pairs import ANCHOR, VIEW1, VIEW2, Pairs, draw_batches, draw_labelled, draw_pairs
 from .recipe import Recipe, settings_of
@@ -53,6 +53,7 @@ class Progress:
         epoch: the one in progress, from 0.
         step: steps finished within it.
         seconds: wall-clock time so far, over all sittings.
+        steps: finished in all epochs.
         sums: of the loss and its terms over the steps of this epoch.
         history: one row an epoch.
     """
@@ -60,12 +61,13 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
+    steps: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Constant for `constant_epochs`, then a cosine that ends in the last epoch (METHOD, step 6)."""
+    """Constant for `constant_epochs`, then a cosine that ends in the last epoch (METHOD, 6)."""
     if epoch < recipe.constant_epochs or recipe.epochs <= recipe.constant_epochs + 1:
         return recipe.learning_rate
     done = (epoch - recipe.constant_epochs) / (recipe.epochs - 1 - recipe.constant_epochs)
@@ -103,7 +105,7 @@ class Trainer:
         targets = draw_labelled(self.videos, recipe, self.classes)
         self.targets = torch.tensor(targets, device=device)
         self.network = build(recipe, len(self.classes)).to(device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             lr=recipe.learning_rate,
@@ -170,6 +172,7 @@ class Trainer:
         self.optimizer.step()
         progress.sums = [total + term for total, term in zip(progress.sums, terms, strict=True)]
         progress.step += 1
+        progress.steps += 1
         return 2 * len(batch)
 
     @torch.inference_mode()
@@ -314,8 +317,8 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool) -> None:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
 
     recipe, state = trainer.recipe, trainer.progress
-    steps = [len(trainer.tables(epoch)[2]) for epoch in (state.epoch,)][0]
-    events = SummaryWriter(run / EVENTS, purge_step=state.epoch)  # type: ignore[no-untyped-call]
+    steps = len(trainer.tables(state.epoch)[2])  # the same in every epoch
+    events = SummaryWriter(run / EVENTS, purge_step=state.epoch)
     bar = tqdm(
         total=steps * recipe.epochs,
         initial=steps * state.epoch + state.step,
@@ -371,11 +374,11 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
 def _listening() -> Iterator[list[str]]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
     asked: list[str] = []
-    previous: dict[int, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(signal.Signals(number).name)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
@@ -499,6 +502,3 @@ def hardware(device: torch.device) -> str:
                 model = line.partition(":")[2].strip()
                 break
     return f"{torch.get_num_threads()} threads of {model} (CPU)"
-
-
-__all__ = ["Interrupted", "NotFiniteError", "Trainer", "UsclNetwork", "load_run", "pretrain"]

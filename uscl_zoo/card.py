@@ -229,9 +229,7 @@ def read_card(path: Path) -> Card:
         "weights.bytes",
         "goes with sha256: give both or neither",
     )
-    check(
-        weights.bytes is None or 0 < weights.bytes < 2**40, "weights.bytes", "should be positive"
-    )
+    check(weights.bytes is None or 0 < weights.bytes < 2**40, "weights.bytes", "should be positive")
     check(
         (weights.hub_repo is None) == (weights.revision is None),
         "weights.revision",
@@ -284,3 +282,45 @@ def all_cards() -> dict[str, Card]:
         if name not in cards or not cards[name].has_weights:
             cards[name] = card
     return cards
+
+
+def describe(card: Card) -> str:
+    """A card as a person reads it."""
+    weights, training = card.weights, card.training
+    lines = [card.name, f"  {card.summary}", ""]
+
+    def row(key: str, value: object) -> None:
+        lines.append(f"  {key:18} {value}")
+
+    row("architecture", f"{card.architecture} (timm), embeds frames {card.input.size}")
+    row("normalisation", f"mean {card.input.mean[0]}, std {card.input.std[0]}, intensities in 0-1")
+    row("licence", card.licence or "not stated by the authors")
+    if card.has_weights:
+        row("weights", f"{weights.file}, {(weights.bytes or 0) / 1e6:.1f} MB")
+        row("sha256", weights.sha256)
+    else:
+        row("weights", f"published by their authors at {weights.origin}; `uscl import` takes them")
+    if weights.hub_repo:
+        row("Hub", f"{weights.hub_repo} at {weights.revision}")
+    for source in training.sources:
+        subjects = f", {source.subjects} subjects" if source.subjects is not None else ""
+        row("trained on", source.name)
+        row("", f"{source.videos} videos, {source.frames} frames{subjects}")
+        row("", ", ".join(f"{label} {count}" for label, count in source.classes.items()))
+        row("licences", ", ".join(f"{name} {count}" for name, count in source.licences.items()))
+    if training.held_out_subjects:
+        row("held out", f"{len(training.held_out_subjects)} subjects")
+    if training.epochs is not None:
+        row("run", f"{training.epochs} epochs, {training.steps} steps, seed {training.seed}")
+        row("", f"{training.hours} h on {training.hardware}; {training.code}")
+    for metric in card.metrics:
+        interval = (
+            f" [{metric.interval[0]:.3f}, {metric.interval[1]:.3f}]" if metric.interval else ""
+        )
+        row("measured", f"{metric.metric}, by {metric.unit}: {metric.value:.3f}{interval}")
+        row("", f"{metric.protocol}; {metric.dataset}")
+        row("", f"{metric.interval_kind}; {metric.command}")
+    row("intended use", card.intended_use)
+    for i, limit in enumerate(card.limits):
+        row("" if i else "limits", limit)
+    return "\n".join(lines)

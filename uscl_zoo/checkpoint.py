@@ -45,7 +45,9 @@ def check_shapes(found: Mapping[str, Shape], architecture: str, where: str) -> N
             if name in found and tuple(found[name]) != shape
         ],
     }
-    told = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names)
+    told = "; ".join(
+        f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names
+    )
     if told:
         raise CheckpointError(
             f"{where}: does not hold the {len(expected)} tensors of {architecture} ({told})"

@@ -65,7 +65,7 @@ def _cards_at_import() -> Mapping[str, Card]:
 def _default_cfgs() -> Any:
     # weights of the zoo before those of the user's folder: the first with weights is the default
     packaged = packaged_cards()
-    cards = sorted(_cards_at_import().values(), key=lambda card: (card.name not in packaged))
+    cards = sorted(_cards_at_import().values(), key=lambda card: card.name not in packaged)
     return _generate_default_cfgs({card.name: _pretrained_cfg(card) for card in cards})
 
 
@@ -73,7 +73,9 @@ def _default_cfgs() -> Any:
 default_cfgs = _default_cfgs()
 
 
-def _refuse_foreign(architecture: str) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
+def _refuse_foreign(
+    architecture: str,
+) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
     def check(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         shapes = {n: tuple(t.shape) for n, t in state.items() if not n.startswith("fc.")}
         checkpoint.check_shapes(shapes, architecture, "the weights given to timm")
@@ -99,14 +101,15 @@ def _create(
         overlay = pretrained_cfg | overlay
         pretrained_cfg = None
     card = model_info(f"{model}.{pretrained_cfg}" if pretrained_cfg else model)
+    located = None
     if pretrained and not any(overlay.get(source) for source in _SOURCES):
-        path = store.locate(card, cache_dir=cache_dir).path
-        checkpoint.check_file(path, architecture)
-        overlay["file"] = str(path)
+        located = store.locate(card, cache_dir=cache_dir)
+        checkpoint.check_file(located.path, architecture)
+        overlay["file"] = str(located.path)
     if kwargs.get("features_only"):
         # features have no classifier, and timm would cut one out of weights that have none
         kwargs["num_classes"] = 0
-    return build_model_with_cfg(
+    network: nn.Module = build_model_with_cfg(
         ResNet,
         model,
         pretrained,
@@ -117,6 +120,9 @@ def _create(
         **_LAYERS[architecture],
         **kwargs,
     )
+    if located is not None:
+        located.recheck()
+    return network
 
 
 @register_model

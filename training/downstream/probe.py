@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import timm.data
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from timm.data import resolve_model_data_config
 from torch import nn
 from tqdm import tqdm
 
+import uscl_zoo
+from uscl_zoo.card import Metric
 from uscl_zoo.errors import DataError
 
 from ..frames import FrameStore, Video
@@ -97,12 +99,12 @@ def features(
     Returns:
         float32 (len(rows), num_features).
     """
-    config = timm.data.resolve_model_data_config(model)
+    config = resolve_model_data_config(model)
     mean = torch.tensor(config["mean"]).view(1, -1, 1, 1)
     std = torch.tensor(config["std"]).view(1, -1, 1, 1)
     size = tuple(config["input_size"][1:])
     device = next(model.parameters()).device
-    model.eval()
+    model = model.eval().to(memory_format=torch.channels_last)
     parts = []
     for start in tqdm(range(0, len(rows), 64), unit="batch", disable=not progress, leave=False):
         frames = torch.from_numpy(store.frames[rows[start : start + 64]])
@@ -206,3 +208,115 @@ def balanced_accuracies(
         predicted = fit_predict(train, task.train_target, features(model, store, task.test))
         values.append(bootstrap.balanced_accuracy(predicted))
     return np.asarray(np.mean(values, axis=0))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against random initialisation, on one task.
+
+    Attributes:
+        model: its name.
+        collection: what the store was made of.
+        task: frames and subjects.
+        pretrained: balanced accuracy of the model.
+        random: mean balanced accuracy of randomly initialised networks of its architecture.
+        difference: paired, pretrained minus random.
+        random_seeds: how many random networks.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    model: str
+    collection: str
+    task: Task
+    pretrained: Score
+    random: Score
+    difference: Score
+    random_seeds: int
+    resamples: int
+    seed: int
+
+    def __str__(self) -> str:
+        task = self.task
+        return "\n".join(
+            [
+                f"{self.collection}: {len(task.test)} frames of {len(task.subjects)} held-out "
+                f"subjects, {len(task.classes)} classes ({', '.join(task.classes)})",
+                "balanced accuracy by frame, logistic regression on frozen features "
+                f"[95 %, bootstrap over subjects, {self.resamples} resamples, seed {self.seed}]",
+                f"  {self.model:32} {self.pretrained}",
+                f"  {f'random, mean of {self.random_seeds} seeds':32} {self.random}",
+                f"  {'difference':32} {self.difference}",
+            ]
+        )
+
+    def metrics(self, command: str) -> list[Metric]:
+        """The three figures as a card holds them."""
+        subjects = len(self.task.subjects)
+        rows = (
+            ("balanced accuracy", self.pretrained, None),
+            ("balanced accuracy of random initialisation", self.random, None),
+            (
+                "balanced accuracy, difference",
+                self.difference,
+                f"random initialisation, mean of {self.random_seeds} seeds",
+            ),
+        )
+        return [
+            Metric(
+                dataset=f"{self.collection}, {subjects} held-out subjects",
+                protocol="logistic regression on frozen features of the training subjects, "
+                "last epoch's weights",
+                unit="frame",
+                metric=name,
+                value=round(score.value, 4),
+                interval=(round(score.low, 4), round(score.high, 4)),
+                interval_kind=f"95 %, bootstrap over {subjects} held-out subjects within classes",
+                compared_with=other,
+                command=command,
+            )
+            for name, score, other in rows
+        ]
+
+
+def compare(
+    name: str,
+    store: FrameStore,
+    *,
+    random_seeds: int = 3,
+    resamples: int = 10_000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Compare a checkpoint with random initialisation of the same code on held-out subjects.
+
+    Args:
+        name: of the zoo.
+        store: with held-out subjects and labels.
+        random_seeds: how many random networks to average.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        progress: show bars.
+    """
+    task = make_task(store)
+    bootstrap = Bootstrap.draw(task, resamples, seed)
+    pretrained = uscl_zoo.create_model(name, pretrained=True, num_classes=0)
+    ours = balanced_accuracies([pretrained], store, bootstrap, progress)
+    randoms = []
+    for number in range(random_seeds):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(number)
+            # started as pretraining starts, with every residual branch alive
+            randoms.append(uscl_zoo.create_model(name, num_classes=0, zero_init_last=False))
+    theirs = balanced_accuracies(randoms, store, bootstrap, progress)
+    return Comparison(
+        model=name,
+        collection=str(store.description["origin"].get("name") or store.folder.name),
+        task=task,
+        pretrained=bootstrap.score(ours),
+        random=bootstrap.score(theirs),
+        difference=bootstrap.score(ours - theirs),
+        random_seeds=random_seeds,
+        resamples=resamples,
+        seed=seed,
+    )

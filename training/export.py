@@ -1,0 +1,141 @@
+"""A run becomes a checkpoint of the zoo: weights in timm's keys and the card about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from uscl_zoo import store
+from uscl_zoo.card import Card, Input, Metric, Source, Training, Weights, home, read_card
+from uscl_zoo.checkpoint import write_backbone
+from uscl_zoo.errors import DataError
+from uscl_zoo.records import write_yaml
+
+from .pretrain import load_run
+from .recipe import settings_of
+
+_ENCODER = "encoder."
+_LIMITS = ("Not a medical device; not for diagnosis or treatment.",)
+_USE = "Research: embedding ultrasound frames, and a start for fine-tuning on few labelled images."
+
+
+def export(
+    run: Path,
+    name: str,
+    output: Path | None = None,
+    *,
+    licence: str | None = None,
+    summary: str | None = None,
+    limits: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Card:
+    """Write the backbone of a run as `NAME.safetensors` and its card as `NAME.yaml`.
+
+    The weights are those of the last epoch. Heads stay behind: the zoo is one of backbones.
+
+    Args:
+        run: a folder that `pretrain` left.
+        name: `<architecture>_uscl.<tag>`.
+        output: folder; None for the user's own, where `create_model` finds it.
+        licence: of the weights, as an SPDX identifier; the videos' licences bind it.
+        summary: one line for tables.
+        limits: known limits, besides that it is no medical device.
+        overwrite: replace weights of that name.
+
+    Returns:
+        The card, as read back from its file.
+
+    Raises:
+        DataError: if the run is unfinished, or weights of that name are in the way.
+        CardError: if the name does not fit the architecture.
+    """
+    recipe, about, state = load_run(run)
+    done = state["progress"]["epoch"]
+    if done < recipe.epochs:
+        raise DataError(
+            f"{run}: has done {done} of {recipe.epochs} epochs; finish it with "
+            f"`uscl pretrain -o {run} --resume`"
+        )
+    if name.partition(".")[0] != f"{recipe.architecture}_uscl" or not name.partition(".")[2]:
+        raise DataError(
+            f"--name {name}: should look like {recipe.architecture}_uscl.TAG, since the run "
+            f"trained a {recipe.architecture}"
+        )
+    output = output or home()
+    weights_file, card_file = output / f"{name}.safetensors", output / f"{name}.yaml"
+    if card_file.exists() and not overwrite:
+        raise DataError(f"{card_file}: is there already; choose another name or add --overwrite")
+    encoder = {
+        key.removeprefix(_ENCODER): tensor
+        for key, tensor in state["network"].items()
+        if key.startswith(_ENCODER)
+    }
+    write_backbone(encoder, weights_file, recipe.architecture)
+    counts = about["training"]
+    card = Card(
+        name=name,
+        architecture=recipe.architecture,
+        summary=summary or f"USCL on {counts['videos']} videos of {_origin(about)}",
+        weights=Weights(
+            file=weights_file.name,
+            sha256=store.sha256_of(weights_file),
+            bytes=weights_file.stat().st_size,
+        ),
+        input=Input(
+            size=(3, about["sampling"]["size"], about["sampling"]["size"]),
+            mean=recipe.mean,
+            std=recipe.std,
+        ),
+        training=Training(
+            method="uscl",
+            sources=(
+                Source(
+                    name=_origin(about),
+                    url=about["origin"].get("url"),
+                    citation=about["origin"].get("citation"),
+                    **counts,
+                ),
+            ),
+            labels=tuple(about["classes"]),
+            held_out_subjects=tuple(about["held_out_subjects"]),
+            recipe=settings_of(recipe) | {"precision": about["precision"]},
+            epochs=done,
+            steps=state["progress"]["steps"],
+            seed=recipe.seed,
+            code=about["code"],
+            hardware=about["hardware"],
+            hours=round(state["progress"]["seconds"] / 3600, 2),
+        ),
+        licence=licence,
+        intended_use=_USE,
+        limits=(*_LIMITS, *limits),
+    )
+    write_yaml(card_file, card)
+    return read_card(card_file)
+
+
+def _origin(about: dict[str, Any]) -> str:
+    return str(about["origin"].get("name") or Path(about["store"]).name)
+
+
+def add_metrics(path: Path, metrics: Sequence[Metric]) -> Card:
+    """Put measured figures on a card, in place of earlier ones measured the same way.
+
+    Args:
+        path: of the card.
+        metrics: to add.
+
+    Returns:
+        The card, as read back from its file.
+    """
+    card = read_card(path)
+
+    def key(metric: Metric) -> tuple[str | None, ...]:
+        return metric.dataset, metric.protocol, metric.unit, metric.metric, metric.compared_with
+
+    new = {key(metric) for metric in metrics}
+    kept = [metric for metric in card.metrics if key(metric) not in new]
+    write_yaml(path, replace(card, metrics=(*kept, *metrics)))
+    return read_card(path)

@@ -1,0 +1,237 @@
+"""`uscl`: the zoo on the command line. Commands of the training wing are loaded when called."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import MissingDependencyError, UsclError
+
+#: Commands that live elsewhere: name → module, attribute, help for the overview.
+_LAZY = {
+    "prepare": ("uscl_zoo.training.cli", "Turn raw videos into a FrameStore."),
+    "pretrain": ("uscl_zoo.training.cli", "Pretrain a backbone on a FrameStore."),
+    "export": ("uscl_zoo.training.cli", "Turn a run into weights and a card."),
+    "probe": ("uscl_zoo.training.cli", "Judge frozen features on held-out subjects."),
+}
+
+
+class _Zoo(click.Group):
+    """A group whose training commands are imported only when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _LAZY:
+            return super().get_command(ctx, name)
+        try:
+            command = getattr(importlib.import_module(_LAZY[name][0]), name)
+        except ModuleNotFoundError as error:
+            raise click.UsageError(
+                f"{name} needs {error.name}: pip install 'uscl-zoo[training]'"
+            ) from error
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # the overview should not import torch, let alone what only training needs
+        rows = []
+        for name in self.list_commands(ctx):
+            own = self.commands.get(name)
+            rows.append((name, own.get_short_help_str(80) if own else _LAZY[name][1]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Zoo, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="uscl-zoo")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Backbones pretrained on ultrasound video, and the way they are made."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: an error a user can mend is one line and exit status 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        # --debug is taken anywhere, since it is added after something has gone wrong
+        cli.main([word for word in given if word != "--debug"], "uscl", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        if debug:
+            raise
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("uscl: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # `uscl list | head`: the reader has enough
+        sys.stderr.close()
+        sys.exit(0)
+    except (UsclError, OSError) as error:
+        if debug:
+            raise
+        click.echo(f"uscl: {_in_words(error)}", err=True)
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, UsclError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split("\n"))
+
+
+@cli.command("list")
+@click.argument("pattern", default="*")
+@click.option("--pretrained", is_flag=True, help="Only checkpoints whose weights are known.")
+def list_(pattern: str, pretrained: bool) -> None:
+    """List checkpoints, with where their weights are."""
+    import fnmatch
+
+    from . import store
+    from .card import all_cards
+
+    for name, card in sorted(all_cards().items()):
+        if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
+            continue
+        click.echo(f"{name:24}  {_whereabouts(store, card):14}  {card.summary}")
+
+
+def _whereabouts(store: Any, card: Any) -> str:
+    if not card.has_weights:
+        return "to be imported"
+    here = next((place.source for place in store.places(card) if place.present), None)
+    return here or ("on the Hub" if card.weights.hub_repo else "missing")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+def info(name: str, as_json: bool) -> None:
+    """Show the card of a checkpoint."""
+    from .card import describe
+    from .records import to_plain
+    from .registry import model_info
+
+    card = model_info(name)
+    click.echo(json.dumps(to_plain(card), indent=2) if as_json else describe(card))
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".npz or .csv")
+@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option("--pool", type=click.Choice(["frame", "clip"]), default="frame", show_default=True)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def embed(
+    files: tuple[Path, ...],
+    output: Path,
+    model: str,
+    pool: str,
+    rate: float,
+    batch_size: int,
+    device: str | None,
+) -> None:
+    """Embed images, videos and folders: one row a frame or a clip."""
+    from . import embed as embedding
+
+    embedding.check_suffix(output)  # before an hour of work, not after
+    result = embedding.embed(model, files, pool, rate, batch_size, device)  # type: ignore[arg-type]
+    result.save(output)
+    for source, reason in result.skipped:
+        click.echo(f"skipped {source}: {reason}", err=True)
+    rows = "frames" if pool == "frame" else "clips"
+    click.echo(
+        f"{output}: {len(result)} {rows} of {len(set(result.sources))} files, "
+        f"{result.features.shape[1]} numbers each; {len(result.skipped)} skipped"
+    )
+
+
+@cli.command()
+@click.argument("clip", required=False, type=click.Path(path_type=Path, exists=True))
+@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option(
+    "-o", "--output", default="uscl_demo.png", show_default=True, type=click.Path(path_type=Path)
+)
+def demo(clip: Path | None, model: str, output: Path) -> None:
+    """Embed a clip, yours or a synthetic one, and draw what the network sees in it."""
+    from . import demo as showing
+
+    showing.run(model, clip, output)
+
+
+@cli.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder; by default your own."
+)
+def fetch(names: tuple[str, ...], output: Path | None) -> None:
+    """Copy verified weights and their cards into a folder, for machines without a network."""
+    from . import store
+    from .card import home
+    from .registry import model_info
+
+    for card in [model_info(name) for name in names]:
+        click.echo(store.fetch(card, output or home()))
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+def verify(names: tuple[str, ...]) -> None:
+    """Check the weights in reach against their cards."""
+    from . import store
+    from .card import all_cards
+    from .registry import model_info
+
+    cards = [model_info(name) for name in names] or list(all_cards().values())
+    wrong = 0
+    for result in store.verify_all(cards):
+        if result.located is not None:
+            click.echo(f"{result.name}: verified, {result.located.source}, {result.located.path}")
+            continue
+        absent = isinstance(result.error, FileNotFoundError)
+        wrong += not absent or bool(names)
+        click.echo(f"{result.name}: {'absent' if absent else 'WRONG'}: {result.error}")
+    if wrong:
+        raise UsclError(f"{wrong} of {len(cards)} not verified")
+
+
+@cli.command()
+@click.argument("name")
+def where(name: str) -> None:
+    """Show where the weights of a checkpoint are looked for, and where they are."""
+    from . import store
+    from .registry import model_info
+
+    card = model_info(name)
+    for place in store.places(card):
+        click.echo(f"{'*' if place.present else ' '} {place.source:12}  {place.path}")
+    if card.weights.hub_repo:
+        click.echo(f"  {'Hub':12}  {card.weights.hub_repo} at {card.weights.revision}")
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Import an optional library or say how to get it.
+
+    Raises:
+        MissingDependencyError: with the pip command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs {module}: pip install 'uscl-zoo[{extra}]'"
+        ) from error
