@@ -177,8 +177,8 @@ def _thin(frames: Iterator[Frame], rate: float) -> Iterator[Frame]:
         if math.isnan(frame.time):
             yield frame
             continue
-        # times are sums of rounded fractions: 0.999999 s has reached the tick at 1 s
-        ticks = math.floor(frame.time * rate + 1e-4)
+        # Matroska rounds times to milliseconds: 0.333 s has reached the tick at 1/3 s
+        ticks = math.floor((frame.time + 0.001) * rate)
         if ticks >= tick:
             tick = ticks + 1
             yield frame

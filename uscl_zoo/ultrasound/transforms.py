@@ -20,8 +20,9 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
-from ..card import Card, all_cards
-from ..errors import DataError, UnknownModelError, UnreadableError
+from ..card import Card
+from ..errors import DataError, UnreadableError
+from ..registry import model_info
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -167,18 +168,17 @@ def create_transform(model: nn.Module | Card | str) -> FrameTransform:
     """
     asked: Any = model
     if isinstance(model, str):
-        asked = all_cards().get(model) or timm.get_pretrained_cfg(model)
+        # a name of timm's own will do; if it is nobody's, the zoo knows the nearest
+        asked = timm.get_pretrained_cfg(model) or model_info(model)
     channels = None
     if isinstance(asked, Card):
         config = {**vars(asked.input), "input_size": asked.input.size}
     elif isinstance(asked, PretrainedCfg):
         config = _data_config(asked)
-    elif isinstance(asked, nn.Module):
+    else:
         config = _data_config(_pretrained_cfg(asked))
         convolutions = (m.in_channels for m in asked.modules() if isinstance(m, nn.Conv2d))
         channels = next(convolutions, None)
-    else:
-        raise UnknownModelError(f"no model is named {model!r}; `uscl list` shows those of the zoo")
     size = config["input_size"]
     channels = channels or size[0]
     return FrameTransform(
