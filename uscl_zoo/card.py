@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -323,4 +324,24 @@ def describe(card: Card) -> str:
     row("intended use", card.intended_use)
     for i, limit in enumerate(card.limits):
         row("" if i else "limits", limit)
+    return "\n".join(lines)
+
+
+def table(cards: Iterable[Card]) -> str:
+    """Cards as a table in Markdown: the one of the README."""
+    lines = [
+        "| checkpoint | weights | trained on | licence | measured |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for card in cards:
+        size = f"{(card.weights.bytes or 0) / 1e6:.0f} MB" if card.has_weights else "`uscl import`"
+        sources = "; ".join(f"{s.name}: {s.videos:,} videos" for s in card.training.sources)
+        differences = [metric for metric in card.metrics if metric.compared_with]
+        measured = "; ".join(
+            f"{metric.metric} to {metric.compared_with}, by {metric.unit}: {metric.value:+.3f}"
+            + (" [{:+.3f}, {:+.3f}]".format(*metric.interval) if metric.interval else "")
+            for metric in differences
+        )
+        licence = card.licence or "not stated"
+        lines.append(f"| `{card.name}` | {size} | {sources} | {licence} | {measured or '-'} |")
     return "\n".join(lines)

@@ -95,13 +95,17 @@ def _in_words(error: BaseException) -> str:
 @cli.command("list")
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only checkpoints whose weights are known.")
-def list_(pattern: str, pretrained: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Print the table of the README.")
+def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
     """List checkpoints, with where their weights are."""
     import fnmatch
 
     from . import store
-    from .card import all_cards
+    from .card import all_cards, packaged_cards, table
 
+    if markdown:
+        click.echo(table(packaged_cards().values()))
+        return
     for name, card in sorted(all_cards().items()):
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
