@@ -23,20 +23,22 @@ class Client:
     """A Python process with an environment of its own; a context manager.
 
     Args:
-        environment: variables on top of PATH.
+        environment: variables on top of PATH and PYTHONPATH.
         before: run in the process before Python starts, to take rights away from it.
     """
 
     def __init__(
         self, environment: dict[str, str], before: Callable[[], None] | None = None
     ) -> None:
+        # the same code as here, and none of the settings
+        inherited = {k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={"PATH": os.environ.get("PATH", ""), **environment},
+            env={**inherited, **environment},
             preexec_fn=before,
         )
 
@@ -87,6 +89,18 @@ def locate(card: str, **arguments: Any) -> dict[str, Any]:
         "sha256": store.sha256_of(located.path),
         "seconds": time.monotonic() - start,
     }
+
+
+def fetch(card: str, folder: str) -> dict[str, Any]:
+    """Where the store puts a copy of a card's weights, or how it refuses."""
+    from uscl_zoo import store
+    from uscl_zoo.card import read_card
+    from uscl_zoo.errors import UsclError
+
+    try:
+        return {"path": str(store.fetch(read_card(Path(card)), folder))}
+    except UsclError as error:
+        return {"error": type(error).__name__, "message": str(error)}
 
 
 def race(card: str, count: int, **arguments: Any) -> list[dict[str, Any]]:
@@ -143,7 +157,7 @@ def history(repo: str) -> list[str]:
 
 def main() -> None:
     """Answer until the pipe is closed."""
-    known = {f.__name__: f for f in (locate, race, publish, contents, download, history)}
+    known = {f.__name__: f for f in (locate, fetch, race, publish, contents, download, history)}
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         asked = json.loads(line)

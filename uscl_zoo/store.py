@@ -45,6 +45,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from .card import Card, home
 from .errors import DigestError, UsclError, WeightsNotFoundError
@@ -325,44 +326,50 @@ def _download(
         cache_dir: of the Hub.
         wrong: a cached file that is not the card's, to be replaced.
     """
-    repo, commit = card.weights.hub_repo, card.weights.revision
-    assert repo is not None
-    assert commit is not None
-    _await_answer(card, looked, repo, commit)
-    for last in (False, True):
-        if wrong is not None:
-            _discard(wrong, card)
-        try:
-            path = Path(
-                hf_hub_download(
-                    repo,
-                    HUB_FILE,
-                    revision=commit,
-                    cache_dir=cache_dir,
-                    force_download=wrong is not None,
-                )
-            )
-            advice = "the Hub sent it twice, and it was removed: try again later or tell the author"
-            # the file is read back from the disk: what counts is what a reader will find there
-            return Located(path, HUB, _check(path, card, advice, remember=True))
-        except DigestError:
-            wrong = path
-            if last:
-                _discard(path, card)
-                raise
-        except UsclError:
-            raise
-        # The client's transport was requests, then httpx, then httpx2, each with errors of its
-        # own; whatever else comes out of it is a download that failed.
-        except Exception as error:
-            # the last two: the client has already tried for long
-            hopeless = _is_refusal(error) or _of_disk(error)
-            if last or hopeless or isinstance(error, (LocalEntryNotFoundError, ValueError)):
-                raise _undownloadable(card, looked, cache_dir, error) from error
-    raise AssertionError("unreachable")
+    _await_answer(card, looked)
+    lock = _cache(cache_dir) / ".locks" / f"uscl_zoo.{card.weights.sha256}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        # or one process would take away what another has just put right
+        with WeakFileLock(lock):
+            again = wrong is not None and _discard(wrong, card)
+            try:
+                return _pull(card, cache_dir, again)
+            except Exception as error:
+                if not _may_pass(error):
+                    raise
+            return _pull(card, cache_dir, again=True)
+    except UsclError:
+        raise
+    # The client's transport was requests, then httpx, then httpx2, each with errors of its own;
+    # whatever comes out of it is a download that failed.
+    except Exception as error:
+        raise _undownloadable(card, looked, cache_dir, error) from error
 
 
-def _await_answer(card: Card, looked: tuple[Place, ...], repo: str, commit: str) -> None:
+def _pull(card: Card, cache_dir: str | Path | None, again: bool) -> Located:
+    """Have the client download, and leave nothing in its cache that is not the card's."""
+    assert card.weights.hub_repo is not None
+    path = Path(
+        hf_hub_download(
+            card.weights.hub_repo,
+            HUB_FILE,
+            revision=card.weights.revision,
+            cache_dir=cache_dir,
+            # also replaces a blob that the client shares between repositories
+            force_download=again,
+        )
+    )
+    advice = "the Hub sent it twice, and it was removed: try again later or tell the author"
+    try:
+        # the file is read back from the disk: what counts is what a reader will find there
+        return Located(path, HUB, _check(path, card, advice, remember=True))
+    except DigestError:
+        _discard(path, card)
+        raise
+
+
+def _await_answer(card: Card, looked: tuple[Place, ...]) -> None:
     """Ask the Hub for the file's headers, once, so that no network shows in seconds.
 
     `hf_hub_download` retries for up to two minutes when the Hub cannot be reached. A server that
@@ -370,13 +377,14 @@ def _await_answer(card: Card, looked: tuple[Place, ...], repo: str, commit: str)
     """
     overruled = "HF_HUB_ETAG_TIMEOUT" in os.environ
     seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if overruled else ANSWER_WITHIN
-    url = hf_hub_url(repo, HUB_FILE, revision=commit)
+    assert card.weights.hub_repo is not None
+    url = hf_hub_url(card.weights.hub_repo, HUB_FILE, revision=card.weights.revision)
     try:
         _within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
     except HfHubHTTPError as error:
         if _is_refusal(error):
             raise _undownloadable(card, looked, None, error) from error
-    except Exception as error:  # of whichever transport, see _download
+    except Exception as error:  # of whichever transport, as in _download
         raise _missing(
             card,
             looked,
@@ -403,6 +411,15 @@ def _within(seconds: float, ask: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return answer  # type: ignore[return-value]
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a second download may do better."""
+    if isinstance(error, DigestError):
+        return True
+    # of these two the client has already tried for long
+    tried = isinstance(error, (LocalEntryNotFoundError, ValueError))
+    return not (tried or _is_refusal(error) or _of_disk(error))
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -463,17 +480,21 @@ def _missing(card: Card, looked: tuple[Place, ...], why: str, first: str) -> Wei
     )
 
 
-def _discard(path: Path, card: Card) -> None:
-    """Take a wrong file out of the Hub's cache: the snapshot's link and the blob behind it."""
-    with contextlib.suppress(UsclError):
-        # another process may have mended it since
-        _check(path, card, "", remember=False)
-        return
-    with contextlib.suppress(OSError):
-        # one step only: where blobs are shared between repositories, the client replaces them
+def _discard(path: Path, card: Card) -> bool:
+    """Take a wrong file out of the Hub's cache: the snapshot's link and the blob behind it.
+
+    Returns:
+        Whether it was wrong: another process may have mended it since.
+    """
+    # what cannot be removed is overwritten by the client, or refused by the next check
+    with contextlib.suppress(OSError, DigestError):
+        if sha256_of(path) == card.weights.sha256:
+            return False
+        # one step only: the client may share what is behind the blob between repositories
         blob = path.parent / path.readlink() if path.is_symlink() else path
         path.unlink(missing_ok=True)
         blob.unlink(missing_ok=True)
+    return True
 
 
 def _cache(cache_dir: str | Path | None) -> Path:
@@ -504,7 +525,7 @@ def _check(path: Path, card: Card, advice: str, remember: bool) -> Fingerprint:
                 _memorise(path, found, digest)
     except OSError as error:
         raise WeightsNotFoundError(
-            f"{path}: cannot be read ({error.strerror}); {advice or 'try again'}"
+            f"{path}: cannot be read ({error.strerror}); {advice}"
         ) from error
     if (found[2], digest) != expected:
         raise DigestError(
