@@ -44,6 +44,8 @@ class NotFiniteError(UsclError, ArithmeticError):
 class Interrupted(UsclError):
     """The run was asked to stop and has saved itself."""
 
+    exit_code = 130  # what shells expect of a command ended by Ctrl-C
+
 
 @dataclass
 class Progress:

@@ -41,7 +41,7 @@ class _Zoo(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # the overview should not import torch, let alone what only training needs
+        # the overview must work where the libraries of training are not installed
         rows = []
         for name in self.list_commands(ctx):
             own = self.commands.get(name)

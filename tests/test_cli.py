@@ -1,0 +1,237 @@
+"""The command line: what it prints, and that a user's mistake is one line and status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from uscl_zoo.card import packaged_cards, table
+from uscl_zoo.cli import main
+
+
+def call(*arguments: str | Path) -> int:
+    """Run a command in this process and return its exit status."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        assert isinstance(error.code, int)
+        return error.code
+    return 0
+
+
+def write_clip(folder: Path, seed: int, frames: int = 4) -> None:
+    """Write a folder of frames, which is a clip."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 200, (40, 48))
+    for i in range(frames):
+        pixels = (base + rng.integers(0, 50, base.shape)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{folder.name}_frame{i}.png")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Twelve short clips of two classes, named as US-4 names them."""
+    for i in range(12):
+        write_clip(tmp_path / "clips" / f"{'Cov' if i % 2 else 'Reg'}-{i:02}_mp4", seed=i)
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def store(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert call("prepare", clips, "-o", tmp_path / "store", "--size", "32", "--workers", "1") == 0
+    capsys.readouterr()
+    return tmp_path / "store"
+
+
+PRETRAIN = ["pretrain", "--recipe", "pocus_resnet18", "--data", "{store}", "-o", "{tmp}/r"]
+QUICK = ("epochs=2", "batch_size=4", "smallest_batch=2", "classes=null", "seed=3")
+
+
+def test_list_shows_every_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in packaged_cards())
+
+
+def test_list_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", "*50*") == 0
+    assert all("resnet50" in line for line in capsys.readouterr().out.splitlines())
+    assert call("list", "--pretrained") == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert listed == {name for name, card in packaged_cards().items() if card.has_weights}
+
+
+def test_readme_has_the_table_of_the_cards() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    between = readme.split("<!-- uscl list --markdown -->")[1].split("<!-- end -->")[0]
+    assert between.strip() == table(packaged_cards().values())
+
+
+@pytest.mark.parametrize("name", packaged_cards())
+def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("info", name) == 0
+    assert capsys.readouterr().out.startswith(name)
+    assert call("info", name, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["info", "resnet18_usl"], ["resnet18_usl", "did you mean resnet18_uscl"]),
+        (["info", "zzz"], ["zzz", "uscl list"]),
+        (["where", "resnet18_uscl.us5"], ["resnet18_uscl.us5", "did you mean"]),
+        (["embed", "{absent}", "-o", "{tmp}/a.npz"], ["{absent}", "no such file"]),
+        (["embed", "{empty}", "-o", "{tmp}/a.npz"], ["{empty}", "no image or video"]),
+        (["embed", "{empty}", "-o", "{tmp}/a.txt"], ["a.txt", ".npz", ".csv"]),
+        (["prepare", "{absent}", "-o", "{tmp}/s"], ["{absent}", "no such file"]),
+        (["prepare", "{empty}", "-o", "{tmp}/s"], ["{empty}", "no image or video"]),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--csv", "{absent}"], ["{absent}", "read"]),
+        (
+            ["prepare", "{clips}", "-o", "{tmp}/s", "--csv", "{table}", "--label-column", "lable"],
+            ["{table}", "'lable'", "'label'"],
+        ),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--class", "Cov"], ["'Reg'", "Cov", "declare"]),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--label-column", "x"], ["needs --csv"]),
+        (["pretrain", "--recipe", "no", "--data", "{store}", "-o", "{tmp}/r"], ["no recipe 'no'"]),
+        (["pretrain", "--data", "{store}", "-o", "{tmp}/r"], ["--recipe is missing"]),
+        (["pretrain", "--data", "{store}", "-o", "{tmp}/r", "--resume"], ["no run to resume"]),
+        (
+            ["pretrain", "--recipe", "pocus_resnet18", "--data", "{empty}", "-o", "{tmp}/r"],
+            ["{empty}", "uscl prepare"],
+        ),
+        (
+            [*PRETRAIN, "epohcs=3"],
+            ["pocus_resnet18.yaml", "'epohcs'"],
+        ),
+        (PRETRAIN, ["classes", "'COVID-19'", "Cov"]),
+        (
+            [*PRETRAIN, "classes=null", "batch_size=900"],
+            ["batch_size", "900"],
+        ),
+        (["export", "{empty}", "--name", "resnet18_uscl.x"], ["{empty}", "holds no run"]),
+        (["probe", "resnet18_uscl.us4", "--data", "{empty}"], ["{empty}"]),
+        (["no-such-command"], ["no-such-command"]),
+        (["embed"], ["FILES"]),
+    ],
+    ids=lambda value: "-".join(value[:2]).replace("/", "") if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str],
+    words: list[str],
+    store: Path,
+    clips: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("Filename,label\nCov-01_mp4,Cov\n")
+    places = {
+        "tmp": tmp_path,
+        "empty": tmp_path / "empty",
+        "absent": tmp_path / "absent",
+        "table": tmp_path / "table.csv",
+        "store": store,
+        "clips": clips,
+    }
+    assert call(*(argument.format(**places) for argument in arguments)) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert all(word.format(**places) in told[-1] for word in words), told
+    assert "Traceback" not in "".join(told)
+    # click prints its usage above a mistake in the grammar of a command
+    assert len(told) == 1 or told[0].startswith("Usage:")
+    # nothing half-written
+    assert not any((tmp_path / name).exists() for name in ("a.npz", "a.txt", "s", "r"))
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError):
+        main(["info", "zzz", "--debug"])
+
+
+def test_from_clips_to_a_model(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """prepare → pretrain → export → create_model → probe, as a newcomer would."""
+    import uscl_zoo
+
+    run, own = tmp_path / "run", tmp_path / "own"
+    monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(own))
+    assert call("pretrain", "--recipe", "pocus_resnet18", "--data", store, "-o", run, *QUICK) == 0
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["epochs"] == 2
+    assert Image.open(run / "curves.png").width > 500
+    assert list((run / "tensorboard").glob("events*"))
+    assert call("export", run, "--name", "resnet18_uscl.mine", "--licence", "CC-BY-4.0") == 0
+    card = uscl_zoo.model_info("resnet18_uscl.mine")
+    assert card.training.epochs == 2
+    assert card.training.sources[0].videos == 10
+    assert len(card.training.held_out_subjects) == 2
+    model = uscl_zoo.create_model("resnet18_uscl.mine", pretrained=True)
+    assert model.num_features == 512
+    capsys.readouterr()
+    probe = ("probe", "resnet18_uscl.mine", "--data", store, "--random-seeds", "1")
+    assert call(*probe, "--card", own / "resnet18_uscl.mine.yaml") == 0
+    assert "difference" in capsys.readouterr().out
+    assert len(uscl_zoo.model_info("resnet18_uscl.mine").metrics) == 3
+    # a second export does not overwrite unasked
+    assert call("export", run, "--name", "resnet18_uscl.mine") == 2
+
+
+def test_embed_pools_and_names_what_it_skips(
+    store: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = next((n for n, card in packaged_cards().items() if card.has_weights), None)
+    assert name is not None, "the zoo has no weights of its own"
+    (clips / "broken.png").write_bytes(b"no image")
+    rows = tmp_path / "rows.csv"
+    assert call("embed", clips, "-o", rows, "--model", name, "--pool", "clip") == 0
+    told = capsys.readouterr()
+    assert len(rows.read_text().splitlines()) == 1 + 12
+    assert "broken.png" in told.err
+    assert "1 skipped" in told.out
+
+
+def test_interrupted_pretraining_resumes(store: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", "from uscl_zoo.cli import main; main()"]
+    start = ["pretrain", "--recipe", "pocus_resnet18", "--data", str(store), "-o", str(run)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    settings = ["epochs=400", "batch_size=4", "smallest_batch=2", "classes=null"]
+    process = subprocess.Popen(
+        [*command, *start, *settings], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "--resume continues it" in told.splitlines()[-1]
+    assert "Traceback" not in told
+    # with other settings it is not the same run
+    assert call(*start, "--resume", "epochs=3", *settings[1:]) == 2
+
+
+def test_list_into_a_closed_pipe() -> None:
+    head = shutil.which("head")
+    assert head is not None
+    done = subprocess.run(
+        f'"{sys.executable}" -c "from uscl_zoo.cli import main; main()" list | {head} -n 1',
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
