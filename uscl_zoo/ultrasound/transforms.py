@@ -202,7 +202,7 @@ def _pretrained_cfg(model: nn.Module) -> Any:
 
 def _data_config(cfg: Any) -> dict[str, Any]:
     cfg = cfg if isinstance(cfg, dict) else vars(cfg)
-    return dict(resolve_data_config(pretrained_cfg=cfg))  # type: ignore[no-untyped-call]
+    return dict(resolve_data_config(pretrained_cfg=cfg))
 
 
 def _fit(values: Sequence[float], channels: int) -> tuple[float, ...]:
