@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -54,15 +55,27 @@ class Table:
             DataError: if the table has two rows for it that disagree.
         """
         path = PurePosixPath(name)
-        keys = [key for key in (name, path.name, path.stem) if key in self.rows]
-        if not keys:
-            wanted = path.stem.casefold()
-            keys = [key for key in self.rows if key.casefold() == wanted]
-        if not keys:
-            return None
-        if keys[0] in self.contradictory:
+        for wanted in (name, path.name, path.stem):
+            if wanted in self.rows:
+                return self._only([wanted])
+        for wanted in (name, path.name, path.stem):
+            keys = self._folded.get(wanted.casefold())
+            if keys:
+                return self._only(keys)
+        return None
+
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        folded: dict[str, list[str]] = defaultdict(list)
+        for key in self.rows:
+            folded[key.casefold()].append(key)
+        return folded
+
+    def _only(self, keys: Sequence[str]) -> Annotation:
+        rows = {self.rows[key] for key in keys}
+        if len(rows) > 1 or not self.contradictory.isdisjoint(keys):
             raise DataError(f"{self.path}: two rows for {keys[0]!r} disagree; keep one")
-        return self.rows[keys[0]]
+        return rows.pop()
 
 
 def read_table(
@@ -141,7 +154,12 @@ def from_name(
         label = known[label.casefold()]
     subject = name
     if subject_pattern is not None:
-        found = re.search(subject_pattern, name)
+        try:
+            found = re.search(subject_pattern, name)
+        except re.error as error:
+            raise DataError(
+                f"the subject pattern {subject_pattern!r} is no regular expression ({error})"
+            ) from error
         if not found or not found.groups() or not found.group(1):
             raise DataError(f"{name}: the subject pattern {subject_pattern!r} finds no group in it")
         subject = found.group(1)
