@@ -76,7 +76,8 @@ class FrameStore:
                 rows = list(csv.DictReader(stream))
             self.times = np.array([float(row["time"]) for row in rows])
             self.videos = _group(rows)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        # a table cut off in the middle of a row has None in its last columns
+        except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error) as error:
             raise UnreadableError(
                 f"{self.folder}: damaged store ({type(error).__name__}: {error}); prepare it again"
             ) from error

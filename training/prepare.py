@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from uscl_zoo.errors import DataError, UnreadableError, UsclError
+from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
 
@@ -27,7 +27,6 @@ from .frames import COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore
 from .labels import Annotation, hold_out, unify
 
 PARTS, SKIPPED = "parts", "skipped.csv"
-_COPY = 256  # frames moved at a time while parts become one file: 38 MB at 224x224
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ def prepare(
     fingerprint = _fingerprint(sources, sampling, annotations, holdout, seed)
 
     if (output / DESCRIPTION).exists():
-        existing = FrameStore(output)
-        if existing.description.get("fingerprint") == fingerprint:
+        existing = _open(output, overwrite)
+        if existing is not None and existing.description.get("fingerprint") == fingerprint:
             skipped = [(s["source"], s["reason"]) for s in existing.description["skipped"]]
             _refuse_skipped(skipped, strict)
             return Report(existing, tuple(skipped), unannotated, len(existing.videos))
@@ -154,12 +153,28 @@ def prepare(
     return Report(FrameStore(output), tuple(skipped), unannotated, reused)
 
 
+def _open(output: Path, overwrite: bool) -> FrameStore | None:
+    try:
+        return FrameStore(output)
+    except UnreadableError as error:
+        if not overwrite:
+            raise UnreadableError(f"{error} with --overwrite") from error
+        return None
+
+
 def _name_sources(videos: Sequence[Path]) -> dict[str, Path]:
     """Name every source by its path within the folder it was found in."""
     sources: dict[str, Path] = {}
-    for root in videos:
+    # `a` and `a/b` may both be named: a video in both is still one video
+    seen: set[Path] = set()
+    for root in (Path(video).expanduser() for video in videos):
         for source in reading.find([root]):
-            name = source.relative_to(root).as_posix() if source != root else source.name
+            if source.resolve() in seen:
+                continue
+            seen.add(source.resolve())
+            # `.` has no name of its own
+            own = source.name or source.resolve().name
+            name = own if source == root else source.relative_to(root).as_posix()
             if name in sources:
                 raise DataError(
                     f"{source} and {sources[name]} would both be named {name!r}; "
@@ -169,9 +184,17 @@ def _name_sources(videos: Sequence[Path]) -> dict[str, Path]:
     return sources
 
 
+def _files(source: Path) -> list[Path]:
+    """The file that a source is, or the files of a folder of frames, hidden ones left out."""
+    if not source.is_dir():
+        return [source]
+    return sorted(file for file in source.iterdir() if not file.name.startswith("."))
+
+
 def _state(source: Path) -> list[list[Any]]:
     """Size and modification time of a source: whether a part is still its image."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    # a dangling link has none; decoding it says so
+    files = [file for file in _files(source) if file.exists()]
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
@@ -288,6 +311,9 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
             "times": times,
             "sha256": _content(source),
         }
+    except MissingDependencyError:
+        # not the video's fault: skipping would leave every video out for want of a library
+        raise
     except (UsclError, OSError) as error:
         partial.unlink(missing_ok=True)
         return str(error)
@@ -299,7 +325,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
 def _content(source: Path) -> str:
     """SHA-256 of a file, or of the files of a folder in order."""
     digest = hashlib.sha256()
-    for file in sorted(source.iterdir()) if source.is_dir() else [source]:
+    for file in _files(source):
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
@@ -318,29 +344,25 @@ def _assemble(
     abouts = {n: json.loads(p.with_suffix(".json").read_text()) for n, p in parts.items()}
     side = description["sampling"]["size"]
     total = sum(len(about["times"]) for about in abouts.values())
-    partial = output / f"{FRAMES}.partial"
-    frames = np.lib.format.open_memmap(
-        partial, mode="w+", dtype=np.uint8, shape=(total, side, side, 3)
-    )
     table = io.StringIO(newline="")
     manifest = csv.writer(table, lineterminator="\n")
     manifest.writerow(COLUMNS)
-    row = 0
-    for name, part in parts.items():
+    for name in parts:
         note = annotations[name]
         split = "heldout" if note.subject in held else "train"
-        times = abouts[name]["times"]
-        shape = (len(times), side, side, 3)
-        decoded = np.memmap(part.with_suffix(".u8"), dtype=np.uint8, mode="r", shape=shape)
-        for start in range(0, len(times), _COPY):
-            chunk = decoded[start : start + _COPY]
-            frames[row + start : row + start + len(chunk)] = chunk
-        row += len(times)
-        for i, time in enumerate(times):
+        for i, time in enumerate(abouts[name]["times"]):
             whose = (name, note.subject, note.label or "", split)
             manifest.writerow([*whose, i, time, sources[name], note.licence or ""])
-    frames.flush()
-    del frames
+    partial = output / f"{FRAMES}.partial"
+    # a stream, not a memory map: on a full disk this is an error, and a map would end the process
+    with partial.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (total, side, side, 3)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in parts.values():
+            with part.with_suffix(".u8").open("rb") as decoded:
+                shutil.copyfileobj(decoded, stream, 1 << 20)
+        stream.flush()
+        os.fsync(stream.fileno())
     partial.replace(output / FRAMES)
     write_text(output / MANIFEST, table.getvalue())
     skipped = io.StringIO(newline="")
