@@ -82,7 +82,7 @@ def _boxes(rng: np.random.Generator, recipe: Recipe, count: int, size: int) -> n
     narrow, wide = math.log(recipe.crop_ratio[0]), math.log(recipe.crop_ratio[1])
     ratio = np.exp(narrow + (wide - narrow) * u[1])
     width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (width <= size) & (height <= size)
+    fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
     # nothing fitted: the central crop nearest to the allowed ratios, which of a square is all of it
     # when the ratios allow one
     nearest = min(max(1.0, recipe.crop_ratio[0]), recipe.crop_ratio[1])

@@ -107,8 +107,13 @@ def draw_batches(videos: int, recipe: Recipe, epoch: int) -> list[npt.NDArray[np
     Returns:
         Indices of videos, one array a step.
     """
-    order = stream(recipe.seed, epoch, Purpose.ORDER).permutation(videos)
-    cuts = list(range(recipe.batch_size, videos, recipe.batch_size))
-    if cuts and videos - cuts[-1] < recipe.smallest_batch:
+    return cut(stream(recipe.seed, epoch, Purpose.ORDER).permutation(videos), recipe)
+
+
+def cut(order: npt.NDArray[np.int64], recipe: Recipe) -> list[npt.NDArray[np.int64]]:
+    """Cut videos in some order into batches, as `draw_batches` does."""
+    cuts = list(range(recipe.batch_size, len(order), recipe.batch_size))
+    # a whole batch is never too small, though `batch_size` may be below `smallest_batch`
+    if cuts and len(order) - cuts[-1] < min(recipe.smallest_batch, recipe.batch_size):
         cuts.pop()
     return np.split(order, cuts)
