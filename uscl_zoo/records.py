@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
+import sys
 import tempfile
 import types
 from collections.abc import Mapping
@@ -105,7 +105,7 @@ def from_mapping(cls: type[T], data: Any, where: str) -> T:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
+    if hint is Any or hint is object:
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -133,7 +133,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        # so put, it also refuses NaN, and integers that no float can hold
+        if not abs(value) <= sys.float_info.max:
             raise CardError(f"{where}: should be finite, not {value!r}")
         return float(value)
     # bool is a subclass of int, but `epochs: true` is a mistake
