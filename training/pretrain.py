@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from . import augment, curves
 from .frames import FrameStore, Video
 from .network import build
 from .objective import Loss, nt_xent, uscl_loss
-from .pairs import ANCHOR, VIEW1, VIEW2, Pairs, draw_batches, draw_labelled, draw_pairs
+from .pairs import ANCHOR, VIEW1, VIEW2, Pairs, cut, draw_batches, draw_labelled, draw_pairs
 from .recipe import Recipe, settings_of
 
 RECIPE, ABOUT, EVENTS, CURVES = "recipe.yaml", "run.json", "tensorboard", "curves.png"
@@ -177,6 +178,11 @@ class Trainer:
         progress.steps += 1
         return 2 * len(batch)
 
+    def is_finite(self) -> bool:
+        """Whether weights and batch statistics are: a loss shows only those before its step."""
+        tensors = self.network.state_dict().values()
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
     @torch.inference_mode()
     def validate(self) -> float | None:
         """NT-Xent of the held-out videos under the deterministic transform; None below two.
@@ -188,17 +194,13 @@ class Trainer:
         self.network.eval()
         pairs = draw_pairs(self.held_out, self.recipe, 0, validation=True)
         total = 0.0
-        order = np.arange(len(self.held_out))
-        cuts = list(range(self.recipe.batch_size, len(order), self.recipe.batch_size))
-        if cuts and len(order) - cuts[-1] < self.recipe.smallest_batch:
-            cuts.pop()
-        for batch in np.split(order, cuts):
+        for batch in cut(np.arange(len(self.held_out)), self.recipe):
             frames = self.gather(pairs.frames[batch].reshape(-1))
             images = augment.normalise(augment.to_float(frames), self.recipe)
             view1, view2 = mix(images, torch.from_numpy(pairs.lam[batch]).to(self.device))
             z1, z2 = self.network(view1)[0], self.network(view2)[0]
             total += len(batch) * nt_xent(z1, z2, self.recipe.temperature).item()
-        return total / len(order)
+        return total / len(self.held_out)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
@@ -288,7 +290,7 @@ def pretrain(
         NotFiniteError: if the loss is not finite; the last good checkpoint is named.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _device(device)
     checkpoint = run / CHECKPOINT
     if (run / RECIPE).exists():
         if not resume:
@@ -315,12 +317,24 @@ def pretrain(
     return checkpoint
 
 
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"device {name!r} cannot be used ({reason}); try cpu") from error
+    return device
+
+
 def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool) -> None:
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
 
     recipe, state = trainer.recipe, trainer.progress
     steps = len(trainer.tables(state.epoch)[2])  # the same in every epoch
-    events = SummaryWriter(run / EVENTS, purge_step=state.epoch)
+    events = SummaryWriter(run / EVENTS, purge_step=state.epoch + 1)
     bar = tqdm(
         total=steps * recipe.epochs,
         initial=steps * state.epoch + state.step,
@@ -347,6 +361,8 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool) -> None:
                         f"stopped by {asked[0]} in epoch {state.epoch + 1} of {recipe.epochs}, "
                         f"saved in {run / CHECKPOINT}; --resume continues it"
                     )
+            if not trainer.is_finite():
+                raise NotFiniteError(f"the weights are not finite after epoch {state.epoch + 1}")
             _close_epoch(trainer, events, images / (time.perf_counter() - began), steps)
             last = state.epoch == recipe.epochs
             if last or state.epoch % recipe.checkpoint_every == 0:
@@ -423,6 +439,10 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
         if not path.exists():
             continue
         try:
+            # torch.load reads past flipped bits; the archive's checksums do not
+            with zipfile.ZipFile(path) as archive:
+                if (wrong := archive.testzip()) is not None:
+                    raise ValueError(f"{wrong} has another checksum")
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if state["format"] != 1:
                 raise ValueError(f"format {state['format']}")
@@ -480,16 +500,20 @@ def _about(trainer: Trainer) -> dict[str, Any]:
 
 def code_version() -> str:
     """uscl-zoo's version and, in a checkout, its commit."""
-    here = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    commit = f" ({done.stdout.strip()})" if done.returncode == 0 and done.stdout.strip() else ""
-    return f"uscl-zoo {uscl_zoo.__version__}{commit}"
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    version = f"uscl-zoo {uscl_zoo.__version__}"
+    try:
+        # installed into an environment inside somebody's repository, the commit would be theirs
+        git("ls-files", "--error-unmatch", here.name)
+        return f"{version} ({git('describe', '--always', '--dirty', '--abbrev=12')})"
+    except (OSError, subprocess.CalledProcessError):
+        return version
 
 
 def hardware(device: torch.device) -> str:
