@@ -84,16 +84,19 @@ def check_file(path: Path, architecture: str) -> None:
             )
 
 
-def write_backbone(state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
-    """Write a backbone: convolutions in half precision, batch-norm as it is, in timm's keys.
+def write_backbone(
+    state: Mapping[str, Tensor], path: Path, architecture: str, half: bool = True
+) -> None:
+    """Write a backbone in timm's keys, by default its convolutions in half precision.
 
     Half precision halves the file; its rounding moves an embedding by about a part in a thousand.
-    Batch-norm's running variances span more than half precision does.
+    Batch-norm's running variances span more than half precision does, and stay as they are.
 
     Args:
         state: tensors by timm's names, without a classifier.
         path: of the safetensors file, replaced whole.
         architecture: whose tensors they should be.
+        half: round convolutions to float16; otherwise every tensor is written bit for bit.
 
     Raises:
         CheckpointError: if tensors are missing, extra, mis-shaped or not finite.
@@ -102,7 +105,7 @@ def write_backbone(state: Mapping[str, Tensor], path: Path, architecture: str) -
     tensors = {}
     for name, tensor in state.items():
         stored = tensor.detach().cpu().contiguous()
-        if stored.ndim == 4:
+        if half and stored.ndim == 4:
             stored = stored.half()
         if stored.is_floating_point() and not stored.isfinite().all():
             raise CheckpointError(f"{name}: has values that are not finite; not written to {path}")
