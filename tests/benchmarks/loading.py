@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.loading [--repeats 15]
 
-Both sides run interleaved in one sitting; medians with their quartiles are printed, and the ratio of
-the medians beside its goal.
+Both sides run interleaved in one sitting; medians with their quartiles are printed, and the ratio
+of the medians beside its goal.
 """
 
 from __future__ import annotations
