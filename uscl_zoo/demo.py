@@ -329,7 +329,9 @@ def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
     """Round values between two bounds, at most `most` intervals, and how to print them."""
     span = max(high - low, 1e-9)
     power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= most)
+    step = next(
+        power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= most + 1e-6
+    )
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     return [(number * step, f"{number * step:.{digits}f}") for number in numbers]

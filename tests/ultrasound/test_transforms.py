@@ -1,0 +1,232 @@
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torchvision import transforms as tv
+
+import uscl_zoo
+from uscl_zoo.card import packaged_cards
+from uscl_zoo.errors import DataError, UnknownModelError
+from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform, to_frame
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (50, 70, 3), np.uint8)
+GREY = COLOUR[:, :, 0]
+DEEP = RNG.integers(0, 65536, (50, 70)).astype(np.uint16)
+
+
+def smooth(channels: int | None) -> NDArray[np.uint8]:
+    """An image with gradients and edges, as resizing meets them."""
+    y, x = np.mgrid[:331, :417]
+    base = 127 + 90 * np.sin(x / 23) * np.cos(y / 17) + 30 * (x > 200)
+    if channels is not None:
+        base = np.stack([base + 8 * c for c in range(channels)], axis=-1)
+    return np.asarray(base.clip(0, 255), np.uint8)
+
+
+class TestToFrame:
+    @pytest.mark.parametrize(
+        ("image", "expected"),
+        [
+            (GREY, GREY),
+            (GREY[:, :, None], GREY),
+            (COLOUR, COLOUR),
+            (np.dstack([COLOUR, GREY]), COLOUR),
+            (COLOUR[:, ::-1], COLOUR[:, ::-1]),
+            (DEEP, (DEEP / 257).round()),
+            (DEEP.astype(">u2"), (DEEP / 257).round()),
+            (GREY > 99, 255 * (GREY > 99)),
+            (COLOUR / 255, COLOUR),
+            ((COLOUR / 255).astype(np.float16), COLOUR),
+        ],
+        ids=["HW", "HW1", "HW3", "HW4", "strided", "uint16", "big endian", "bool", "float", "half"],
+    )
+    def test_arrays(self, image: NDArray[Any], expected: NDArray[Any]) -> None:
+        frame = to_frame(image)
+        assert frame.mode == "RGB"
+        if expected.ndim == 2:
+            expected = np.repeat(expected[:, :, None], 3, axis=2)
+        assert np.array_equal(np.asarray(frame), expected)
+
+    def test_full_range_of_sixteen_bits(self) -> None:
+        ends = np.array([[0, 128, 129, 65535]], np.uint16)
+        assert np.asarray(to_frame(ends))[0, :, 0].tolist() == [0, 0, 1, 255]
+
+    @pytest.mark.parametrize(
+        "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"]
+    )
+    def test_modes_of_eight_bits(self, mode: str) -> None:
+        image = Image.fromarray(COLOUR).convert(mode)
+        assert np.array_equal(np.asarray(to_frame(image)), np.asarray(image.convert("RGB")))
+
+    @pytest.mark.parametrize("mode", ["I;16", "I", "I;16B"])
+    def test_modes_of_more_bits(self, mode: str) -> None:
+        if mode == "I":
+            image = Image.fromarray(DEEP.astype(np.int32))
+        else:
+            stored = DEEP.astype(">u2" if mode.endswith("B") else "<u2")
+            image = Image.frombytes(mode, (70, 50), stored.tobytes())
+        assert image.mode == mode
+        assert np.array_equal(np.asarray(to_frame(image))[:, :, 2], (DEEP / 257).round())
+
+    def test_float_image(self) -> None:
+        image = Image.fromarray((GREY / 255).astype(np.float32))
+        assert image.mode == "F"
+        assert np.array_equal(np.asarray(to_frame(image))[:, :, 0], GREY)
+
+    def test_alpha_is_dropped_not_applied(self) -> None:
+        image = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
+        assert to_frame(image).getpixel((0, 0)) == (200, 100, 50)
+
+    def test_transparent_palette_without_a_warning(self, tmp_path: Path) -> None:
+        image = Image.fromarray(COLOUR).convert("P")
+        image.save(tmp_path / "x.png", transparency=bytes([0, 128]))
+        opened = Image.open(tmp_path / "x.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            frame = to_frame(opened)
+        assert np.array_equal(np.asarray(frame), np.asarray(image.convert("RGB")))
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (np.zeros((3, 50, 70), np.uint8), r"not \(3, 50, 70\)"),
+            (np.zeros((50, 70, 2), np.uint8), r"not \(50, 70, 2\)"),
+            (np.zeros((0, 70, 3), np.uint8), r"not \(0, 70, 3\)"),
+            (np.zeros(5, np.uint8), r"not \(5,\)"),
+            (np.zeros((5, 5), np.int64), "not int64"),
+            (np.full((5, 5), 1.5), "floats should keep to 0-1"),
+            (np.full((5, 5), np.nan), "floats should keep to 0-1"),
+            (Image.fromarray(np.full((5, 5), 70000, np.int32)), "should keep to 0-65535"),
+        ],
+    )
+    def test_what_is_no_image(self, image: Any, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            to_frame(image)
+
+
+class TestFrameTransform:
+    @pytest.mark.parametrize(
+        "image",
+        [
+            smooth(None),
+            smooth(3),
+            smooth(4),
+            smooth(None).astype(np.uint16) * 257,
+        ],
+        ids=["grey", "RGB", "RGBA", "16 bits"],
+    )
+    def test_equals_torchvision(self, image: NDArray[Any]) -> None:
+        theirs = tv.Compose(
+            [tv.Resize((224, 224)), tv.ToTensor(), tv.Normalize([0.5] * 3, [0.25] * 3)]
+        )
+        eight = (image / 257).astype(np.uint8) if image.dtype == np.uint16 else image
+        expected = theirs(Image.fromarray(eight).convert("RGB"))
+        ours = create_transform("resnet18_uscl")(image)
+        assert ours.shape == (3, 224, 224)
+        assert ours.dtype == torch.float32
+        assert (ours - expected).abs().max() < 1.01 / 255 / 0.25
+
+    def test_antialiases_and_squashes(self) -> None:
+        stripes = np.zeros((224, 896), np.uint8)
+        stripes[:, ::2] = 255
+        result = FrameTransform((224, 224), (0.0,), (1.0,))(stripes)
+        # a resize without antialiasing would pick stripes; columns at the edge see half a kernel
+        assert (result[:, :, 4:-4] - 0.5).abs().max() < 0.05
+
+    def test_one_channel_is_luminance(self) -> None:
+        pure = np.zeros((8, 8, 3), np.uint8)
+        pure[:, :, 1] = 255
+        result = FrameTransform((8, 8), (0.0,), (1.0,))(pure)
+        assert result.shape == (1, 8, 8)
+        assert result.mean() == pytest.approx(0.587, abs=0.003)
+
+    def test_more_channels_go_round(self) -> None:
+        transform = FrameTransform((50, 70), (0.0,) * 5, (1.0,) * 5)
+        result = transform(COLOUR)
+        expected = torch.from_numpy(COLOUR[:, :, [0, 1, 2, 0, 1]]).permute(2, 0, 1) / 255
+        assert torch.equal(result, expected)
+
+    def test_normalises_each_channel_by_its_own(self) -> None:
+        transform = FrameTransform((50, 70), (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
+        raw = FrameTransform((50, 70), (0.0,) * 3, (1.0,) * 3)(COLOUR)
+        back = transform(COLOUR) * torch.tensor([0.5, 0.25, 2.0])[:, None, None]
+        assert torch.allclose(back + torch.tensor([0.1, 0.2, 0.3])[:, None, None], raw, atol=1e-6)
+
+    def test_batch(self) -> None:
+        frames = RNG.integers(0, 256, (3, 20, 30, 3), np.uint8)
+        transform = FrameTransform((32, 48), (0.5,) * 3, (0.25,) * 3)
+        batch = transform.batch(frames)
+        assert batch.shape == (3, 3, 32, 48)
+        assert all(
+            torch.equal(one, transform(frame)) for one, frame in zip(batch, frames, strict=True)
+        )
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"interpolation": "cubist"}, {"mean": (0.5,)}, {"mean": (), "std": ()}],
+    )
+    def test_refuses(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(DataError):
+            FrameTransform(**{"size": (8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3} | wrong)
+
+
+class TestCreateTransform:
+    @pytest.mark.parametrize("name", sorted(packaged_cards()))
+    def test_card_name_and_network_agree(self, name: str) -> None:
+        card = packaged_cards()[name]
+        expected = FrameTransform(
+            card.input.size[1:], card.input.mean, card.input.std, card.input.interpolation
+        )
+        network = uscl_zoo.create_model(name)
+        assert create_transform(card) == expected
+        assert create_transform(name) == expected
+        assert create_transform(network) == expected
+        assert create_transform(nn.DataParallel(nn.Sequential(network))) == expected
+
+    def test_a_network_of_timms_own(self) -> None:
+        transform = create_transform(timm.create_model("resnet18"))
+        assert transform.mean == (0.485, 0.456, 0.406)
+        assert transform == create_transform("resnet18")
+
+    @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+    def test_as_many_channels_as_the_network_takes(self, channels: int) -> None:
+        network = uscl_zoo.create_model("resnet18_uscl", in_chans=channels).eval()
+        transform = create_transform(network)
+        assert transform.channels == channels
+        assert network(transform(COLOUR)[None]).shape == (1, 512)
+
+    def test_one_channel_takes_the_mean_normalisation(self) -> None:
+        transform = create_transform(timm.create_model("resnet18", in_chans=1))
+        assert transform.mean == pytest.approx((0.449,))
+        assert transform.std == pytest.approx((0.226,))
+
+    def test_grey_images_embed_the_same_by_one_channel(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        three = uscl_zoo.create_model("resnet18_uscl").eval()
+        torch.save(three.state_dict(), tmp_path / "weights.pt")
+        # timm itself adds up the filters of the three channels
+        one = timm.create_model(
+            "resnet18_uscl",
+            pretrained=True,
+            in_chans=1,
+            pretrained_cfg_overlay={"file": str(tmp_path / "weights.pt")},
+        ).eval()
+        image = smooth(None)
+        with torch.inference_mode():
+            expected = three(create_transform(three)(image)[None])
+            found = one(create_transform(one)(image)[None])
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_unknown(self) -> None:
+        with pytest.raises(UnknownModelError, match="did you mean resnet18_uscl"):
+            create_transform("resnet18_usl")
+        with pytest.raises(DataError, match="Linear does not say what input"):
+            create_transform(nn.Linear(3, 3))
