@@ -533,6 +533,12 @@ def test_a_lasting_fault_ends_in_a_clear_error(published: Published, name: str) 
     published.assert_right(published.locate())
 
 
+def test_a_refusal_is_not_asked_for_twice(published: Published) -> None:
+    published.hub.inject(Fault(status=404, method="GET", times=1000))
+    assert published.locate()["error"] == "WeightsNotFoundError"
+    assert len(published.hub.downloads()) == 1
+
+
 @pytest.mark.slow
 def test_a_hub_that_stays_broken_ends_in_a_clear_error(published: Published) -> None:
     published.hub.inject(Fault(status=500, times=1000))
