@@ -13,6 +13,7 @@ from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.errors import DataError
 from uscl_zoo.records import write_yaml
 
+from .pairs import draw_batches
 from .pretrain import load_run
 from .recipe import settings_of
 
@@ -102,7 +103,7 @@ def export(
             held_out_subjects=tuple(about["held_out_subjects"]),
             recipe=settings_of(recipe) | {"precision": about["precision"]},
             epochs=done,
-            steps=state["progress"]["steps"],
+            steps=done * len(draw_batches(counts["videos"], recipe, 0)),
             seed=recipe.seed,
             code=about["code"],
             hardware=about["hardware"],

@@ -56,7 +56,6 @@ class Progress:
         epoch: the one in progress, from 0.
         step: steps finished within it.
         seconds: wall-clock time so far, over all sittings.
-        steps: finished in all epochs.
         sums: of the loss and its terms over the steps of this epoch.
         history: one row an epoch.
     """
@@ -64,7 +63,6 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
-    steps: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -175,7 +173,6 @@ class Trainer:
         self.optimizer.step()
         progress.sums = [total + term for total, term in zip(progress.sums, terms, strict=True)]
         progress.step += 1
-        progress.steps += 1
         return 2 * len(batch)
 
     def is_finite(self) -> bool:
