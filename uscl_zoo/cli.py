@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .errors import MissingDependencyError, UsclError
+from .errors import UsclError
 
 #: Commands that live elsewhere: name → module, attribute, help for the overview.
 _LAZY = {
@@ -227,15 +227,39 @@ def where(name: str) -> None:
         click.echo(f"  {'Hub':12}  {card.weights.hub_repo} at {card.weights.revision}")
 
 
-def require(module: str, extra: str, purpose: str) -> Any:
-    """Import an optional library or say how to get it.
+@cli.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--as", "name", required=True, help="E.g. resnet18_uscl.us4.")
+@click.option("--licence", help="Of the weights, as an SPDX identifier.")
+@click.option("--summary", help="One line for tables.")
+@click.option("--origin", help="Where the file was published.")
+@click.option("--overwrite", is_flag=True, help="Replace other weights of that name.")
+def import_(
+    file: Path,
+    name: str,
+    licence: str | None,
+    summary: str | None,
+    origin: str | None,
+    overwrite: bool,
+) -> None:
+    """Bring a checkpoint of USCL, Meta-USCL, HiCo, torchvision or timm into your zoo."""
+    from .authors import import_checkpoint
+    from .card import home
 
-    Raises:
-        MissingDependencyError: with the pip command.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"{purpose} needs {module}: pip install 'uscl-zoo[{extra}]'"
-        ) from error
+    card = import_checkpoint(
+        file, name, overwrite=overwrite, licence=licence, summary=summary, origin=origin
+    )
+    click.echo(f"{card.name}: imported into {home()}, sha256 {card.weights.sha256}")
+    click.echo(f'next: uscl_zoo.create_model("{card.name}", pretrained=True)')
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--to", "namespace", required=True, help="User or organisation on the Hub.")
+@click.option("--dry-run", is_flag=True, help="Write the repository to a folder only.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep it in.")
+def publish(name: str, namespace: str, dry_run: bool, output: Path | None) -> None:
+    """Push a checkpoint to the Hugging Face Hub and print the commit to pin."""
+    from .publish import publish as push
+
+    click.echo(str(push(name, namespace, dry_run=dry_run, folder=output)))

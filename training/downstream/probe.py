@@ -161,7 +161,7 @@ def cross_fit(task: Task, predictions: Sequence[npt.NDArray[np.int64]]) -> npt.N
         stronger of two that are equally good.
     """
     stack = np.stack(predictions)
-    chosen = np.empty_like(stack[0])
+    chosen: npt.NDArray[np.int64] = np.empty_like(stack[0])
     for subject in range(len(task.subjects)):
         own = task.test_subject == subject
         hits = stack[:, ~own] == task.test_target[~own]
