@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -269,11 +270,15 @@ def packaged_cards() -> dict[str, Card]:
 def user_cards(folder: Path | None = None) -> dict[str, Card]:
     """The cards in the user's folder, by name; read anew at each call.
 
-    Raises:
-        CardError: if one of them is damaged.
+    One damaged file should not cost the user the zoo: it is left out with a warning.
     """
-    folder = folder or home()
-    return {path.stem: read_card(path) for path in sorted(folder.glob("*.yaml"))}
+    cards = {}
+    for path in sorted((folder or home()).glob("*.yaml")):
+        try:
+            cards[path.stem] = read_card(path)
+        except CardError as error:
+            warnings.warn(f"left out of the zoo: {error}", stacklevel=2)
+    return cards
 
 
 def all_cards() -> dict[str, Card]:

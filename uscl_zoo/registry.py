@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from . import checkpoint, store
-from .card import ARCHITECTURES, Card, all_cards, packaged_cards
-from .errors import CardError, UnknownModelError
+from .card import ARCHITECTURES, Card, all_cards, home, packaged_cards, read_card
+from .errors import UnknownModelError
 
 _LAYERS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
@@ -53,19 +52,10 @@ def _pretrained_cfg(card: Card) -> PretrainedCfg:
     )
 
 
-def _cards_at_import() -> Mapping[str, Card]:
-    try:
-        return all_cards()
-    except CardError as error:
-        # one damaged file of the user's should not cost them the zoo
-        warnings.warn(f"the cards in your own folder are left out: {error}", stacklevel=2)
-        return packaged_cards()
-
-
 def _default_cfgs() -> Any:
     # weights of the zoo before those of the user's folder: the first with weights is the default
     packaged = packaged_cards()
-    cards = sorted(_cards_at_import().values(), key=lambda card: card.name not in packaged)
+    cards = sorted(all_cards().values(), key=lambda card: card.name not in packaged)
     return _generate_default_cfgs({card.name: _pretrained_cfg(card) for card in cards})
 
 
@@ -79,7 +69,8 @@ def _refuse_foreign(
     def check(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         shapes = {n: tuple(t.shape) for n, t in state.items() if not n.startswith("fc.")}
         checkpoint.check_shapes(shapes, architecture, "the weights given to timm")
-        return state
+        # timm would round a first convolution that it adapts to other channels to half precision
+        return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
     return check
 
@@ -180,6 +171,7 @@ def model_info(name: str) -> Card:
 
     Raises:
         UnknownModelError: naming the nearest models.
+        CardError: if the card is damaged.
     """
     cards = all_cards()
     if name in cards:
@@ -195,6 +187,9 @@ def model_info(name: str) -> Card:
                 return card
         if known:
             return known[0]
+    own = home() / f"{name}.yaml"
+    if own.is_file():
+        return read_card(own)  # says what is wrong with it: a good one would be among the cards
     names = [*cards, *(f"{architecture}_uscl" for architecture in ARCHITECTURES)]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"
