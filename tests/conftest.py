@@ -1,0 +1,151 @@
+"""What every test has: a home of its own. And what many want: data, and a small FrameStore."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from numpy.typing import NDArray
+from PIL import Image
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.labels import from_name
+from uscl_zoo.training.prepare import Sampling, prepare
+
+from uscl_zoo.card import Card, Input, Training, Weights, read_card
+from uscl_zoo.checkpoint import write_backbone
+from uscl_zoo.records import write_yaml
+
+#: Colours of the synthetic classes: easy to tell apart, so that a probe has something to find.
+TINTS = {"Cov": (190, 60, 60), "Pneu": (60, 190, 60), "Reg": (60, 60, 190)}
+SUBJECT = r"-s(\d+)"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, so that no test finds, or leaves, anything in the user's."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.delenv("USCL_ZOO_WEIGHTS", raising=False)
+    # huggingface_hub read HF_HOME when it was imported
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf" / "hub"))
+    return home
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared ultrasound data, described in its README."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("USCL_ZOO_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}; USCL_ZOO_DATA names another folder")
+    return folder
+
+
+def draw_clip(seed: int, frames: int, tint: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Noise that drifts, in a colour: uint8 (frames, 40, 48, 3)."""
+    rng = np.random.default_rng(seed)
+    still = rng.integers(-50, 50, (40, 48, 1))
+    moving = rng.integers(-15, 15, (frames, 40, 48, 3))
+    return np.clip(np.array(tint) + still + moving, 0, 255).astype(np.uint8)
+
+
+def write_clip(folder: Path, clip: NDArray[np.uint8]) -> None:
+    """Write a clip as US-4 does: a folder of frames."""
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(clip):
+        Image.fromarray(frame).save(folder / f"{folder.name}_frame{i}.png")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 clips of 9 subjects, three of each class, with 1 to 6 frames."""
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(18):
+        subject = i // 2
+        prefix = list(TINTS)[subject % 3]
+        clip = draw_clip(i, frames=2 + (5 * i) % 5 if i else 2, tint=TINTS[prefix])
+        write_clip(folder / f"{prefix}-s{subject:02}-{'ab'[i % 2]}_mp4", clip)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_store(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
+    """The clips as frames of 32x32, a subject of each class held out."""
+    return prepare(
+        [clips],
+        tmp_path_factory.mktemp("prepared") / "store",
+        lambda name: from_name(name, subject_pattern=SUBJECT),
+        sampling=Sampling(size=32),
+        holdout=0.3,
+        workers=1,
+        origin={"name": "Clips", "url": None, "citation": None},
+        progress=False,
+    ).store
+
+
+def make_card(name: str = "resnet18_uscl.trial", **changes: Any) -> Card:
+    """A card with no more than it must have."""
+    plain: dict[str, Any] = {
+        "name": name,
+        "architecture": name.split("_")[0],
+        "summary": "for tests",
+        "weights": Weights(file=f"{name}.safetensors"),
+        "input": Input(size=(3, 224, 224), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        "training": Training(method="uscl", sources=()),
+        "licence": "MIT",
+        "intended_use": "none",
+        "limits": (),
+    }
+    return Card(**(plain | changes))
+
+
+def install_card(folder: Path, name: str = "resnet18_uscl.trial", seed: int = 0) -> Card:
+    """Write random weights and their card into a user's folder, as an export does."""
+    architecture = name.split("_")[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = timm.create_model(architecture, num_classes=0, zero_init_last=False).state_dict()
+    # as training leaves them: none of the statistics that a new network has
+    for key in state:
+        if key.endswith("running_mean"):
+            state[key] += 0.1
+    path = folder / f"{name}.safetensors"
+    write_backbone(state, path, architecture)
+    data = path.read_bytes()
+    weights = Weights(file=path.name, sha256=sha256(data).hexdigest(), bytes=len(data))
+    card = make_card(name, weights=weights)
+    write_yaml(folder / f"{name}.yaml", card)
+    return card
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cards with random weights made so far, to be copied."""
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def installed(home: Path, made: Path) -> Callable[..., Card]:
+    """Installs a card with random weights where `create_model` finds it: the user's folder."""
+
+    def install(name: str = "resnet18_uscl.trial") -> Card:
+        if not (made / f"{name}.yaml").exists():
+            install_card(made, name)
+        folder = home / ".uscl_zoo"
+        folder.mkdir(exist_ok=True)
+        for suffix in (".safetensors", ".yaml"):
+            shutil.copy(made / f"{name}{suffix}", folder)
+        return read_card(folder / f"{name}.yaml")
+
+    return install

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uscl_zoo.errors import CardError
+from uscl_zoo.records import from_mapping, read_yaml, to_plain, write_text, write_yaml
+
+
+@dataclass(frozen=True)
+class Inner:
+    name: str
+    size: tuple[int, int] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Outer:
+    rate: float
+    count: int = 1
+    on: bool = False
+    title: str | None = None
+    words: tuple[str, ...] = ()
+    inner: Inner | None = None
+    inners: tuple[Inner, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    free: dict[str, object] = field(default_factory=dict)
+
+
+FULL = Outer(
+    rate=0.5,
+    count=3,
+    on=True,
+    title="ultrasound: “µ”",
+    words=("a", "b"),
+    inner=Inner("x", (3, 4)),
+    inners=(Inner("y"), Inner("z")),
+    counts={"frames": 5},
+    free={"flag": True, "nothing": None, "list": [1, 2.5]},
+)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "a.yaml", FULL)
+    assert from_mapping(Outer, read_yaml(tmp_path / "a.yaml"), "a.yaml") == FULL
+
+
+def test_defaults_fill_what_is_left_out() -> None:
+    assert from_mapping(Outer, {"rate": 1}, "a.yaml") == Outer(rate=1.0)
+
+
+@pytest.mark.parametrize("given", [3, 3.0, "3e0", "3"])
+def test_numbers_become_floats(given: object) -> None:
+    rate = from_mapping(Outer, {"rate": given}, "a.yaml").rate
+    assert type(rate) is float
+    assert rate == 3.0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"speed": 1}, "a.yaml: unknown key 'speed'; known are rate, count"),
+        ({3: 1}, "a.yaml: unknown key '3'"),
+        ({"rate": "fast"}, "a.yaml: rate: should be of type float, not 'fast'"),
+        ({"rate": True}, "a.yaml: rate: should be of type float, not True"),
+        ({"rate": None}, "a.yaml: rate: should be of type float, not None"),
+        ({"rate": float("nan")}, "a.yaml: rate: should be finite"),
+        ({"rate": "inf"}, "a.yaml: rate: should be finite"),
+        ({"rate": 10**400}, "a.yaml: rate: should be finite"),
+        ({"count": 1.0}, "a.yaml: count: should be of type int, not 1.0"),
+        ({"count": True}, "a.yaml: count: should be of type int, not True"),
+        ({"on": 1}, "a.yaml: on: should be of type bool, not 1"),
+        ({"title": 3}, "a.yaml: title: should be of type str, not 3"),
+        ({"words": "ab"}, "a.yaml: words: should be a list, not 'ab'"),
+        ({"words": ["a", 1]}, "a.yaml: words[1]: should be of type str, not 1"),
+        ({"inner": {"name": "x", "size": [1]}}, "a.yaml: inner: size: should have 2 values, not 1"),
+        ({"inner": {"size": [1, 2]}}, "a.yaml: inner: key 'name' is missing"),
+        ({"inner": 3}, "a.yaml: inner: should be a mapping of keys to values, not 3"),
+        ({"inners": [{"name": "x"}, {"nam": "y"}]}, "a.yaml: inners[1]: unknown key 'nam'"),
+        ({"counts": [1]}, "a.yaml: counts: should be a mapping, not [1]"),
+        ({"counts": {"frames": "x"}}, "a.yaml: counts.frames: should be of type int, not 'x'"),
+    ],
+)
+def test_what_annotations_do_not_allow_is_named(change: dict[Any, Any], told: str) -> None:
+    with pytest.raises(CardError, match=f"^{re.escape(told)}"):
+        from_mapping(Outer, {"rate": 1.0} | change, "a.yaml")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(CardError, match=r"^a\.yaml: key 'rate' is missing$"):
+        from_mapping(Outer, {"count": 1}, "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "should be a mapping"),
+        (b"- a\n- b\n", "should be a mapping"),
+        (b"a: [1, 2\n", "is not valid YAML"),
+        (b"a: \xff\xfe\n", "is not valid YAML"),
+        (b"a: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
+        (b"a: 2026-13-45\n", "is not valid YAML"),
+        (b"[" * 5000, "is not valid YAML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_files_that_are_no_record(tmp_path: Path, content: bytes | None, told: str) -> None:
+    path = tmp_path / "a.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CardError, match=f"^{re.escape(str(path))}: {told}") as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_data_holds_no_classes() -> None:
+    plain = to_plain(FULL)
+    assert plain["inners"] == [{"name": "y", "size": [1, 2]}, {"name": "z", "size": [1, 2]}]
+    assert plain["words"] == ["a", "b"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_written_files_follow_the_umask(tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("")
+    write_text(tmp_path / "a.txt", "")
+    assert (tmp_path / "a.txt").stat().st_mode == other.stat().st_mode
