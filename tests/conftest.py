@@ -52,12 +52,13 @@ def data() -> Path:
     return folder
 
 
-def draw_clip(seed: int, frames: int, tint: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Noise that drifts, in a colour: uint8 (frames, 40, 48, 3)."""
+def draw_clip(seed: int, count: int, tint: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Still noise under flickering noise, in a colour: uint8 (count, 40, 48, 3)."""
     rng = np.random.default_rng(seed)
     still = rng.integers(-50, 50, (40, 48, 1))
-    moving = rng.integers(-15, 15, (frames, 40, 48, 3))
-    return np.clip(np.array(tint) + still + moving, 0, 255).astype(np.uint8)
+    moving = rng.integers(-15, 15, (count, 40, 48, 3))
+    frames: NDArray[np.uint8] = np.clip(np.array(tint) + still + moving, 0, 255).astype(np.uint8)
+    return frames
 
 
 def write_clip(folder: Path, clip: NDArray[np.uint8]) -> None:
@@ -74,7 +75,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(18):
         subject = i // 2
         prefix = list(TINTS)[subject % 3]
-        clip = draw_clip(i, frames=2 + (5 * i) % 5 if i else 2, tint=TINTS[prefix])
+        clip = draw_clip(i, count=2 + (5 * i) % 5 if i else 2, tint=TINTS[prefix])
         write_clip(folder / f"{prefix}-s{subject:02}-{'ab'[i % 2]}_mp4", clip)
     return folder
 

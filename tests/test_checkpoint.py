@@ -30,9 +30,7 @@ def test_a_backbone_has_so_many_tensors(architecture: str, count: int) -> None:
     assert not [name for name in shapes if name.startswith("fc.")]
 
 
-def test_written_weights_are_read_by_a_strict_load(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_written_weights_load_strictly(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.safetensors"
     write_backbone(state, path, "resnet18")
     check_file(path, "resnet18")
@@ -116,7 +114,7 @@ def test_other_tensors_are_not_accepted(
 def test_shapes_are_those_of_the_architecture(state: dict[str, Tensor]) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_shapes(shapes, "resnet18", "here")
-    with pytest.raises(CheckpointError, match="^here: does not hold the 318 tensors of resnet50"):
+    with pytest.raises(CheckpointError, match=r"^here: does not hold the 318 tensors of resnet50"):
         check_shapes(shapes, "resnet50", "here")
 
 

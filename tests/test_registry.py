@@ -350,10 +350,9 @@ def test_a_foreign_file_is_refused(
     tmp_path: Path, how: str, extra: dict[str, Any], argument: str
 ) -> None:
     path = foreign_file(tmp_path / "foreign.safetensors", how)
+    extra = extra | {argument: {"file": str(path)}}
     with pytest.raises(CheckpointError, match="does not hold the 120 tensors of resnet18"):
-        timm.create_model(
-            "resnet18_uscl.us4", pretrained=True, **{argument: {"file": str(path)}}, **extra
-        )
+        timm.create_model("resnet18_uscl.us4", pretrained=True, **extra)
 
 
 def test_a_foreign_state_dict_is_refused(create: Create) -> None:

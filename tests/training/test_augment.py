@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import kstest  # type: ignore[import-untyped]
+from torch import Tensor
+from uscl_zoo.training import augment
+from uscl_zoo.training.recipe import Recipe, replace
+
+RECIPE = Recipe(seed=5)
+
+
+def images(count: int, side: int = 64, seed: int = 0) -> NDArray[np.uint8]:
+    """Noise at two scales, with pure grey and black among it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, side // 8, side // 8, 3)).repeat(8, 1).repeat(8, 2)
+    pixels = np.clip(coarse + rng.integers(-40, 40, (count, side, side, 3)), 0, 255)
+    pixels[:, :8] = pixels[:, :8, :, :1]
+    pixels[:, 8:12] = 0
+    frames: NDArray[np.uint8] = pixels.astype(np.uint8)
+    return frames
+
+
+BOXES = [
+    (0, 0, 64, 64),
+    (0, 0, 52, 60),
+    (3, 7, 57, 51),
+    (12, 0, 52, 64),
+    (9, 5, 55, 59),
+    (5, 5, 8, 3),
+]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_crops_are_pillows_within_a_grey_level(flip: bool) -> None:
+    frames = images(len(BOXES))
+    ours = augment.resized_crop(
+        augment.to_float(torch.from_numpy(frames)),
+        torch.tensor(BOXES, dtype=torch.float32),
+        torch.full((len(BOXES),), flip),
+    )
+    assert ours.dtype == torch.float32
+    for frame, (top, left, height, width), ours_one in zip(frames, BOXES, ours, strict=True):
+        crop = Image.fromarray(frame).crop((left, top, left + width, top + height))
+        theirs = crop.resize((64, 64), Image.Resampling.BILINEAR)
+        if flip:
+            theirs = theirs.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = ours_one.permute(1, 2, 0).numpy() * 255
+        assert np.abs(pixels - np.asarray(theirs, np.float32)).max() <= 1
+
+
+def test_each_image_has_its_own_flip() -> None:
+    frames = augment.to_float(torch.from_numpy(images(2)))
+    box = torch.tensor([[0.0, 0, 64, 64]] * 2)
+    ours = augment.resized_crop(frames, box, torch.tensor([False, True]))
+    assert torch.allclose(ours[0], frames[0], atol=1e-6)
+    assert torch.allclose(ours[1], frames[1].flip(2), atol=1e-6)
+
+
+def theirs_jitter(image: Tensor, factor: list[float], order: tuple[int, ...]) -> Tensor:
+    operations = (
+        TF.adjust_brightness,
+        TF.adjust_contrast,
+        TF.adjust_saturation,
+        TF.adjust_hue,
+    )
+    for operation in order:
+        image = operations[operation](image, factor[operation])
+    return image
+
+
+@pytest.mark.parametrize("strength", ["weak", "strong"])
+def test_jitter_is_torchvisions_in_every_order(strength: str) -> None:
+    orders = list(permutations(range(4)))
+    frames = augment.to_float(torch.from_numpy(images(len(orders), side=32)))
+    rng = np.random.default_rng(1)
+    spread = np.array([0.1, 0.1, 0.1, 0.02] if strength == "weak" else [0.8, 0.8, 0.8, 0.2])
+    factor = np.array([1, 1, 1, 0]) + spread * rng.uniform(-1, 1, (len(orders), 4))
+    ours = augment.jitter(frames, torch.from_numpy(factor).float(), torch.tensor(orders))
+    for one, frame, f, order in zip(ours, frames, factor.tolist(), orders, strict=True):
+        assert torch.allclose(one, theirs_jitter(frame, f, order), atol=2e-5), order
+
+
+def test_jitter_leaves_its_input_alone() -> None:
+    frames = augment.to_float(torch.from_numpy(images(2)))
+    before = frames.clone()
+    augment.jitter(frames, torch.full((2, 4), 0.3), torch.arange(4).expand(2, 4))
+    assert torch.equal(frames, before)
+
+
+def test_normalised_as_torchvision_does() -> None:
+    frames = augment.to_float(torch.from_numpy(images(2)))
+    recipe = replace(RECIPE, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    expected = TF.normalize(frames, recipe.mean, recipe.std)
+    assert torch.allclose(augment.normalise(frames, recipe), expected, atol=1e-6)
+
+
+def test_the_whole_is_its_parts() -> None:
+    frames = torch.from_numpy(images(6))
+    draws = augment.draw(RECIPE, 0, 2, 64)
+    whole = augment.augment(frames, draws, RECIPE)
+    assert whole.shape == (6, 3, 64, 64)
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    for i, (top, left, height, width) in enumerate(draws.box.int().tolist()):
+        image = Image.fromarray(frames[i].numpy()).crop((left, top, left + width, top + height))
+        theirs = TF.to_tensor(image.resize((64, 64), Image.Resampling.BILINEAR))
+        if draws.flip[i]:
+            theirs = theirs.flip(2)
+        order = tuple(draws.order[i].tolist())
+        theirs = TF.normalize(
+            theirs_jitter(theirs, draws.factor[i].tolist(), order), RECIPE.mean, RECIPE.std
+        )
+        # a grey level of the crop, amplified by the jitter and divided by the deviation
+        assert (whole[i] - theirs).abs().mean() < 2 / 255 / 0.25
+        alone = augment.augment(frames[i : i + 1], draws.select(torch.tensor([i])), RECIPE)
+        assert torch.allclose(alone[0], whole[i], atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------ the draws
+
+
+def equal(a: augment.Draws, b: augment.Draws) -> bool:
+    pairs = ((a.box, b.box), (a.flip, b.flip), (a.factor, b.factor), (a.order, b.order))
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_draws_are_keyed() -> None:
+    first = augment.draw(RECIPE, 0, 20, 64)
+    augment.draw(RECIPE, 3, 20, 64)
+    assert equal(first, augment.draw(replace(RECIPE, batch_size=4), 0, 20, 64))
+    assert not equal(first, augment.draw(RECIPE, 1, 20, 64))
+    assert not equal(first, augment.draw(replace(RECIPE, seed=6), 0, 20, 64))
+
+
+def test_no_two_frames_share_a_draw() -> None:
+    draws = augment.draw(RECIPE, 0, 500, 224)
+    assert len(draws.factor.unique(dim=0)) == 1500
+
+
+def test_draws_have_the_recipes_distributions() -> None:
+    draws = augment.draw(RECIPE, 0, 2000, 224)
+    for column, (low, high) in enumerate([(0.2, 1.8)] * 3 + [(-0.2, 0.2)]):
+        factor = draws.factor[:, column].numpy()
+        assert kstest(factor, "uniform", (low, high - low)).pvalue > 1e-3
+    assert abs(draws.flip.float().mean() - 0.5) < 0.03
+    orders, counts = draws.order.unique(dim=0, return_counts=True)
+    assert len(orders) == 24
+    assert counts.min() > 180  # of 250 expected
+
+
+def test_boxes_are_those_of_random_resized_crop() -> None:
+    """Their areas and ratios are distributed as torchvision draws them."""
+    from torchvision.transforms import RandomResizedCrop
+
+    box = augment.draw(RECIPE, 0, 1000, 224).box.numpy()
+    torch.manual_seed(0)
+    image = torch.zeros(3, 224, 224)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, (0.8, 1.0), (0.8, 1.25)) for _ in range(2000)]
+    )
+    for ours_of, theirs_of in (
+        (box[:, 2] * box[:, 3], theirs[:, 2] * theirs[:, 3]),
+        (box[:, 3] / box[:, 2], theirs[:, 3] / theirs[:, 2]),
+        (box[:, 0], theirs[:, 0]),
+        (box[:, 1], theirs[:, 1]),
+    ):
+        assert kstest(ours_of, theirs_of).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio"),
+    [
+        ((0.8, 1.0), (0.8, 1.25)),
+        ((1.0, 1.0), (1.0, 1.0)),
+        ((0.9, 1.0), (2.0, 3.0)),  # never fits
+        ((0.9, 1.0), (0.3, 0.4)),
+        ((1e-7, 1e-5), (0.8, 1.25)),  # less than a pixel
+    ],
+)
+@pytest.mark.parametrize("size", [32, 224])
+def test_boxes_are_whole_pixels_inside(
+    scale: tuple[float, float], ratio: tuple[float, float], size: int
+) -> None:
+    recipe = replace(RECIPE, crop_scale=scale, crop_ratio=ratio)
+    top, left, height, width = augment.draw(recipe, 0, 100, size).box.unbind(1)
+    for values in (top, left, height, width):
+        assert torch.equal(values, values.round())
+    assert min(top.min(), left.min()) >= 0
+    assert min(height.min(), width.min()) >= 1
+    assert (top + height).max() <= size
+    assert (left + width).max() <= size
+
+
+@pytest.mark.parametrize(
+    ("ratio", "box"), [((2.0, 3.0), [25, 0, 50, 100]), ((0.25, 0.5), [0, 25, 100, 50])]
+)
+def test_what_never_fits_is_the_central_crop(ratio: tuple[float, float], box: list[int]) -> None:
+    recipe = replace(RECIPE, crop_scale=(0.95, 1.0), crop_ratio=ratio)
+    assert augment.draw(recipe, 0, 1, 100).box.tolist() == [box] * 3

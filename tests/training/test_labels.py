@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from uscl_zoo.training.labels import (
+    LABEL_SCHEMES,
+    Annotation,
+    from_name,
+    hold_out,
+    read_table,
+    unify,
+)
+
+from uscl_zoo.errors import DataError, UnreadableError
+
+Write = Callable[[str | bytes], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "labels.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+TABLE = """Filename,Label,Patient,Licence
+Cov-1,COVID-19,p 1,CC BY -NC -SA 4.0
+b.mp4,regular,,
+deep/c.mov, regular ,p 2,
+,ignored,,
+"""
+
+
+@pytest.mark.parametrize(
+    ("video", "expected"),
+    [
+        ("Cov-1.mp4", Annotation("p 1", "COVID-19", "CC BY-NC-SA 4.0")),
+        ("convex/Cov-1.gif", Annotation("p 1", "COVID-19", "CC BY-NC-SA 4.0")),
+        ("cov-1.MP4", Annotation("p 1", "COVID-19", "CC BY-NC-SA 4.0")),
+        ("Cov-1_mp4", None),
+        ("any/b.mp4", Annotation("b.mp4", "regular")),
+        ("any/B.MP4", Annotation("b.mp4", "regular")),
+        ("b.mov", None),
+        ("deep/c.mov", Annotation("p 2", "regular")),
+        ("Deep/C.mov", Annotation("p 2", "regular")),
+        ("other/c.mov", None),
+    ],
+)
+def test_a_video_is_found_by_path_name_or_stem(
+    write: Write, video: str, expected: Annotation | None
+) -> None:
+    table = read_table(write(TABLE), "Filename", "Label", "Patient", "Licence")
+    assert table.find(video) == expected
+
+
+def test_spreadsheets_begin_with_a_mark(write: Write) -> None:
+    table = read_table(write(b"\xef\xbb\xbfFilename,Label\na,x\n"), "Filename", "Label")
+    assert table.find("a.mp4") == Annotation("a", "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"Filename,Label\na,\xff\xfe\n", "is not a CSV in UTF-8"),
+        (b'Filename,Label\n"a,x\n', "is not a CSV in UTF-8"),
+        (b'Filename,Label\n"a"b,x\n', "is not a CSV in UTF-8"),
+        (None, "cannot be read"),
+    ],
+)
+def test_an_unreadable_table(write: Write, content: bytes | None, told: str) -> None:
+    path = write(content or b"")
+    if content is None:
+        path.unlink()
+    with pytest.raises(UnreadableError, match=f"^{re.escape(str(path))}: {told}") as caught:
+        read_table(path, "Filename", "Label")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["file", "label", "subject", "licence"])
+def test_a_missing_column_is_named_with_those_there(write: Write, column: str) -> None:
+    columns = {"file": "Filename", "label": "Label", "subject": "Patient", "licence": "Licence"}
+    arguments = {f"{name}_column": title for name, title in columns.items()}
+    arguments[f"{column}_column"] = "Nonsense"
+    path = write(TABLE)
+    told = f"{path}: no column 'Nonsense'; it has 'Filename', 'Label', 'Patient', 'Licence'"
+    with pytest.raises(DataError, match=re.escape(told)):
+        read_table(path, **arguments)
+
+
+def test_an_empty_table_has_no_column(write: Write) -> None:
+    with pytest.raises(DataError, match="no column 'Filename'; it has none"):
+        read_table(write(""), "Filename")
+
+
+def test_rows_that_disagree(write: Write) -> None:
+    table = read_table(write("Filename,Label\na,x\na,y\nb,z\nb,z\n"), "Filename", "Label")
+    # only if such a video is asked for
+    assert table.find("b.mp4") == Annotation("b", "z")
+    with pytest.raises(DataError, match=r"labels\.csv: two rows for 'a' disagree"):
+        table.find("a.mp4")
+
+
+def test_rows_that_disagree_but_for_case(write: Write) -> None:
+    table = read_table(write("Filename,Label\nClip,x\nCLIP,y\n"), "Filename", "Label")
+    # an exact name is never in doubt
+    assert table.find("Clip.mp4") == Annotation("Clip", "x")
+    with pytest.raises(DataError, match="two rows for 'Clip' disagree"):
+        table.find("clip.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "label"),
+    [
+        ("Cov-Atlas-Day+1.gif", None, "Cov"),
+        ("videos/convex/pneu-radiopaeda.mp4", None, "pneu"),
+        ("Reg 1.mov", None, "Reg"),
+        ("Rb2_x_mp4", None, "Rb2"),
+        ("video.mp4", None, None),
+        ("001-Cov.mp4", None, None),
+        ("Cov-001_mp4", "us4", "diseased lung"),
+        ("oth-001_mp4", "us4", "diseased lung"),
+        ("Ali-7_mp4", "us4", "normal lung"),
+        ("F3_patient_mp4", "us4", "F3"),
+        ("rb5-x_mp4", "us4", "Rb5"),
+    ],
+)
+def test_the_prefix_is_the_label(name: str, scheme: str | None, label: str | None) -> None:
+    assert from_name(name, scheme) == Annotation(subject=name, label=label)
+
+
+def test_us4_has_twelve_joint_classes() -> None:
+    assert len(set(LABEL_SCHEMES["us4"].values())) == 12
+
+
+@pytest.mark.parametrize("name", ["Vir-1.mp4", "video.mp4", "F5_x_mp4"])
+def test_a_prefix_that_the_scheme_does_not_know(name: str) -> None:
+    with pytest.raises(DataError, match=f"^{re.escape(name)}: the prefix .* is none of us4's: Rb1"):
+        from_name(name, "us4")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "subject"),
+    [
+        ("a/Cov-pat4-1.mp4", r"pat(\d+)", "4"),
+        ("site2/Cov-pat4-1.mp4", r"(site\d+/Cov-pat\d+)", "site2/Cov-pat4"),
+    ],
+)
+def test_the_subject_is_the_group_of_a_pattern(name: str, pattern: str, subject: str) -> None:
+    assert from_name(name, subject_pattern=pattern).subject == subject
+
+
+@pytest.mark.parametrize("pattern", [r"patient(\d+)", r"Cov", r"(x?)Cov", r"(\d+"])
+def test_a_pattern_that_gives_no_subject(pattern: str) -> None:
+    with pytest.raises(DataError, match=re.escape(repr(pattern))):
+        from_name("Cov-1.mp4", subject_pattern=pattern)
+
+
+# --------------------------------------------------------------------------------- one spelling
+
+
+def labelled(**labels: str | None) -> dict[str, Annotation]:
+    return {name: Annotation(name, label) for name, label in labels.items()}
+
+
+def labels_of(annotations: dict[str, Annotation]) -> list[str | None]:
+    return [row.label for row in annotations.values()]
+
+
+def test_the_most_frequent_spelling_wins() -> None:
+    given = labelled(a="Regular", b="regular", c="regular", d="COVID", e=None)
+    assert labels_of(unify(given)) == ["regular", "regular", "regular", "COVID", None]
+
+
+def test_declared_classes_set_the_spelling() -> None:
+    assert labels_of(unify(labelled(a="REG", b="cov"), ["Reg", "Cov"])) == ["Reg", "Cov"]
+
+
+def test_labels_are_dropped_and_their_videos_kept() -> None:
+    given = labelled(a="Vir", b="Cov")
+    assert labels_of(unify(given, ["Cov"], unlabelled=["vir"])) == [None, "Cov"]
+
+
+def test_a_label_that_nobody_declared() -> None:
+    with pytest.raises(DataError, match=r"^b: label 'Vir' is not among .* \(Cov, Reg\); .*'Vir'$"):
+        unify(labelled(a="Cov", b="Vir"), ["Cov", "Reg"])
+
+
+def test_the_rest_of_an_annotation_is_kept() -> None:
+    given = {"a": Annotation("p", "x", "MIT")}
+    assert unify(given) == given
+
+
+# ---------------------------------------------------------------------------------- holding out
+
+
+def cohort(**subjects: int) -> dict[str, Annotation]:
+    """Two videos of each subject, so many subjects a class."""
+    return {
+        f"{label}{s}-{v}": Annotation(f"{label}{s}", label)
+        for label, count in subjects.items()
+        for s in range(count)
+        for v in range(2)
+    }
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
+def test_a_share_of_each_class_is_held_out(share: float) -> None:
+    held = hold_out(cohort(Cov=20, Reg=10, Vir=2), share, seed=0)
+    counts = {c: sum(s.startswith(c) for s in held) for c in ("Cov", "Reg", "Vir")}
+    # of two, one each way
+    assert counts == {"Cov": round(20 * share), "Reg": round(10 * share), "Vir": 1}
+
+
+def test_the_only_subject_of_a_class_is_trained_on() -> None:
+    assert not any(s.startswith("Vir") for s in hold_out(cohort(Cov=5, Vir=1), 0.5, seed=0))
+
+
+def test_nothing_is_held_out_of_a_share_of_zero() -> None:
+    assert hold_out(cohort(Cov=5, Reg=5), 0.0, seed=0) == set()
+
+
+def test_the_seed_decides_and_the_order_does_not() -> None:
+    annotations = cohort(Cov=20, Reg=20)
+    backwards = dict(reversed(annotations.items()))
+    assert hold_out(annotations, 0.2, 1) == hold_out(backwards, 0.2, 1)
+    assert hold_out(annotations, 0.2, 1) != hold_out(annotations, 0.2, 2)
+
+
+def test_a_subject_counts_for_its_most_frequent_label() -> None:
+    rows = [*["Cov"] * 3, "Reg"]
+    mixed = {f"m{i}": Annotation("mixed", label) for i, label in enumerate(rows)}
+    others = {f"r{i}": Annotation(f"r{i}", "Reg") for i in range(2)}
+    for seed in range(10):
+        # alone among Cov, so never held out; among Reg it would be one of three
+        assert "mixed" not in hold_out(mixed | others, 0.5, seed)
+
+
+def test_subjects_without_a_label_are_a_class_of_their_own() -> None:
+    given = {f"v{i}": Annotation(f"s{i}") for i in range(10)}
+    assert len(hold_out(given, 0.2, seed=0)) == 2

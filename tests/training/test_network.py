@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+from uscl_zoo.training.network import build
+from uscl_zoo.training.recipe import Recipe
+
+RECIPE = Recipe(seed=3)
+
+
+def views(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("architecture", "width"), [("resnet18", 512), ("resnet50", 2048)])
+@pytest.mark.parametrize("classes", [0, 1, 3])
+def test_shapes(architecture: str, width: int, classes: int) -> None:
+    network = build(Recipe(architecture=architecture, projection_dim=32), classes).eval()
+    first, _, second = network.projection
+    assert (first.in_features, first.out_features, second.out_features) == (width, width, 32)
+    with torch.no_grad():
+        z, logits = network(views())
+    assert z.shape == (2, 32)
+    assert (logits is None) == (classes == 0)
+    if logits is not None:
+        assert logits.shape == (2, classes)
+
+
+@torch.no_grad()
+def test_the_classifier_reads_the_projection() -> None:
+    network = build(RECIPE, 3).eval()
+    h = network.encoder(views())
+    z, logits = network(views())
+    assert torch.allclose(z, network.projection(h))
+    assert torch.allclose(logits, network.classifier(z))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_batch_of_one_is_a_batch(count: int) -> None:
+    z, logits = build(RECIPE, 3).eval()(views(count))
+    assert (z.shape, logits.shape) == ((count, 256), (count, 3))
+
+
+def test_the_encoder_is_timms() -> None:
+    encoder = build(RECIPE, 3).encoder
+    other = timm.create_model("resnet18", num_classes=0)
+    other.load_state_dict(encoder.state_dict(), strict=True)
+
+
+def test_no_branch_begins_at_zero() -> None:
+    state = build(RECIPE, 3).encoder.state_dict()
+    assert all((state[name] == 1).all() for name in state if name.endswith("bn2.weight"))
+
+
+def test_the_seed_is_the_initialisation() -> None:
+    first, again, other = (build(Recipe(seed=s), 3).state_dict() for s in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name in ("encoder.conv1.weight", "projection.0.weight", "classifier.weight"):
+        assert not torch.equal(first[name], other[name])
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build(RECIPE, 3)
+    assert torch.equal(torch.rand(3), expected)

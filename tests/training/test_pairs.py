@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import beta, chisquare, kstest  # type: ignore[import-untyped]
+from uscl_zoo.training.frames import Video
+from uscl_zoo.training.pairs import Purpose, draw_batches, draw_labelled, draw_pairs, stream
+from uscl_zoo.training.recipe import Recipe, replace
+
+RECIPE = Recipe(seed=7)
+
+
+def videos(*counts: int, labels: tuple[str | None, ...] = ()) -> list[Video]:
+    first = np.cumsum([10, *counts])
+    return [
+        Video(
+            name=f"v{i}",
+            subject=f"s{i}",
+            label=labels[i % len(labels)] if labels else None,
+            split="train",
+            source="",
+            licence=None,
+            first=int(first[i]),
+            count=count,
+        )
+        for i, count in enumerate(counts)
+    ]
+
+
+def test_three_distinct_frames_of_the_video() -> None:
+    given = videos(*range(3, 40))
+    for epoch in range(20):
+        frames = draw_pairs(given, RECIPE, epoch).frames
+        for video, rows in zip(given, frames, strict=True):
+            assert len(set(rows)) == 3
+            assert set(rows) <= set(range(video.first, video.first + video.count))
+
+
+def test_every_order_of_three_frames_is_as_likely() -> None:
+    frames = draw_pairs(videos(*[3] * 6000), RECIPE, 0).frames
+    orders = (frames - frames.min(axis=1, keepdims=True)) @ np.array([9, 3, 1])
+    _, counts = np.unique(orders, return_counts=True)
+    assert len(counts) == 6
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_every_frame_is_as_likely_in_every_place() -> None:
+    given = videos(*[7] * 7000)
+    frames = draw_pairs(given, RECIPE, 0).frames - np.array([[v.first] for v in given])
+    for place in range(3):
+        assert chisquare(np.bincount(frames[:, place], minlength=7)).pvalue > 1e-3
+
+
+def test_two_frames_are_the_pair_and_nothing_is_mixed() -> None:
+    for epoch in range(10):
+        pairs = draw_pairs(videos(2, 2, 2), RECIPE, epoch)
+        for row, first in zip(pairs.frames, (10, 12, 14), strict=True):
+            assert {row[0], row[2]} == {first, first + 1}
+            assert row[1] in row[[0, 2]]
+        assert pairs.lam.tolist() == [1, 1, 1]
+
+
+def test_one_frame_is_paired_with_itself() -> None:
+    pairs = draw_pairs(videos(1, 1), RECIPE, 0)
+    assert pairs.frames.tolist() == [[10] * 3, [11] * 3]
+    assert pairs.lam.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("parameter", [0.5, 2.0])
+def test_lambda_is_beta_distributed(parameter: float) -> None:
+    lam = draw_pairs(videos(*[5] * 5000), replace(RECIPE, beta=parameter), 0).lam
+    assert lam.dtype == np.float32
+    assert kstest(lam, beta(parameter, parameter).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 8}, {"validation": True}])
+def test_draws_are_keyed(change: dict[str, int]) -> None:
+    given = videos(*range(1, 60))
+    # whatever one asked before, and however large the batches are
+    before = draw_pairs(given, RECIPE, 0)
+    draw_pairs(given, RECIPE, 5)
+    again = draw_pairs(given, replace(RECIPE, batch_size=4), 0)
+    assert np.array_equal(before.frames, again.frames)
+    assert np.array_equal(before.lam, again.lam)
+    recipe = replace(RECIPE, seed=change.get("seed", RECIPE.seed))
+    validation = bool(change.get("validation"))
+    other = draw_pairs(given, recipe, change.get("epoch", 0), validation)
+    assert not np.array_equal(before.frames, other.frames)
+    assert not np.array_equal(before.lam, other.lam)
+
+
+def test_streams_are_different_and_begin_anew() -> None:
+    drawn = {
+        (epoch, purpose): stream(3, epoch, purpose).random()
+        for epoch in (0, 1)
+        for purpose in Purpose
+    }
+    assert len(set(drawn.values())) == 2 * len(Purpose)
+    assert stream(3, 1, Purpose.PAIRS).random() == drawn[1, Purpose.PAIRS]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "smallest", "sizes"),
+    [
+        (64, 32, 8, [32, 32]),
+        (72, 32, 8, [32, 32, 8]),
+        (71, 32, 8, [32, 39]),
+        (32, 32, 8, [32]),
+        (33, 32, 8, [33]),
+        (5, 2, 2, [2, 3]),
+        (8, 4, 8, [4, 4]),
+        (7, 4, 8, [7]),
+    ],
+)
+def test_batches(count: int, batch: int, smallest: int, sizes: list[int]) -> None:
+    recipe = replace(RECIPE, batch_size=batch, smallest_batch=smallest)
+    for epoch in range(3):
+        batches = draw_batches(count, recipe, epoch)
+        assert [len(b) for b in batches] == sizes
+        assert sorted(np.concatenate(batches)) == list(range(count))
+
+
+def test_every_epoch_is_shuffled_anew() -> None:
+    first, again, second = (draw_batches(40, RECIPE, epoch)[0].tolist() for epoch in (0, 0, 1))
+    assert first == again != second
+    assert sorted(first) != first
+
+
+def test_labels_become_class_indices() -> None:
+    given = videos(1, 1, 1, 1, labels=("Reg", "Cov", None, "Vir"))
+    assert draw_labelled(given, RECIPE, ("Cov", "Reg")) == [1, 0, -1, -1]
+
+
+@pytest.mark.parametrize(("rate", "used"), [(0.0, 0), (0.25, 5), (0.5, 10), (1.0, 20)])
+def test_label_rate_is_a_share_of_the_labelled(rate: float, used: int) -> None:
+    given = videos(*[1] * 40, labels=("Cov", None))
+    recipe = replace(RECIPE, label_rate=rate)
+    targets = draw_labelled(given, recipe, ("Cov",))
+    assert sum(target == 0 for target in targets) == used
+    assert targets == draw_labelled(given, replace(recipe, batch_size=4), ("Cov",))
+
+
+def test_the_seed_chooses_whose_labels_are_used() -> None:
+    given = videos(*[1] * 40, labels=("Cov",))
+    drawn = [
+        draw_labelled(given, replace(RECIPE, label_rate=0.5, seed=s), ("Cov",)) for s in (0, 1)
+    ]
+    assert drawn[0] != drawn[1]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from uscl_zoo.training.labels import LABEL_SCHEMES
+from uscl_zoo.training.recipe import Recipe, load_recipe, recipe_names, replace, settings_of
+
+from uscl_zoo.errors import CardError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipes_are_complete(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.architecture in name
+    # what a recipe does not change is as the authors released it
+    changed = {k for k, v in settings_of(recipe).items() if v != settings_of(Recipe())[k]}
+    assert changed <= {"architecture", "classes"}
+
+
+@pytest.mark.parametrize("name", ["us4_resnet18", "us4_resnet50"])
+def test_classes_of_us4_are_those_of_its_labels(name: str) -> None:
+    classes = load_recipe(name).classes
+    assert classes is not None
+    assert set(classes) == set(LABEL_SCHEMES["us4"].values())
+
+
+def test_defaults_are_the_released_settings() -> None:
+    recipe = Recipe()
+    assert (recipe.temperature, recipe.class_weight, recipe.beta) == (0.5, 0.2, 0.5)
+    assert (recipe.epochs, recipe.batch_size, recipe.constant_epochs) == (300, 32, 11)
+    assert (recipe.learning_rate, recipe.final_learning_rate) == (3e-4, 1e-6)
+    assert (recipe.weight_decay, recipe.projection_dim) == (1e-4, 256)
+    assert (recipe.crop_scale, recipe.crop_ratio) == ((0.8, 1.0), (0.8, 1.25))
+    assert (recipe.mean, recipe.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_overrides_are_typed_as_yaml() -> None:
+    settings = (
+        "epochs=20",
+        "learning_rate=1e-3",
+        "classes=[a, b]",
+        "std=[1,1,1]",
+        "precision=bf16",
+    )
+    recipe = load_recipe("pocus_resnet18", settings)
+    assert (recipe.epochs, recipe.learning_rate, recipe.precision) == (20, 1e-3, "bf16")
+    assert (recipe.classes, recipe.std) == (("a", "b"), (1.0, 1.0, 1.0))
+    assert load_recipe("pocus_resnet18", ["classes=null"]).classes is None
+
+
+def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
+    recipe = Recipe(classes=("a", "b"), epochs=3, crop_ratio=(0.5, 2.0))
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(settings_of(recipe)))
+    assert load_recipe(str(path)) == recipe
+
+
+WRONG = [
+    ("epocs=3", "unknown key 'epocs'"),
+    ("epochs=3.5", "epochs: should be of type int, not 3.5"),
+    ("epochs=", "epochs: should be of type int, not None"),
+    ("epochs=0", "epochs: should be from 1 to 1e+07, not 0"),
+    ("batch_size=1", "batch_size: should be from 2 to"),
+    ("label_rate=1.5", "label_rate: should be from 0 to 1, not 1.5"),
+    ("temperature=0", "temperature: should be from 0.001 to 1000, not 0.0"),
+    ("hue=0.6", "hue: should be from 0 to 0.5, not 0.6"),
+    ("seed=-1", "seed: should be from 0"),
+    ("learning_rate=nan", "learning_rate: should be finite, not nan"),
+    ("learning_rate=.nan", "learning_rate: should be finite, not nan"),
+    ("architecture=vgg16", "architecture: should be one of resnet18, resnet50, not 'vgg16'"),
+    ("precision=fp16", "precision: should be auto, float32 or bf16, not 'fp16'"),
+    ("crop_scale=[0.9, 0.8]", "crop_scale: should be two growing shares"),
+    ("crop_scale=[0, 1]", "crop_scale: should be two growing shares"),
+    ("crop_scale=[0.5, 1.1]", "crop_scale: should be two growing shares"),
+    ("crop_ratio=[0, 1]", "crop_ratio: should be two growing ratios"),
+    ("crop_ratio=[1]", "crop_ratio: should have 2 values, not 1"),
+    ("std=[0, 1, 1]", "std: should be above 0"),
+    ("classes=[a, a]", "classes: should name each class once"),
+    ("classes=a", "classes: should be a list, not 'a'"),
+]
+
+
+@pytest.mark.parametrize(("setting", "told"), WRONG)
+def test_a_wrong_override_names_key_and_place(setting: str, told: str) -> None:
+    with pytest.raises(
+        CardError, match=f"pocus_resnet18.yaml with the command line: {re.escape(told)}"
+    ):
+        load_recipe("pocus_resnet18", [setting])
+
+
+@pytest.mark.parametrize(("setting", "told"), WRONG)
+def test_a_wrong_file_names_file_and_key(tmp_path: Path, setting: str, told: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(setting.replace("=", ": ", 1) + "\n")
+    with pytest.raises(CardError, match=f"^{re.escape(f'{path}: {told}')}") as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["epochs", "--epochs 3", "epochs: 3"])
+def test_overrides_are_written_with_an_equals_sign(setting: str) -> None:
+    with pytest.raises(CardError, match="written key=value"):
+        load_recipe("pocus_resnet18", [setting])
+
+
+def test_an_override_that_is_no_yaml() -> None:
+    with pytest.raises(CardError, match=r"^'classes=\[a' on the command line"):
+        load_recipe("pocus_resnet18", ["classes=[a"])
+
+
+@pytest.mark.parametrize("name", ["pocus_resnet34", "", "."])
+def test_an_unknown_recipe_is_told_those_there_are(name: str) -> None:
+    with pytest.raises(CardError, match=f"no recipe '{re.escape(name)}'.*pocus_resnet18"):
+        load_recipe(name)
+
+
+def test_replacing_checks_again() -> None:
+    assert replace(Recipe(), epochs=3) == dataclasses.replace(Recipe(), epochs=3)
+    with pytest.raises(CardError, match=r"^recipe: epochs: should be from"):
+        replace(Recipe(), epochs=0)
