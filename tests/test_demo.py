@@ -1,35 +1,22 @@
-import hashlib
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import uscl_zoo
-from uscl_zoo import checkpoint, demo
-from uscl_zoo.card import Weights
+from uscl_zoo import demo
+from uscl_zoo.card import Card
 from uscl_zoo.errors import DataError, UnknownModelError, UnreadableError, WeightsNotFoundError
-from uscl_zoo.records import write_yaml
 
-NAME = "resnet18_uscl.mine"
+NAME = "resnet18_uscl.trial"
 RED = (176, 58, 46)
 
 
 @pytest.fixture
-def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with one checkpoint."""
-    monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(tmp_path / "zoo"))
-    torch.manual_seed(1)
-    file = tmp_path / "zoo" / f"{NAME}.safetensors"
-    network = uscl_zoo.create_model("resnet18_uscl")
-    checkpoint.write_backbone(network.state_dict(), file, "resnet18")
-    content = file.read_bytes()
-    weights = Weights(file.name, hashlib.sha256(content).hexdigest(), len(content))
-    card = replace(uscl_zoo.model_info("resnet18_uscl.us4"), name=NAME, weights=weights)
-    write_yaml(file.with_suffix(".yaml"), card)
-    return file
+def zoo(installed: Callable[..., Card], home: Path) -> Path:
+    """The weights file of the one checkpoint there is."""
+    return home / ".uscl_zoo" / installed(NAME).weights.file
 
 
 def clip(path: Path, frames: int) -> Path:

@@ -1,6 +1,6 @@
 import csv
-import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ from PIL import Image
 from torch import nn
 
 import uscl_zoo
-from uscl_zoo import checkpoint
-from uscl_zoo.card import Weights
+from uscl_zoo.card import Card
 from uscl_zoo.embed import Embeddings, check_suffix, embed, embed_frames, written_whole
 from uscl_zoo.errors import DataError, UnknownModelError, UnreadableError
-from uscl_zoo.records import write_yaml
 from uscl_zoo.ultrasound.reading import sample
 from uscl_zoo.ultrasound.transforms import create_transform
 
@@ -114,10 +112,11 @@ def test_a_classifier_is_passed_by(folder: Path) -> None:
     assert embed(network, folder / "d.png", progress=False).features.shape == (1, 512)
 
 
-def test_a_network_without_one_vector_a_frame(folder: Path) -> None:
-    features = uscl_zoo.create_model("resnet18_uscl", features_only=True)
+@pytest.mark.parametrize("settings", [{"features_only": True}, {"global_pool": ""}])
+def test_a_network_without_one_vector_a_frame(folder: Path, settings: dict[str, Any]) -> None:
+    network = uscl_zoo.create_model("resnet18_uscl", **settings)
     with pytest.raises(DataError, match="does not give one vector a frame"):
-        embed(features, folder / "d.png", progress=False)
+        embed(network, folder / "d.png", progress=False)
 
 
 def test_the_network_is_left_as_it_was(model: nn.Module, folder: Path) -> None:
@@ -143,23 +142,14 @@ def test_frames_in_memory(model: nn.Module, folder: Path) -> None:
     assert np.array_equal(embed_frames(model, arrays), expected)
 
 
-def test_by_name(
-    model: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(tmp_path))
-    file = tmp_path / "resnet18_uscl.mine.safetensors"
-    checkpoint.write_backbone(model.state_dict(), file, "resnet18", half=False)
-    content = file.read_bytes()
-    weights = Weights(file.name, hashlib.sha256(content).hexdigest(), len(content))
-    card = replace(
-        uscl_zoo.model_info("resnet18_uscl.us4"), name="resnet18_uscl.mine", weights=weights
-    )
-    write_yaml(tmp_path / "resnet18_uscl.mine.yaml", card)
-    by_name = embed("resnet18_uscl.mine", folder / "a.gif", device="cpu", progress=False)
-    by_network = embed(model, folder / "a.gif", progress=False)
-    assert np.allclose(by_name.features, by_network.features, rtol=1e-5, atol=1e-6)
+def test_by_name(installed: Callable[..., Card], folder: Path) -> None:
+    name = installed().name
+    network = uscl_zoo.create_model(name, pretrained=True)
+    by_name = embed(name, folder / "a.gif", device="cpu", progress=False)
+    by_network = embed(network, folder / "a.gif", progress=False)
+    assert np.array_equal(by_name.features, by_network.features)
     with pytest.raises(UnknownModelError, match="did you mean"):
-        embed("resnet18_uscl.yours", folder, progress=False)
+        embed("resnet18_uscl.trail", folder, progress=False)
 
 
 class TestSave:
