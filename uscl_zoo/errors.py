@@ -41,5 +41,9 @@ class DataError(UsclError, ValueError):
     """The data is readable, but cannot serve for what was asked."""
 
 
+class HubError(UsclError, ConnectionError):
+    """The Hugging Face Hub cannot be reached, or refuses what was asked of it."""
+
+
 class MissingDependencyError(UsclError, ImportError):
     """An optional library is needed and not installed."""
