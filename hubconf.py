@@ -1,0 +1,17 @@
+"""Entry points of torch.hub: `torch.hub.load(REPOSITORY, "resnet18_uscl", pretrained=True)`."""
+
+from uscl_zoo.registry import resnet18_uscl, resnet50_uscl
+
+#: torch.hub says which of these is not installed.
+dependencies = [
+    "click",
+    "huggingface_hub",
+    "numpy",
+    "PIL",
+    "safetensors",
+    "timm",
+    "torch",
+    "torchvision",
+    "tqdm",
+    "yaml",
+]
