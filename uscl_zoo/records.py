@@ -18,15 +18,36 @@ from .errors import CardError
 
 T = TypeVar("T")
 
+#: Bytes; the largest card is a hundredth of this.
+_LARGEST = 1 << 20
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, each written out: a few aliases of aliases can stand for terabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("has an alias; write the value out")
+        return super().compose_node(parent, index)
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping.
+    """Read a YAML file that holds one mapping, without aliases and at most a mebibyte.
 
     Raises:
         CardError: if the file is unreadable, is not YAML, or holds something else.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            # a device or a pipe would be read for ever
+            raise CardError(f"{path}: is no file")
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise CardError(f"{path}: is larger than {_LARGEST} bytes, which no card or recipe is")
+        data = yaml.load(content.decode(), _Loader)
+    except CardError:
+        raise
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
