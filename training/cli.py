@@ -210,16 +210,26 @@ def export(
 @click.option("--resamples", type=click.IntRange(min=100), default=10_000, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--card", type=_PATH, help="Card to put the figures on.")
+@click.option("--penalties", is_flag=True, help="Show what the penalty does instead.")
 def probe(
-    model: str, data: Path, random_seeds: int, resamples: int, seed: int, card: Path | None
+    model: str,
+    data: Path,
+    random_seeds: int,
+    resamples: int,
+    seed: int,
+    card: Path | None,
+    penalties: bool,
 ) -> None:
     """Fit a logistic regression on the training subjects' frozen features, judge it on the others'.
 
     Prints the balanced accuracy over held-out frames of MODEL, of random initialisation, and their
     difference, with 95 % intervals from a bootstrap over held-out subjects.
     """
-    from .downstream.probe import compare
+    from .downstream.probe import compare, penalty_table
 
+    if penalties:
+        click.echo(penalty_table(model, FrameStore(data), seed))
+        return
     report = compare(
         model, FrameStore(data), random_seeds=random_seeds, resamples=resamples, seed=seed
     )

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.data import resolve_model_data_config
 from torch import nn
@@ -51,9 +52,14 @@ def make_task(store: FrameStore) -> Task:
     """The labelled frames of a store, by its split.
 
     Raises:
-        DataError: if a side has no labelled video, or a class is missing from one of them.
+        DataError: if there are no two classes, or one is missing from a side of the split.
     """
     classes = store.labels
+    if len(classes) < 2:
+        raise DataError(
+            f"{store.folder}: a probe tells classes apart, and its labels are "
+            f"{', '.join(classes) or 'none'}; prepare it with --label-column or --label-scheme"
+        )
     sides = {}
     for split in ("train", "heldout"):
         videos = [video for video in store.select(split) if video.label is not None]
@@ -136,13 +142,17 @@ def fit_predict(
         test: features to predict.
         inverse_penalty: scikit-learn's C.
     """
-    probe = make_pipeline(
-        StandardScaler(),
-        LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=500),
-    )
+    probe = _regression(inverse_penalty)
     probe.fit(train.astype(np.float64), target)
     predicted: npt.NDArray[np.int64] = probe.predict(test.astype(np.float64))
     return predicted
+
+
+def _regression(inverse_penalty: float) -> Pipeline:
+    return make_pipeline(
+        StandardScaler(),
+        LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=500),
+    )
 
 
 def cross_fit(task: Task, predictions: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
@@ -338,14 +348,8 @@ def compare(
     """
     task = make_task(store)
     bootstrap = Bootstrap.draw(task, resamples, seed)
-    pretrained = uscl_zoo.create_model(name, pretrained=True, num_classes=0)
-    ours = balanced_accuracies([pretrained], store, bootstrap, progress)
-    randoms = []
-    for number in range(random_seeds):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(number)
-            # started as pretraining starts, with every residual branch alive
-            randoms.append(uscl_zoo.create_model(name, num_classes=0, zero_init_last=False))
+    ours = balanced_accuracies([_pretrained(name)], store, bootstrap, progress)
+    randoms = [_random(name, number) for number in range(random_seeds)]
     theirs = balanced_accuracies(randoms, store, bootstrap, progress)
     return Comparison(
         model=name,
@@ -358,3 +362,52 @@ def compare(
         resamples=resamples,
         seed=seed,
     )
+
+
+def penalty_table(name: str, store: FrameStore, seed: int = 0) -> str:
+    """Show what the penalty does to a checkpoint and to one random network.
+
+    Args:
+        name: of the zoo.
+        store: with held-out subjects and labels.
+        seed: of the random network and of the folds.
+
+    Returns:
+        A table in Markdown: balanced accuracy by frame in a five-fold cross-validation by subject
+        within the training subjects, and on the held-out subjects.
+    """
+    task = make_task(store)
+    bootstrap = Bootstrap.draw(task, resamples=0)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    subject_of_row = np.repeat([v.subject for v in store.videos], [v.count for v in store.videos])
+    columns = []
+    for model in (_pretrained(name), _random(name, seed)):
+        train, test = features(model, store, task.train), features(model, store, task.test)
+        for c in PENALTIES:
+            probe = _regression(c)
+            inner = cross_val_score(
+                probe,
+                train.astype(np.float64),
+                task.train_target,
+                groups=subject_of_row[task.train],
+                cv=folds,
+                scoring="balanced_accuracy",
+            ).mean()
+            predicted = fit_predict(train, task.train_target, test, c)
+            columns.append(f"{inner:.3f} | {bootstrap.balanced_accuracy(predicted)[0]:.3f}")
+    lines = [f"| C | {name} inner | held out | random inner | held out |", "|" + " --- |" * 5]
+    half = len(PENALTIES)
+    for i, c in enumerate(PENALTIES):
+        lines.append(f"| {c:g} | {columns[i]} | {columns[half + i]} |")
+    return "\n".join(lines)
+
+
+def _pretrained(name: str) -> nn.Module:
+    return uscl_zoo.create_model(name, pretrained=True, num_classes=0)
+
+
+def _random(name: str, seed: int) -> nn.Module:
+    """A network as pretraining starts it, with every residual branch alive."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return uscl_zoo.create_model(name, num_classes=0, zero_init_last=False)
