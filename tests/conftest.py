@@ -70,12 +70,12 @@ def write_clip(folder: Path, clip: NDArray[np.uint8]) -> None:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 clips of 9 subjects, three of each class, with 1 to 6 frames."""
+    """18 clips of 9 subjects, three of each class, with 2 to 6 frames."""
     folder = tmp_path_factory.mktemp("clips")
     for i in range(18):
         subject = i // 2
         prefix = list(TINTS)[subject % 3]
-        clip = draw_clip(i, count=2 + (5 * i) % 5 if i else 2, tint=TINTS[prefix])
+        clip = draw_clip(i, count=2 + 3 * i % 5, tint=TINTS[prefix])
         write_clip(folder / f"{prefix}-s{subject:02}-{'ab'[i % 2]}_mp4", clip)
     return folder
 

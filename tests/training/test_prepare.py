@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SUBJECT, TINTS, draw_clip, write_clip
+from PIL import Image
+from uscl_zoo.training import prepare as module
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.labels import Annotation, from_name, read_table
+from uscl_zoo.training.prepare import Report, Sampling, prepare
+
+from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
+
+FILES = ("frames.npy", "manifest.csv", "skipped.csv", "store.json")
+
+
+def run(videos: Path | list[Path], output: Path, **changes: Any) -> Report:
+    """Prepare at 32x32 in this process, labels and subjects from names."""
+    settings: dict[str, Any] = {
+        "annotate": lambda name: from_name(name, subject_pattern=SUBJECT),
+        "sampling": Sampling(size=32),
+        "workers": 1,
+        "progress": False,
+    }
+    settings |= changes
+    annotate = settings.pop("annotate")
+    report: Report = prepare(
+        videos if isinstance(videos, list) else [videos], output, annotate, **settings
+    )
+    return report
+
+
+def content(store: Path) -> dict[str, bytes]:
+    assert sorted(p.name for p in store.iterdir()) == sorted(FILES)
+    return {name: (store / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture
+def own_clips(clips: Path, tmp_path: Path) -> Path:
+    """A copy of the clips to be damaged."""
+    return Path(shutil.copytree(clips, tmp_path / "clips"))
+
+
+# ------------------------------------------------------------------------------- what is stored
+
+
+def test_frames_are_those_of_the_videos_resized(small_store: FrameStore, clips: Path) -> None:
+    assert small_store.frames.shape[1:] == (32, 32, 3)
+    for video in small_store.videos:
+        files = sorted((clips / video.name).iterdir())
+        assert video.count == len(files)
+        for i, file in enumerate(files):
+            expected = Image.open(file).resize((32, 32), Image.Resampling.BILINEAR)
+            assert np.array_equal(small_store.frames[video.first + i], np.asarray(expected))
+
+
+def test_the_manifest_says_whose_frames_they_are(small_store: FrameStore, clips: Path) -> None:
+    for video in small_store.videos:
+        assert video.label == video.name.split("-")[0]
+        assert video.subject == video.name.split("-s")[1][:2]
+        assert video.source == str(clips / video.name)
+
+
+def test_held_out_subjects_are_never_trained_on(small_store: FrameStore) -> None:
+    train, held = small_store.select("train"), small_store.select("heldout")
+    assert not {v.subject for v in train} & {v.subject for v in held}
+    # a third of three subjects of each class, two videos each
+    assert Counter(v.label for v in held) == dict.fromkeys(TINTS, 2)
+    assert small_store.description["held_out_subjects"] == sorted({v.subject for v in held})
+
+
+def test_us4s_folders(tmp_path: Path) -> None:
+    prefixes = ("Cov", "Reg", "Rb3", "F1", "Ali")
+    for i, prefix in enumerate(prefixes):
+        folder = tmp_path / "us4" / f"{prefix}-clip {i}_mp4"
+        folder.mkdir(parents=True)
+        for number, frame in enumerate(draw_clip(i, 11, (90, 90, 90))):
+            Image.fromarray(frame).save(folder / f"{folder.name}_frame{number}.jpg")
+    report = run(
+        tmp_path / "us4",
+        tmp_path / "store",
+        annotate=lambda name: from_name(name, "us4"),
+        holdout=0,
+    )
+    labels = {v.name.split("-")[0]: v.label for v in report.store.videos}
+    assert labels == {
+        "Cov": "diseased lung",
+        "Reg": "normal lung",
+        "Rb3": "Rb3",
+        "F1": "F1",
+        "Ali": "normal lung",
+    }
+    assert [v.count for v in report.store.videos] == [11] * 5
+    first = report.store.videos[0]
+    # in the order of their numbers: frame10 comes last
+    last = Image.open(tmp_path / "us4" / first.name / f"{first.name}_frame10.jpg")
+    expected = last.resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(report.store.frames[first.first + 10], np.asarray(expected))
+
+
+def test_videos_without_a_row_are_kept_unlabelled(clips: Path, tmp_path: Path) -> None:
+    def annotate(name: str) -> Annotation | None:
+        return None if name.startswith("Reg") else from_name(name, subject_pattern=SUBJECT)
+
+    report = run(clips, tmp_path / "store", annotate=annotate)
+    assert len(report.unannotated) == 6
+    unlabelled = [v for v in report.store.videos if v.name in report.unannotated]
+    assert {v.label for v in unlabelled} == {None}
+    assert [v.subject for v in unlabelled] == [v.name for v in unlabelled]
+
+
+def test_the_seed_chooses_whom_to_hold_out(clips: Path, tmp_path: Path) -> None:
+    held = {
+        tuple(run(clips, tmp_path / str(seed), seed=seed).store.description["held_out_subjects"])
+        for seed in range(4)
+    }
+    assert len(held) > 1
+
+
+# ----------------------------------------------------------------------------- the same bytes
+
+
+def test_workers_make_no_difference(clips: Path, small_store: FrameStore, tmp_path: Path) -> None:
+    one = run(clips, tmp_path / "one", workers=1)
+    two = run(clips, tmp_path / "two", workers=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert one.store.digest == two.store.digest
+
+
+def test_an_interrupted_call_continues(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = module._decode
+    calls: list[Path] = []
+
+    def stop(source: Path, part: Path, sampling: Sampling) -> str | None:
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        calls.append(source)
+        reason: str | None = decode(source, part, sampling)
+        return reason
+
+    monkeypatch.setattr(module, "_decode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(clips, tmp_path / "a")
+    with pytest.raises(DataError, match="was interrupted: run it again"):
+        FrameStore(tmp_path / "a")
+    monkeypatch.undo()
+    assert run(clips, tmp_path / "a").reused == 7
+    assert run(clips, tmp_path / "b").reused == 0
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+SLOWLY = """
+import sys, time
+from pathlib import Path
+from uscl_zoo.training import prepare as module
+from uscl_zoo.training.labels import from_name
+decode = module._decode
+def slowly(*arguments):
+    time.sleep(0.05)
+    return decode(*arguments)
+module._decode = slowly
+module.prepare([Path(sys.argv[1])], Path(sys.argv[2]),
+    lambda name: from_name(name, subject_pattern=sys.argv[3]),
+    sampling=module.Sampling(size=32), workers=1, progress=False)
+"""
+
+
+def test_a_killed_call_continues(clips: Path, tmp_path: Path) -> None:
+    """SIGKILL leaves no time to tidy up."""
+    arguments = [str(clips), str(tmp_path / "a"), SUBJECT]
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments])
+    parts = tmp_path / "a" / "parts"
+    deadline = time.monotonic() + 60
+    while len(list(parts.glob("*.json"))) < 4:
+        assert process.poll() is None, "it was done before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 4 <= run(clips, tmp_path / "a").reused < 18
+    run(clips, tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_part_of_another_source_is_not_reused(own_clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / "parts").mkdir(parents=True)
+    for source in sorted(own_clips.iterdir())[:3]:
+        part = module._part(tmp_path / "a" / "parts", source.name)
+        assert module._decode(source, part, Sampling(size=32)) is None
+    # the first is changed meanwhile, the part of the second was cut off
+    first, second, _ = sorted(own_clips.iterdir())[:3]
+    frame = next(first.iterdir())
+    Image.fromarray(draw_clip(99, 1, (9, 9, 9))[0]).save(frame)
+    cut = module._part(tmp_path / "a" / "parts", second.name).with_suffix(".u8")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert run(own_clips, tmp_path / "a").reused == 1
+    run(own_clips, tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_finished_store_is_returned_as_it_is(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "store")
+    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "store").iterdir()}
+    assert run(clips, tmp_path / "store").reused == 18
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "store").iterdir()} == stamps
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sampling": Sampling(size=48)}, {"seed": 1}, {"holdout": 0.5}, {"annotate": from_name}],
+)
+def test_another_store_is_not_overwritten_unasked(
+    clips: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run(clips, tmp_path / "store")
+    before = content(tmp_path / "store")
+    with pytest.raises(DataError, match=r"store: holds a store of other .* --overwrite"):
+        run(clips, tmp_path / "store", **change)
+    assert content(tmp_path / "store") == before
+    run(clips, tmp_path / "store", overwrite=True, **change)
+    assert content(tmp_path / "store") != before
+
+
+def test_a_damaged_store_is_replaced_when_asked(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "store")
+    before = content(tmp_path / "store")
+    (tmp_path / "store" / "frames.npy").write_bytes(b"torn")
+    with pytest.raises(UnreadableError, match=r"damaged store .* --overwrite"):
+        run(clips, tmp_path / "store")
+    run(clips, tmp_path / "store", overwrite=True)
+    assert content(tmp_path / "store") == before
+
+
+# ------------------------------------------------------------------------ what cannot be read
+
+
+def test_the_undecodable_is_skipped_and_named(own_clips: Path, tmp_path: Path) -> None:
+    torn = own_clips / "Cov-s00-torn.mp4"
+    torn.write_bytes(b"\x00" * 100)
+    (own_clips / "Reg-s02-none.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    report = run(own_clips, tmp_path / "store")
+    assert len(report.store.videos) == 18
+    assert [Path(source).name for source, _ in report.skipped] == [
+        "Cov-s00-torn.mp4",
+        "Reg-s02-none.mp4",
+    ]
+    told = (tmp_path / "store" / "skipped.csv").read_text()
+    assert str(torn) in told
+    assert "cannot be read" in told
+    assert torn.name not in {v.name for v in report.store.videos}
+    # asked again, it says so again
+    assert run(own_clips, tmp_path / "store").skipped == report.skipped
+
+
+def test_strict_refuses_the_undecodable(own_clips: Path, tmp_path: Path) -> None:
+    (own_clips / "Cov-s00-torn.mp4").write_bytes(b"\x00" * 100)
+    for _ in range(2):
+        with pytest.raises(UnreadableError, match=r"^1 sources cannot .*Cov-s00-torn\.mp4"):
+            run(own_clips, tmp_path / "store", strict=True)
+    run(own_clips, tmp_path / "store")
+    with pytest.raises(UnreadableError, match="--strict"):
+        run(own_clips, tmp_path / "store", strict=True)
+
+
+def test_nothing_decodable_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "Cov-s1.mp4").write_bytes(b"\x00" * 100)
+    with pytest.raises(UnreadableError, match=r"none of 1 sources can be decoded.*Cov-s1\.mp4"):
+        run(tmp_path / "videos", tmp_path / "store")
+
+
+def test_a_missing_decoder_is_not_the_videos_fault(
+    own_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_clips / "Cov-s00-c.mp4").write_bytes(b"\x00" * 100)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        run(own_clips, tmp_path / "store")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "notes.txt").write_text("none")
+    with pytest.raises(DataError, match=f"^{tmp_path / 'videos'}: "):
+        run(tmp_path / "videos", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_labels_are_checked_before_anything_is_decoded(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"label 'Pneu' is not among the declared classes"):
+        run(clips, tmp_path / "store", classes=["Cov", "Reg"])
+    assert not (tmp_path / "store").exists()
+    report = run(clips, tmp_path / "store", classes=["Cov", "Reg"], unlabelled=["pneu"])
+    assert report.store.labels == ("Cov", "Reg")
+
+
+# --------------------------------------------------------------------------- names of sources
+
+
+def test_a_video_named_twice_is_one_video(clips: Path, tmp_path: Path) -> None:
+    one = next(clips.iterdir())
+    report = run([clips, one, clips], tmp_path / "store")
+    assert len(report.store.videos) == 18
+
+
+def test_two_videos_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        for i in range(2):
+            write_clip(tmp_path / folder / f"Cov-s{i}_mp4", draw_clip(i, 2, (90, 90, 90)))
+    with pytest.raises(DataError, match=r"would both be named 'Cov-s0_mp4'.*common folder"):
+        run([tmp_path / "a", tmp_path / "b"], tmp_path / "store")
+    assert len(run(tmp_path, tmp_path / "store").store.videos) == 4
+
+
+def test_the_current_folder_has_a_name(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sorted(clips.iterdir())[0]
+    monkeypatch.chdir(one)
+    assert [v.name for v in run(Path(), tmp_path / "store").store.videos] == [one.name]
+
+
+def test_hidden_files_among_the_frames_do_not_matter(own_clips: Path, tmp_path: Path) -> None:
+    run(own_clips, tmp_path / "a")
+    for folder in own_clips.iterdir():
+        (folder / ".thumbnails").mkdir()
+        (folder / ".DS_Store").write_bytes(b"\x00")
+    assert run(own_clips, tmp_path / "a").reused == 18
+    run(own_clips, tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+# -------------------------------------------------------------------------------------- memory
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from uscl_zoo.training.labels import from_name
+from uscl_zoo.training.prepare import Sampling, prepare
+prepare([Path(sys.argv[1])], Path(sys.argv[2]), from_name,
+    sampling=Sampling(size=int(sys.argv[3])), workers=1, progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_videos(tmp_path: Path) -> None:
+    peaks, stored = [], []
+    for count in (4, 40):
+        for i in range(count):
+            write_clip(tmp_path / str(count) / f"Cov-{i:02}_mp4", draw_clip(i, 8, (90, 90, 90)))
+        store = tmp_path / f"store{count}"
+        arguments = [str(tmp_path / str(count)), str(store), "448"]
+        told = subprocess.check_output([sys.executable, "-c", PEAK, *arguments], text=True)
+        peaks.append(int(told))
+        stored.append((store / "frames.npy").stat().st_size / 1024)
+    # ten times the videos, 170 MB more of frames: a tenth of that would be too much
+    assert stored[1] - stored[0] > 150_000
+    assert peaks[1] - peaks[0] < 0.1 * (stored[1] - stored[0])
+
+
+# --------------------------------------------------------------------------------- real videos
+
+#: Of every container, two of one patient among them.
+REAL = (
+    "convex/Cov-Atlas-Day+1.gif",
+    "convex/Cov-Atlas-Day+2.gif",
+    "convex/Reg_pat4Image_140024.mpeg",
+    "convex/Reg_Avi_Video_004.mp4",
+    "convex/Pneu_northumbria_0409_set6_vid5.avi",
+    "convex/Cov_combatting_Image3.mp4",
+)
+
+
+def read_pocus(data: Path) -> Any:
+    return read_table(
+        data / "pocus" / "dataset_metadata.csv", "Filename", "Label", "Patient ID / Name", "License"
+    )
+
+
+def test_pocus_videos_with_their_table(data: Path, tmp_path: Path) -> None:
+    videos = [data / "pocus" / "videos" / name for name in REAL]
+    report = run(videos, tmp_path / "store", annotate=read_pocus(data).find)
+    assert not report.skipped
+    assert not report.unannotated
+    by_name = {v.name: v for v in report.store.videos}
+    assert len(by_name) == len(REAL)
+    for name, video in by_name.items():
+        expected = {"cov": "covid-19", "reg": "regular", "pneu": "bacterial pneumonia"}
+        assert (video.label or "").casefold() == expected[name.split("-")[0].split("_")[0].lower()]
+        times = report.store.times[video.first : video.first + video.count]
+        assert times[0] == 0
+        # three frames a second, so no two are closer than a third less a frame
+        assert video.count > 1
+        assert np.diff(times).min() > 0.2
+        assert video.count == pytest.approx(3 * times[-1] + 1, abs=2)
+
+
+@pytest.mark.slow
+def test_the_whole_of_pocus(data: Path, tmp_path: Path) -> None:
+    report = run(data / "pocus" / "videos", tmp_path / "store", annotate=read_pocus(data).find)
+    store = report.store
+    assert len(store.videos) == 131
+    assert not report.skipped
+    assert {v.licence for v in store.videos} >= {"CC BY-NC-SA 4.0"}
+    train, held = store.select("train"), store.select("heldout")
+    assert not {v.subject for v in train} & {v.subject for v in held}
+    for label in store.labels:
+        subjects = {v.subject for v in store.videos if v.label == label}
+        assert label in {v.label for v in train}
+        # a subject of several labels counts for one of them
+        if len(subjects) > 2:
+            assert label in {v.label for v in held}
+    assert json.loads((tmp_path / "store" / "store.json").read_text())["videos"] == 131
+
+
+@pytest.mark.skipif(os.name == "nt" or not Path("/dev/full").exists(), reason="no full device")
+def test_a_full_disk_is_an_error_and_leaves_no_store(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store" / "parts").mkdir(parents=True)
+    (tmp_path / "store" / "frames.npy.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        run(clips, tmp_path / "store")
+    with pytest.raises(DataError, match="interrupted"):
+        FrameStore(tmp_path / "store")

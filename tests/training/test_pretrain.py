@@ -1,0 +1,583 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import draw_clip, write_clip
+from PIL import Image
+from torch import Tensor
+from uscl_zoo.training import augment
+from uscl_zoo.training import pretrain as module
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.labels import from_name
+from uscl_zoo.training.objective import nt_xent, uscl_loss
+from uscl_zoo.training.pairs import draw_pairs
+from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.pretrain import (
+    Interrupted,
+    NotFiniteError,
+    Trainer,
+    learning_rate,
+    load_checkpoint,
+    load_run,
+    mix,
+    pretrain,
+    save_checkpoint,
+)
+from uscl_zoo.training.recipe import Recipe, replace
+
+from uscl_zoo.errors import CardError, CheckpointError, DataError
+from uscl_zoo.records import write_yaml
+
+CPU = torch.device("cpu")
+#: Twelve training videos in three steps an epoch.
+RECIPE = Recipe(
+    epochs=3,
+    batch_size=4,
+    smallest_batch=2,
+    constant_epochs=1,
+    validate_every=2,
+    projection_dim=16,
+    seed=11,
+)
+
+
+def run(store: FrameStore, folder: Path, recipe: Recipe = RECIPE, **changes: Any) -> dict[str, Any]:
+    """Pretrain on the CPU and return the last checkpoint."""
+    pretrain(recipe, store, folder, device="cpu", progress=False, **changes)
+    state = load_checkpoint(folder)
+    assert state is not None
+    return dict(state)
+
+
+@pytest.fixture(scope="module")
+def finished(small_store: FrameStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run(small_store, folder)
+    return folder
+
+
+def steps_of(state: dict[str, Any]) -> int:
+    """How many steps the optimiser has done."""
+    return int(state["optimizer"]["state"][0]["step"])
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Equal to the last bit, in whatever containers; wall-clock times aside."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key != "seconds":
+                assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+# ---------------------------------------------------------------------------- rates and views
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (0, 3e-4),
+        (10, 3e-4),
+        (11, 3e-4),
+        (12, 1e-6 + 299e-6 * (1 + math.cos(math.pi / 288)) / 2),
+        (155, (3e-4 + 1e-6) / 2),
+        (299, 1e-6),
+    ],
+)
+def test_learning_rate(epoch: int, expected: float) -> None:
+    assert learning_rate(Recipe(), epoch) == pytest.approx(expected, rel=1e-9)
+
+
+def test_learning_rate_never_grows() -> None:
+    rates = [learning_rate(Recipe(), epoch) for epoch in range(300)]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("epochs", [1, 11, 12])
+def test_learning_rate_of_a_short_run_is_constant(epochs: int) -> None:
+    recipe = replace(Recipe(), epochs=epochs)
+    assert {learning_rate(recipe, epoch) for epoch in range(epochs)} == {3e-4}
+
+
+def test_views_are_mixed_with_the_anchor() -> None:
+    frames = torch.randn(6, 3, 4, 4)
+    lam = torch.tensor([0.3, 1.0])
+    view1, view2 = mix(frames, lam)
+    assert torch.allclose(view1[0], 0.3 * frames[0] + 0.7 * frames[1])
+    assert torch.allclose(view2[0], 0.3 * frames[2] + 0.7 * frames[1])
+    assert torch.equal(view1[1], frames[3])
+    assert torch.equal(view2[1], frames[5])
+
+
+def test_a_sample_does_not_depend_on_its_batch(small_store: FrameStore) -> None:
+    trainer = Trainer(RECIPE, small_store, CPU)
+    pairs, draws, _ = trainer.tables(0)
+    together = trainer.views(pairs, draws, np.arange(12))
+    for i in range(12):
+        alone = trainer.views(pairs, draws, np.array([i]))
+        for whole, one in zip(together, alone, strict=True):
+            assert torch.allclose(whole[i], one[0], atol=1e-5)
+
+
+def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None:
+    """One forward a view, compared with normalising by hand and with both views in one forward."""
+    trainer = Trainer(RECIPE, small_store, CPU)
+    pairs, draws, batches = trainer.tables(0)
+    view1, view2 = trainer.views(pairs, draws, batches[0])
+    encoder = trainer.network.train().encoder
+    seen: list[Tensor] = []
+    handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(output.clone()))
+    loss = trainer.loss(batches[0], view1, view2)
+    handle.remove()
+    assert len(seen) == 2
+    with torch.no_grad():
+        maps = [F.conv2d(v, encoder.conv1.weight, stride=2, padding=3) for v in (view1, view2)]
+        for output, own in zip(seen, maps, strict=True):
+            mean, var = own.mean((0, 2, 3)), own.var((0, 2, 3), unbiased=False)
+            by_hand = (own - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+            assert torch.allclose(output, by_hand, atol=1e-4)
+        # two updates with momentum 0.1, from a mean of zero
+        means = [own.mean((0, 2, 3)) for own in maps]
+        expected = 0.9 * 0.1 * means[0] + 0.1 * means[1]
+        assert torch.allclose(encoder.bn1.running_mean, expected, atol=1e-5)
+        fused = trainer.network(torch.cat([view1, view2]))
+        z1, z2 = fused[0].chunk(2)
+        logits1, logits2 = fused[1].chunk(2)
+        other = uscl_loss((z1, logits1), (z2, logits2), trainer.targets[batches[0]], RECIPE)
+    assert not torch.allclose(loss.total, other.total, rtol=1e-4)
+
+
+def test_validation_is_deterministic(small_store: FrameStore) -> None:
+    trainer = Trainer(RECIPE, small_store, CPU)
+    trainer.step()
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    first = trainer.validate()
+    torch.manual_seed(1)
+    assert first == trainer.validate()
+    assert_same(before, dict(trainer.network.state_dict()))
+
+
+def test_validation_is_nt_xent_of_plain_frames(small_store: FrameStore) -> None:
+    trainer = Trainer(replace(RECIPE, batch_size=12), small_store, CPU)
+    pairs = draw_pairs(trainer.held_out, RECIPE, 0, validation=True)
+    frames = torch.from_numpy(np.array(small_store.frames[pairs.frames.reshape(-1)]))
+    images = (frames.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    view1, view2 = mix(images, torch.from_numpy(pairs.lam))
+    network = trainer.network.eval()
+    with torch.no_grad():
+        expected = nt_xent(network(view1)[0], network(view2)[0], RECIPE.temperature)
+    assert trainer.validate() == pytest.approx(expected.item(), rel=1e-4)
+
+
+# -------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_learns_and_leaves_what_it_promises(finished: Path, small_store: FrameStore) -> None:
+    recipe, about, state = load_run(finished)
+    assert recipe == RECIPE
+    assert state["progress"]["epoch"] == 3
+    assert steps_of(state) == 9
+    history = state["progress"]["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert ["held-out contrastive" in row for row in history] == [False, True, True]
+    for row in history:
+        total = row["contrastive"] + RECIPE.class_weight * row["labelled"]
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+    assert about["store_digest"] == small_store.digest
+    assert about["training"]["videos"] == 12
+    assert about["held_out_subjects"] == small_store.description["held_out_subjects"]
+    assert about["classes"] == ["Cov", "Pneu", "Reg"]
+    assert about["code"].startswith("uscl-zoo ")
+    with Image.open(finished / "curves.png") as picture:
+        assert picture.format == "PNG"
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_training_lowers_the_loss(small_store: FrameStore, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=6, constant_epochs=6, class_weight=1.0)
+    history = run(small_store, tmp_path / "run", recipe)["progress"]["history"]
+    assert history[-1]["labelled"] < 0.85 * history[0]["labelled"]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_run_is_a_function_of_its_recipe_and_store(
+    finished: Path, small_store: FrameStore, tmp_path: Path
+) -> None:
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002, the global state is what should not matter
+    again = run(small_store, tmp_path / "again")
+    assert_same(load_checkpoint(finished), again)
+    other = run(small_store, tmp_path / "other", replace(RECIPE, seed=12))
+    assert not torch.equal(
+        again["network"]["encoder.conv1.weight"], other["network"]["encoder.conv1.weight"]
+    )
+
+
+def points(folder: Path, name: str) -> list[int]:
+    """The steps for which TensorBoard shows a value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars(name)]
+
+
+class StopAfter(list[str]):
+    """Stands in for the list of signals: a signal arrives after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.append("SIGTERM")
+        return len(self) > 0
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    finished: Path,
+    small_store: FrameStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+) -> None:
+    """Stopped within an epoch, at the end of one, in the last."""
+    from contextlib import nullcontext
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(steps)))
+        with pytest.raises(Interrupted, match=r"stopped by SIGTERM in epoch .* --resume"):
+            run(small_store, folder)
+    stopped = load_checkpoint(folder)
+    assert stopped is not None
+    assert steps_of(stopped) == steps
+    assert_same(run(small_store, folder, resume=True), load_checkpoint(finished))
+    assert points(folder, "loss") == [1, 2, 3]
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.pretrain import Interrupted, pretrain
+from uscl_zoo.training.recipe import load_recipe
+try:
+    pretrain(load_recipe(sys.argv[1]), FrameStore(sys.argv[2]), Path(sys.argv[3]), device="cpu",
+        progress=False)
+except Interrupted as error:
+    print(error)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_run(
+    small_store: FrameStore, tmp_path: Path, number: signal.Signals
+) -> None:
+    folder, recipe = tmp_path / "run", replace(RECIPE, epochs=10_000)
+    write_yaml(tmp_path / "recipe.yaml", recipe)
+    arguments = [str(tmp_path / "recipe.yaml"), str(small_store.folder), str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not (folder / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert f"stopped by {number.name} in epoch" in told
+    state = load_checkpoint(folder)
+    assert state is not None
+    progress = state["progress"]
+    assert f"in epoch {progress['epoch'] + 1} of 10000" in told
+    assert steps_of(state) == 3 * progress["epoch"] + progress["step"]
+
+
+# -------------------------------------------------------------------------------- checkpoints
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(b"\x80" * 5000),
+    "a flipped bit": flip_a_bit,
+    "another format": lambda path: torch.save({"format": 2}, path),
+    "another thing": lambda path: torch.save([1], path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
+    for epoch in (1, 2):
+        weights = torch.full((1000,), float(epoch))
+        save_checkpoint(tmp_path, {"format": 1, "epoch": epoch, "weights": weights})
+    damage(tmp_path / "checkpoint.pt")
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["epoch"] == 1
+    damage(tmp_path / "checkpoint.previous.pt")
+    told = r"^no checkpoint can be read: .*checkpoint\.pt \(.*checkpoint\.previous\.pt \("
+    with pytest.raises(CheckpointError, match=told):
+        load_checkpoint(tmp_path)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before(
+    finished: Path, small_store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(7)))
+        with pytest.raises(Interrupted):
+            run(small_store, folder)
+    flip_a_bit(folder / "checkpoint.pt")
+    assert_same(run(small_store, folder, resume=True), load_checkpoint(finished))
+    assert points(folder, "loss") == [1, 2, 3]
+
+
+def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"format": 1, "epoch": 1})
+    (tmp_path / "checkpoint.pt.partial").mkdir()
+    with pytest.raises((CheckpointError, OSError)):
+        save_checkpoint(tmp_path, {"format": 1, "epoch": 2})
+    (tmp_path / "checkpoint.pt.partial").rmdir()
+    state = load_checkpoint(tmp_path)
+    assert state is not None
+    assert state["epoch"] == 1
+
+
+# ------------------------------------------------------------------------- what stops a run
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_store: FrameStore, tmp_path: Path) -> None:
+    # intensities of 1e38 overflow in the first convolution
+    recipe = replace(RECIPE, std=(1e-38,) * 3)
+    told = r"^the loss is nan in epoch 1, step 1; the last good checkpoint: none yet$"
+    with pytest.raises(NotFiniteError, match=told):
+        run(small_store, tmp_path / "run", recipe)
+    assert load_checkpoint(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "told"),
+    [
+        (4, "the loss is nan in epoch 2, step 2"),
+        # the only step of the epoch: its loss was still that of finite weights
+        (12, "the weights are not finite after epoch 2"),
+    ],
+)
+def test_the_last_good_checkpoint_is_good(
+    small_store: FrameStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(module, "learning_rate", lambda recipe, epoch: (3e-4, math.inf)[epoch])
+    folder = tmp_path / "run"
+    with pytest.raises(NotFiniteError) as caught:
+        run(small_store, folder, replace(RECIPE, batch_size=batch_size, epochs=2))
+    assert str(caught.value) == f"{told}; the last good checkpoint: {folder / 'checkpoint.pt'}"
+    state = load_checkpoint(folder)
+    assert state is not None
+    assert state["progress"]["epoch"] == 1
+    assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+def test_a_batch_larger_than_the_data(small_store: FrameStore) -> None:
+    told = r"^batch_size: 13 is more than the 12 training videos of .*store; add batch_size=12$"
+    with pytest.raises(DataError, match=told):
+        Trainer(replace(RECIPE, batch_size=13), small_store, CPU)
+
+
+def test_a_class_that_no_video_has(small_store: FrameStore) -> None:
+    told = r"^classes: no training video of .*store is labelled 'Vir'; it has Cov, Pneu, Reg; set"
+    with pytest.raises(DataError, match=told):
+        Trainer(replace(RECIPE, classes=("Cov", "Vir")), small_store, CPU)
+
+
+def test_classes_are_those_of_the_recipe_or_the_store(small_store: FrameStore) -> None:
+    chosen = Trainer(replace(RECIPE, classes=("Reg", "Cov")), small_store, CPU)
+    assert chosen.classes == ("Reg", "Cov")
+    named = {v.label: int(t) for v, t in zip(chosen.videos, chosen.targets, strict=True)}
+    assert named == {"Reg": 0, "Cov": 1, "Pneu": -1}
+    assert Trainer(RECIPE, small_store, CPU).classes == ("Cov", "Pneu", "Reg")
+
+
+def make_store(
+    folder: Path, videos: int, holdout: float = 0.0, labelled: bool = True
+) -> FrameStore:
+    for i in range(videos):
+        clip = draw_clip(i, 1 + i % 3, (90, 90, 90))
+        write_clip(folder / "clips" / (f"Cov-{i}_mp4" if labelled else f"{i}_mp4"), clip)
+    store: FrameStore = prepare(
+        [folder / "clips"],
+        folder / "store",
+        from_name,
+        sampling=Sampling(size=32),
+        holdout=holdout,
+        workers=1,
+        progress=False,
+    ).store
+    return store
+
+
+def test_one_video_cannot_be_contrasted(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 2, holdout=0.5)
+    with pytest.raises(DataError, match=r"store: 1 training video, and contrast takes two"):
+        Trainer(replace(RECIPE, batch_size=2), store, CPU)
+
+
+def test_videos_without_labels_can_be_pretrained_on(tmp_path: Path) -> None:
+    """Videos of one, two and three frames among them, and none held out."""
+    store = make_store(tmp_path, 6, labelled=False)
+    assert {v.label for v in store.videos} == {None}
+    assert {v.count for v in store.videos} == {1, 2, 3}
+    state = run(store, tmp_path / "run", replace(RECIPE, epochs=1))
+    (row,) = state["progress"]["history"]
+    assert row["labelled"] == 0
+    assert row["loss"] == row["contrastive"]
+    assert "held-out contrastive" not in row
+    assert not [name for name in state["network"] if name.startswith("classifier")]
+
+
+def test_a_run_is_not_overwritten(finished: Path, small_store: FrameStore) -> None:
+    before = (finished / "checkpoint.pt").read_bytes()
+    with pytest.raises(DataError, match=f"^{finished}: holds a run already; add --resume"):
+        run(small_store, finished)
+    assert (finished / "checkpoint.pt").read_bytes() == before
+
+
+def test_there_must_be_a_run_to_resume(small_store: FrameStore, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"^{tmp_path}: holds no run to resume$"):
+        run(small_store, tmp_path, resume=True)
+    with pytest.raises(DataError, match=f"^{tmp_path}: holds no run"):
+        load_run(tmp_path)
+
+
+def test_a_run_is_resumed_with_its_own_recipe(finished: Path, small_store: FrameStore) -> None:
+    told = r"recipe\.yaml: temperature is 0\.5 in the run and 0\.4 now"
+    with pytest.raises(CardError, match=told):
+        run(small_store, finished, replace(RECIPE, temperature=0.4), resume=True)
+
+
+def test_a_run_is_resumed_on_its_own_store(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not the store that"):
+        run(make_store(tmp_path, 6, holdout=0.2), finished, replace(RECIPE), resume=True)
+
+
+def test_a_finished_run_stays_as_it_is(finished: Path, small_store: FrameStore) -> None:
+    before = load_checkpoint(finished)
+    assert_same(run(small_store, finished, resume=True), before)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
+def test_a_device_that_cannot_be_used(small_store: FrameStore, tmp_path: Path, device: str) -> None:
+    with pytest.raises(
+        DataError, match=f"^device '{device}' cannot be used .*; try cpu$"
+    ) as caught:
+        pretrain(RECIPE, small_store, tmp_path / "run", device=device, progress=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_is_used_when_asked_for(small_store: FrameStore) -> None:
+    trainer = Trainer(replace(RECIPE, precision="bf16"), small_store, CPU)
+    seen = []
+    trainer.network.encoder.conv1.register_forward_hook(lambda m, i, output: seen.append(output))
+    trainer.step()
+    assert {output.dtype for output in seen} == {torch.bfloat16}
+    assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
+    assert Trainer(RECIPE, small_store, CPU).precision == "float32"
+
+
+def test_augmentation_is_drawn_once_a_frame_and_epoch(small_store: FrameStore) -> None:
+    trainer = Trainer(RECIPE, small_store, CPU)
+    _, draws, _ = trainer.tables(1)
+    expected = augment.draw(RECIPE, 1, 12, 32)
+    assert torch.equal(draws.factor, expected.factor)
+    assert torch.equal(draws.box, expected.box)
+
+
+# ------------------------------------------------------------------------- what it says it is
+
+
+def test_code_version_names_the_commit_of_this_checkout() -> None:
+    here = Path(module.__file__).parent
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here, text=True)
+    assert module.code_version().startswith("uscl-zoo ")
+    assert f"({head[:12]}" in module.code_version()
+
+
+def test_code_version_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    import uscl_zoo
+
+    monkeypatch.setenv("PATH", os.devnull)
+    assert module.code_version() == f"uscl-zoo {uscl_zoo.__version__}"
+
+
+def test_code_version_is_not_another_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed in an environment inside somebody's repository."""
+    import uscl_zoo
+
+    installed = tmp_path / "project" / "venv" / "pretrain.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *command], cwd=tmp_path / "project", check=True)
+    monkeypatch.setattr(module, "__file__", str(installed))
+    assert module.code_version() == f"uscl-zoo {uscl_zoo.__version__}"
+
+
+def test_hardware_is_told_in_words() -> None:
+    assert module.hardware(CPU).endswith("(CPU)")
+
+
+def test_the_description_of_a_run_is_json(finished: Path) -> None:
+    assert json.loads((finished / "run.json").read_text())["torch"] == torch.__version__
