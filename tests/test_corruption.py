@@ -26,7 +26,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,13 @@ from uscl_zoo.training.pretrain import CHECKPOINT, load_checkpoint, save_checkpo
 import uscl_zoo
 from uscl_zoo import authors
 from uscl_zoo.card import read_card
-from uscl_zoo.errors import UsclError
+from uscl_zoo.errors import (
+    CardError,
+    CheckpointError,
+    DigestError,
+    UsclError,
+    WeightsNotFoundError,
+)
 from uscl_zoo.records import to_plain, write_yaml
 
 State = dict[str, Tensor]
@@ -350,18 +356,23 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
 class Target:
     """Something that is read: where it lies, and how.
 
-    Args:
+    Attributes:
         original: that is copied to `path` before it is damaged.
         path: in the working folder.
         read: the working folder.
+        errors: that the right check, not a later one, refuses with.
         vouched: write a card that agrees with the damaged file.
     """
 
-    def __init__(self, original: str, path: str, read: Try, vouched: bool = False) -> None:
-        self.original, self.path, self.read, self.vouched = original, path, read, vouched
+    original: str
+    path: str
+    read: Try
+    errors: tuple[type[UsclError], ...] = (CheckpointError,)
+    vouched: bool = False
 
 
 def _create(folder: Path) -> object:
@@ -374,9 +385,11 @@ def _import(folder: Path) -> object:
 
 FILE, CARD_FILE = f"{trial.NAME}.safetensors", f"{trial.NAME}.yaml"
 TARGETS = {
-    "weights": Target("small", FILE, _create),
+    "weights": Target("small", FILE, _create, (DigestError, WeightsNotFoundError)),
     "weights vouched for": Target("whole", FILE, _create, vouched=True),
-    "card": Target(CARD_FILE, CARD_FILE, lambda folder: read_card(folder / CARD_FILE)),
+    "card": Target(
+        CARD_FILE, CARD_FILE, lambda folder: read_card(folder / CARD_FILE), (CardError,)
+    ),
     "checkpoint": Target("checkpoint", "best_model.pth", _import),
     "old checkpoint": Target("old checkpoint", "best_model.pth", _import),
     "safetensors checkpoint": Target("whole", "best_model.pth", _import),
@@ -492,6 +505,8 @@ def test_corruption(
                 loaded.append(target.read(folder))
         except UsclError as error:
             message = str(error)
+            assert isinstance(error, target.errors), f"seed {seed}: {message}"
+            assert "bomb" not in kind or what != "checkpoint" or "would unpack" in message
             assert str(path) in message, f"seed {seed}: {message}"
             assert "\n" not in message, f"seed {seed}: {message}"
             assert "MemoryError" not in message, f"seed {seed}: {message}"
