@@ -70,7 +70,7 @@ def _refuse_foreign(
         shapes = {n: tuple(t.shape) for n, t in state.items() if not n.startswith("fc.")}
         checkpoint.check_shapes(shapes, architecture, "the weights given to timm")
         # timm would round a first convolution that it adapts to other channels to half precision
-        return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+        return state | {"conv1.weight": state["conv1.weight"].float()}
 
     return check
 
