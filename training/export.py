@@ -134,7 +134,8 @@ def add_metrics(path: Path, metrics: Sequence[Metric]) -> Card:
     card = read_card(path)
 
     def key(metric: Metric) -> tuple[str | None, ...]:
-        return metric.dataset, metric.protocol, metric.unit, metric.metric, metric.compared_with
+        measured = metric.dataset, metric.protocol, metric.unit, metric.metric
+        return *measured, metric.model, metric.compared_with
 
     new = {key(metric) for metric in metrics}
     kept = [metric for metric in card.metrics if key(metric) not in new]

@@ -14,7 +14,6 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,7 @@ def _described(card: Card, source: Path, weights: Path) -> Card:
         weights=replace(
             card.weights, sha256=store.sha256_of(weights), bytes=weights.stat().st_size
         ),
-        training=replace(card.training, code=f"{came_from} by uscl-zoo {version('uscl-zoo')}"),
+        training=replace(card.training, code=f"{came_from} by uscl-zoo {_own_version()}"),
     )
 
 
@@ -313,3 +312,9 @@ def _check_archive(path: Path, size: int) -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _own_version() -> str:
+    import uscl_zoo  # not at the top: the package is still being imported then
+
+    return uscl_zoo.__version__

@@ -122,6 +122,7 @@ class Metric:
         interval_kind: e.g. `95 %, bootstrap over 13 held-out subjects`.
         compared_with: None, or the model whose figure was subtracted.
         command: that reproduces it.
+        model: None, or what was measured for comparison instead of this checkpoint.
     """
 
     dataset: str
@@ -133,6 +134,7 @@ class Metric:
     interval_kind: str | None
     compared_with: str | None
     command: str
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,8 @@ def describe(card: Card) -> str:
         interval = (
             f" [{metric.interval[0]:.3f}, {metric.interval[1]:.3f}]" if metric.interval else ""
         )
-        row("measured", f"{metric.metric}, by {metric.unit}: {metric.value:.3f}{interval}")
+        what = f"{metric.metric} of {metric.model}" if metric.model else metric.metric
+        row("measured", f"{what}, by {metric.unit}: {metric.value:.3f}{interval}")
         row("", f"{metric.protocol}; {metric.dataset}")
         row("", f"{metric.interval_kind}; {metric.command}")
     row("intended use", card.intended_use)

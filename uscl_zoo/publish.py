@@ -246,8 +246,8 @@ def _metadata(card: Card) -> str:
     assert card.licence is not None
     licence = card.licence.lower()
     known = _HUB_LICENCES.fullmatch(licence) is not None
-    # differences to other models are no results of this one; they are in the table below
-    measured = [metric for metric in card.metrics if metric.compared_with is None]
+    # other models' figures and differences are no results of this one; the table below has them
+    measured = [m for m in card.metrics if m.compared_with is None and m.model is None]
     data = ModelCardData(
         model_name=card.name,
         license=licence if known else "other",
@@ -301,7 +301,7 @@ embedding = model(transform(image)[None])  # image: a Pillow image in RGB
 
 Add `num_classes=3` for a classifier to fine-tune, or `features_only=True` for feature maps.
 
-With uscl-zoo, which checks the weights' digest and reads videos and DICOM:
+With uscl-zoo, which checks the weights' digest and reads videos:
 
 ```python
 import uscl_zoo
@@ -368,13 +368,14 @@ def _metrics(metrics: tuple[Metric, ...]) -> str:
     lines = ["| dataset | metric | unit | value | interval |", "| --- | --- | --- | --- | --- |"]
     for metric in metrics:
         signed = "+.3f" if metric.compared_with else ".3f"
+        whose = f" of {metric.model}" if metric.model else ""
         against = f", difference to {metric.compared_with}" if metric.compared_with else ""
         interval = "-"
         if metric.interval is not None:
             low, high = (format(bound, signed) for bound in metric.interval)
             interval = f"{low} to {high} ({metric.interval_kind})"
         lines.append(
-            f"| {metric.dataset} | {metric.metric}{against} | {metric.unit} | "
+            f"| {metric.dataset} | {metric.metric}{whose}{against} | {metric.unit} | "
             f"{metric.value:{signed}} | {interval} |"
         )
     protocols = dict.fromkeys((metric.protocol, metric.command) for metric in metrics)

@@ -301,14 +301,11 @@ class Comparison:
     def metrics(self, command: str) -> list[Metric]:
         """The three figures as a card holds them."""
         subjects = len(self.task.subjects)
+        random = f"random initialisation, mean of {self.random_seeds} seeds"
         rows = (
-            ("balanced accuracy", self.pretrained, None),
-            ("balanced accuracy of random initialisation", self.random, None),
-            (
-                "balanced accuracy, difference",
-                self.difference,
-                f"random initialisation, mean of {self.random_seeds} seeds",
-            ),
+            ("balanced accuracy", self.pretrained, None, None),
+            ("balanced accuracy", self.random, random, None),
+            ("balanced accuracy, difference", self.difference, None, random),
         )
         return [
             Metric(
@@ -322,8 +319,9 @@ class Comparison:
                 interval_kind=f"95 %, bootstrap over {subjects} held-out subjects within classes",
                 compared_with=other,
                 command=command,
+                model=model,
             )
-            for name, score, other in rows
+            for name, score, model, other in rows
         ]
 
 

@@ -49,9 +49,9 @@ def test_the_figures_of_a_card_are_what_its_command_prints(card: Card, pocus: Fr
     assert source.frames == sum(video.count for video in pocus.select("train"))
 
     measured = compare(card.name, pocus, progress=False).metrics("")
-    on_card = {metric.metric: metric for metric in card.metrics}
+    on_card = {(metric.metric, metric.model): metric for metric in card.metrics}
     for metric in measured:
-        told = on_card[metric.metric]
+        told = on_card[metric.metric, metric.model]
         # another processor rounds otherwise, and a frame on the boundary may change sides
         assert metric.value == pytest.approx(told.value, abs=0.02)
         assert metric.interval is not None
