@@ -235,3 +235,78 @@ def test_list_into_a_closed_pipe() -> None:
         check=False,
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def bundled() -> str:
+    """A checkpoint whose weights come with the package."""
+    return next(name for name, card in packaged_cards().items() if card.has_weights)
+
+
+def test_where_marks_the_place_that_has_the_file(
+    bundled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("where", bundled) == 0
+    marked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("*")]
+    assert len(marked) == 1
+    assert "bundled" in marked[0]
+
+
+def test_verify_tells_right_from_wrong_and_absent(
+    bundled: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("verify") == 0
+    printed = capsys.readouterr().out
+    assert f"{bundled}: verified, bundled" in printed
+    assert "resnet18_uscl.us4: absent" in printed
+    # naming one says that it should be there
+    assert call("verify", "resnet18_uscl.us4") == 2
+    own = home / ".uscl_zoo" / packaged_cards()[bundled].weights.file
+    own.parent.mkdir()
+    own.write_bytes(b"something else")
+    capsys.readouterr()
+    assert call("verify") == 2
+    told = capsys.readouterr()
+    assert "WRONG" in told.out
+    assert str(own) in told.out
+    assert "1 of" in told.err
+
+
+def test_fetch_serves_a_machine_without_a_network(
+    bundled: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call("fetch", bundled, "-o", tmp_path / "stick") == 0
+    assert {path.suffix for path in (tmp_path / "stick").iterdir()} == {".safetensors", ".yaml"}
+    monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(tmp_path / "stick"))
+    capsys.readouterr()
+    assert call("verify", bundled) == 0
+    assert "named folder" in capsys.readouterr().out
+
+
+def test_import_then_create(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from torchvision.models import resnet18
+
+    import uscl_zoo
+
+    torch.save(resnet18().state_dict(), tmp_path / "best_model.pth")
+    assert call("import", tmp_path / "best_model.pth", "--as", "resnet18_uscl.us4") == 0
+    assert "create_model" in capsys.readouterr().out
+    assert "resnet18_uscl.us4" in uscl_zoo.list_models(pretrained=True)
+    uscl_zoo.create_model("resnet18_uscl.us4", pretrained=True)
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    assert call("import", tmp_path / "text.pth", "--as", "resnet18_uscl.us4") == 2
+    assert "text.pth" in capsys.readouterr().err
+
+
+def test_publish_dry_run_shows_what_would_be_pushed(
+    bundled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("publish", bundled, "--to", "me", "--dry-run", "-o", tmp_path / "repo") == 0
+    printed = capsys.readouterr().out
+    for file in (tmp_path / "repo").iterdir():
+        assert file.name in printed
+    assert (tmp_path / "repo" / "model.safetensors").is_file()
