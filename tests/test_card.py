@@ -99,7 +99,9 @@ def test_a_wrong_card_names_file_and_key(tmp_path: Path, changes: dict[str, Any]
 
 def test_a_card_survives_its_file(tmp_path: Path) -> None:
     source = Source("Lungs", "https://example.org", None, 3, 30, 2, {"Cov": 3}, {"MIT": 3})
-    metric = Metric("Lungs", "probe", "frame", "accuracy", 0.5, (0.4, 0.6), "95 %", None, "uscl x")
+    metric = Metric(
+        "Lungs", "probe", "frame", "accuracy", 0.5, (0.4, 0.6), "95 %", None, "uscl x", None
+    )
     card = make_card(metrics=(metric,), licence=None)
     training = replace(
         card.training,
@@ -154,7 +156,9 @@ def test_no_folder_is_no_cards() -> None:
 
 def test_a_card_as_people_read_it() -> None:
     source = Source("Lungs", None, None, 3, 30, 2, {"Cov": 3}, {"CC BY 4.0": 3})
-    metric = Metric("Lungs", "probe", "frame", "accuracy", 0.51, (0.4, 0.6), "95 %", None, "uscl x")
+    metric = Metric(
+        "Lungs", "probe", "frame", "accuracy", 0.51, (0.4, 0.6), "95 %", None, "uscl x", None
+    )
     card = make_card(metrics=(metric,))
     card = replace(
         card,

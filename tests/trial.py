@@ -66,6 +66,7 @@ CARD = Card(
             "95 %, bootstrap over subjects",
             None,
             "python -m training.downstream.probe",
+            None,
         ),
         Metric(
             "POCUS, 13 subjects",
@@ -77,6 +78,7 @@ CARD = Card(
             "95 %, bootstrap over subjects",
             "ImageNet",
             "python -m training.downstream.probe",
+            None,
         ),
     ),
 )

@@ -134,7 +134,7 @@ class Metric:
     interval_kind: str | None
     compared_with: str | None
     command: str
-    model: str | None = None
+    model: str | None
 
 
 @dataclass(frozen=True)
