@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         if debug:
             raise
-        error.show()
+        click.echo(_of_grammar(error), err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("uscl: interrupted", err=True)
@@ -83,6 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         click.echo(f"uscl: {_in_words(error)}", err=True)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _of_grammar(error: click.ClickException) -> str:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message()
+    message = error.format_message().rstrip(".")
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "uscl"
+    return f"uscl: {message}; see `{path} --help`"
 
 
 def _in_words(error: BaseException) -> str:
@@ -171,7 +179,7 @@ def embed(
     "-o", "--output", default="uscl_demo.png", show_default=True, type=click.Path(path_type=Path)
 )
 def demo(clip: Path | None, model: str, output: Path) -> None:
-    """Embed a clip, yours or a synthetic one, and draw what the network sees in it."""
+    """Draw what the network sees in a clip, yours or a synthetic one."""
     from . import demo as showing
 
     showing.run(model, clip, output)
@@ -183,7 +191,7 @@ def demo(clip: Path | None, model: str, output: Path) -> None:
     "-o", "--output", type=click.Path(path_type=Path), help="Folder; by default your own."
 )
 def fetch(names: tuple[str, ...], output: Path | None) -> None:
-    """Copy verified weights and their cards into a folder, for machines without a network."""
+    """Copy verified weights and cards, for machines without a network."""
     from . import store
     from .card import home
     from .registry import model_info
@@ -216,7 +224,7 @@ def verify(names: tuple[str, ...]) -> None:
 @cli.command()
 @click.argument("name")
 def where(name: str) -> None:
-    """Show where the weights of a checkpoint are looked for, and where they are."""
+    """Show where weights are looked for, and where they are."""
     from . import store
     from .registry import model_info
 
@@ -242,7 +250,7 @@ def import_(
     origin: str | None,
     overwrite: bool,
 ) -> None:
-    """Bring a checkpoint of USCL, Meta-USCL, HiCo, torchvision or timm into your zoo."""
+    """Bring in a checkpoint of USCL, HiCo, torchvision or timm."""
     from .authors import import_checkpoint
     from .card import home
 
@@ -259,7 +267,7 @@ def import_(
 @click.option("--dry-run", is_flag=True, help="Write the repository to a folder only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep it in.")
 def publish(name: str, namespace: str, dry_run: bool, output: Path | None) -> None:
-    """Push a checkpoint to the Hugging Face Hub and print the commit to pin."""
+    """Push a checkpoint to the Hub and print the commit to pin."""
     from .publish import publish as push
 
     click.echo(str(push(name, namespace, dry_run=dry_run, folder=output)))
