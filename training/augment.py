@@ -98,18 +98,18 @@ def _boxes(rng: np.random.Generator, recipe: Recipe, count: int, size: int) -> n
     return np.stack([top, left, height, width], axis=1)
 
 
-def augment(frames: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
+def augment(images: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
     """Crop, flip, jitter and normalise.
 
     Args:
-        frames: uint8 (N, H, W, 3).
-        draws: of N frames, on the same device.
+        images: float32 (N, 3, H, W) in 0-1.
+        draws: of N images, on the same device.
         recipe: mean and std.
 
     Returns:
         float32 (N, 3, H, W), channels last in memory.
     """
-    images = resized_crop(to_float(frames), draws.box, draws.flip)
+    images = resized_crop(images, draws.box, draws.flip)
     return normalise(jitter(images, draws.factor, draws.order), recipe)
 
 

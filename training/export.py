@@ -15,7 +15,7 @@ from uscl_zoo.records import write_yaml
 
 from .pairs import draw_batches
 from .pretrain import load_run
-from .recipe import settings_of
+from .recipe import METHODS, settings_of
 
 _ENCODER = "encoder."
 _LIMITS = ("Not a medical device; not for diagnosis or treatment.",)
@@ -78,7 +78,8 @@ def export(
     card = Card(
         name=name,
         architecture=recipe.architecture,
-        summary=summary or f"USCL on {counts['videos']} videos of {_origin(about)}",
+        summary=summary
+        or f"{METHODS[recipe.method]} on {counts['videos']} videos of {_origin(about)}",
         weights=Weights(
             file=weights_file.name,
             sha256=store.sha256_of(weights_file),
@@ -90,7 +91,7 @@ def export(
             std=recipe.std,
         ),
         training=Training(
-            method="uscl",
+            method=recipe.method,
             sources=(
                 Source(
                     name=_origin(about),
@@ -99,7 +100,7 @@ def export(
                     **counts,
                 ),
             ),
-            labels=tuple(about["classes"]),
+            labels=tuple(about["classes"]) if recipe.class_weight else (),
             held_out_subjects=tuple(about["held_out_subjects"]),
             recipe=settings_of(recipe) | {"precision": about["precision"]},
             epochs=done,

@@ -10,14 +10,14 @@ from .recipe import Recipe
 
 
 class UsclNetwork(nn.Module):
-    """ResNet → h → Linear, ReLU, Linear → z → Linear → class logits.
+    """ResNet → h → Linear, ReLU, Linear → z; and a Linear → class logits.
 
-    The classifier reads z, as in the released code; the paper's figure draws it on h.
+    The classifier reads z or h, as `Recipe.classifier_on` says.
 
     Attributes:
         encoder: timm's ResNet without a classifier; h is its pooled output.
         projection: h to z.
-        classifier: z to logits, None without classes.
+        classifier: z or h to logits, None without classes.
     """
 
     def __init__(self, recipe: Recipe, classes: int) -> None:
@@ -30,7 +30,9 @@ class UsclNetwork(nn.Module):
         self.projection = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.projection_dim)
         )
-        self.classifier = nn.Linear(recipe.projection_dim, classes) if classes else None
+        self.classifies_h = recipe.classifier_on == "h"
+        read = width if self.classifies_h else recipe.projection_dim
+        self.classifier = nn.Linear(read, classes) if classes else None
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor | None]:
         """Project one view.
@@ -41,8 +43,11 @@ class UsclNetwork(nn.Module):
         Returns:
             z (N, projection_dim) and logits (N, classes) or None.
         """
-        z = self.projection(self.encoder(view))
-        return z, self.classifier(z) if self.classifier is not None else None
+        h = self.encoder(view)
+        z = self.projection(h)
+        if self.classifier is None:
+            return z, None
+        return z, self.classifier(h if self.classifies_h else z)
 
 
 def build(recipe: Recipe, classes: int) -> UsclNetwork:

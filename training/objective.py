@@ -52,7 +52,7 @@ def labelled_term(logits1: Tensor, logits2: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss and its terms, scalars."""
+    """The loss and its terms, scalars; a term is measured whether or not it counts."""
 
     total: Tensor
     contrastive: Tensor
@@ -67,15 +67,19 @@ def uscl_loss(
 ) -> Loss:
     """L = NT-Xent + λ_cls · (CE(view 1) + CE(view 2)) (paper, the semi-supervised loss).
 
+    With method `supervised` the second term is all of L.
+
     Args:
         first: z and logits of the first view.
         second: z and logits of the second view.
         target: int64 (N,), −1 where unlabelled.
-        recipe: τ and λ_cls.
+        recipe: method, τ and λ_cls.
     """
     (z1, logits1), (z2, logits2) = first, second
     contrastive = nt_xent(z1, z2, recipe.temperature)
     labelled = torch.zeros((), device=z1.device)
     if logits1 is not None and logits2 is not None:
         labelled = labelled_term(logits1, logits2, target)
-    return Loss(contrastive + recipe.class_weight * labelled, contrastive, labelled)
+    weighted = recipe.class_weight * labelled
+    total = weighted if recipe.method == "supervised" else contrastive + weighted
+    return Loss(total, contrastive, labelled)

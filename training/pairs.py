@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 2
     VALIDATION = 3
     LABELS = 4
+    VIDEOS = 5
 
 
 def stream(seed: int, epoch: int, purpose: Purpose) -> np.random.Generator:
@@ -44,7 +45,8 @@ class Pairs:
 
     Attributes:
         frames: int64 (videos, 3), rows of the store: f1, anchor f2, f3.
-        lam: float32 (videos,), λ of view = λ f + (1 − λ) anchor; 1 where nothing is mixed.
+        lam: float32 (videos, 2), λ of view = λ f + (1 − λ) anchor for each of the two views; 1
+            where nothing is mixed.
     """
 
     frames: npt.NDArray[np.int64]
@@ -56,16 +58,19 @@ def draw_pairs(
 ) -> Pairs:
     """Positive pair generation (paper, section on PPG; METHOD steps 1 and 3).
 
-    Three distinct frames in random order and one λ ~ Beta(β, β) a video. With two frames there is
-    no anchor to mix in and the two are the pair; a single frame is paired with itself, and only
-    the augmentation tells the views apart.
+    Three distinct frames in random order and λ ~ Beta(β, β), once or twice a video. With two frames
+    there is no anchor to mix in and the two are the pair; a single frame is paired with itself, and
+    only the augmentation tells the views apart. Methods to compare with see fewer of the same
+    frames: `pair` and `supervised` f1 and f3 as they are, `simclr` f1 twice.
 
     Args:
         videos: of the split, in the order of the store.
-        recipe: seed and β.
+        recipe: method, seed, β and how many λ.
         epoch: the pass; validation always asks for pass 0, to compare like with like.
-        validation: draw from the stream of validation.
+        validation: draw from the stream of validation, and as `uscl` whatever the method: without
+            augmentation the two views of `simclr` would be one.
     """
+    method = "uscl" if validation else recipe.method
     purpose = Purpose.VALIDATION if validation else Purpose.PAIRS
     rng = stream(recipe.seed, epoch, purpose)
     counts = np.array([video.count for video in videos])
@@ -79,11 +84,21 @@ def draw_pairs(
     c = np.floor(u[:, 2] * np.maximum(counts - 2, 1)).astype(np.int64)
     c += c >= low
     c += c >= high
-    mixed = counts >= 3
+    if method == "simclr":
+        b = a
+    mixed = (counts >= 3) & (method == "uscl")
     # where nothing is mixed the anchor is a frame of the video that λ = 1 leaves out
     anchor = np.where(mixed, c, a)
-    lam = np.where(mixed, rng.beta(recipe.beta, recipe.beta, len(videos)), 1.0)
-    return Pairs(np.stack([a, anchor, b], axis=1) + first[:, None], lam.astype(np.float32))
+    lam = np.where(mixed, rng.beta(recipe.beta, recipe.beta, (recipe.lambdas, len(videos))), 1.0)
+    both = np.broadcast_to(lam, (2, len(videos))).T
+    return Pairs(np.stack([a, anchor, b], axis=1) + first[:, None], both.astype(np.float32))
+
+
+def draw_videos(videos: Sequence[Video], recipe: Recipe) -> list[Video]:
+    """The `data_rate` share of some videos, in their order and the same ones in every epoch."""
+    shuffled = stream(recipe.seed, 0, Purpose.VIDEOS).permutation(len(videos))
+    kept = shuffled[: round(recipe.data_rate * len(videos))]
+    return [videos[i] for i in sorted(kept)]
 
 
 def draw_labelled(videos: Sequence[Video], recipe: Recipe, classes: Sequence[str]) -> list[int]:

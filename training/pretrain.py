@@ -31,7 +31,17 @@ from . import augment, curves
 from .frames import FrameStore, Video
 from .network import build
 from .objective import Loss, nt_xent, uscl_loss
-from .pairs import ANCHOR, VIEW1, VIEW2, Pairs, cut, draw_batches, draw_labelled, draw_pairs
+from .pairs import (
+    ANCHOR,
+    VIEW1,
+    VIEW2,
+    Pairs,
+    cut,
+    draw_batches,
+    draw_labelled,
+    draw_pairs,
+    draw_videos,
+)
 from .recipe import Recipe, settings_of
 
 RECIPE, ABOUT, EVENTS, CURVES = "recipe.yaml", "run.json", "tensorboard", "curves.png"
@@ -81,7 +91,7 @@ class Trainer:
 
     Args:
         recipe: settings.
-        store: frames; its `train` split is trained on.
+        store: frames; its `train` split, or `data_rate` of it, is trained on.
         device: where to compute.
 
     Raises:
@@ -90,12 +100,14 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, store: FrameStore, device: torch.device) -> None:
         self.recipe, self.store, self.device = recipe, store, device
-        self.videos, self.held_out = store.select("train"), store.select("heldout")
-        self.classes = _classes(recipe, store, self.videos)
+        everything, self.held_out = store.select("train"), store.select("heldout")
+        self.videos = draw_videos(everything, recipe)
+        # the classes do not depend on which videos data_rate happens to draw
+        self.classes = _classes(recipe, store, everything)
         if len(self.videos) < 2:
             raise DataError(
                 f"{store.folder}: {len(self.videos)} training video, and contrast takes two; "
-                "prepare more, or hold out fewer with --holdout"
+                "prepare more, hold out fewer with --holdout, or raise data_rate"
             )
         if recipe.batch_size > len(self.videos):
             raise DataError(
@@ -104,6 +116,11 @@ class Trainer:
             )
         self.size = int(store.frames.shape[1])
         targets = draw_labelled(self.videos, recipe, self.classes)
+        if recipe.method == "supervised" and max(targets) < 0:
+            raise DataError(
+                f"{store.folder}: no label to learn from, and method supervised learns from "
+                "nothing else; see classes, label_rate and data_rate, or prepare it with labels"
+            )
         self.targets = torch.tensor(targets, device=device)
         self.network = build(recipe, len(self.classes)).to(device)
         self.network.to(memory_format=torch.channels_last)
@@ -137,16 +154,29 @@ class Trainer:
         return torch.from_numpy(self.frames[rows]).to(self.device, non_blocking=True)
 
     def views(self, pairs: Pairs, draws: augment.Draws, batch: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The two views of a batch of videos: augmented first, mixed after (METHOD, step 3)."""
-        rows = pairs.frames[batch].reshape(-1)
-        index = torch.from_numpy((3 * batch[:, None] + np.arange(3)).reshape(-1)).to(self.device)
-        images = augment.augment(self.gather(rows), draws.select(index), self.recipe)
-        return mix(images, torch.from_numpy(pairs.lam[batch]).to(self.device))
+        """The two views of a batch of videos: augmented and mixed, in the order of `mix`."""
+        images = augment.to_float(self.gather(pairs.frames[batch].reshape(-1)))
+        lam = torch.from_numpy(pairs.lam[batch]).to(self.device)
+
+        def augmented(images: Tensor, *places: int) -> Tensor:
+            index = torch.from_numpy((3 * batch[:, None] + np.array(places)).reshape(-1))
+            return augment.augment(images, draws.select(index.to(self.device)), self.recipe)
+
+        if self.recipe.mix == "after" and self.recipe.method == "uscl":
+            return mix(augmented(images, VIEW1, ANCHOR, VIEW2), lam)
+        # without mixing the order means nothing, and this one leaves the anchor unaugmented
+        view1, view2 = mix(images, lam)
+        return augmented(view1, VIEW1), augmented(view2, VIEW2)
 
     def loss(self, batch: np.ndarray, view1: Tensor, view2: Tensor) -> Loss:
-        """Two forwards, one a view, each with its own batch statistics, and the loss."""
+        """The loss of two forwards, one a view with its own batch statistics, or of a fused one."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            first, second = self.network(view1), self.network(view2)
+            if self.recipe.batch_statistics == "fused":
+                z, logits = self.network(torch.cat([view1, view2]))
+                halves = (None, None) if logits is None else logits.chunk(2)
+                first, second = zip(z.chunk(2), halves, strict=True)
+            else:
+                first, second = self.network(view1), self.network(view2)
         target = self.targets[torch.from_numpy(batch).to(self.device)]
         return uscl_loss(first, second, target, self.recipe)
 
@@ -219,18 +249,20 @@ class Trainer:
 
 
 def mix(images: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive pair generation: view = λ f + (1 − λ) anchor, one λ for both views.
+    """Positive pair generation: view = λ f + (1 − λ) anchor.
 
     Args:
         images: (3N, C, H, W), the three frames of each video in turn.
-        lam: (N,).
+        lam: (N, 2), λ of either view.
 
     Returns:
         Two views (N, C, H, W), channels last in memory.
     """
-    lam = lam.view(-1, 1, 1, 1)
     anchor = images[ANCHOR::3]
-    views = (lam * images[place::3] + (1 - lam) * anchor for place in (VIEW1, VIEW2))
+    views = (
+        share * images[place::3] + (1 - share) * anchor
+        for place, share in zip((VIEW1, VIEW2), lam[:, :, None, None, None].unbind(1), strict=True)
+    )
     first, second = (v.contiguous(memory_format=torch.channels_last) for v in views)
     return first, second
 

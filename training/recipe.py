@@ -16,18 +16,46 @@ from uscl_zoo.records import from_mapping, read_yaml, to_plain
 
 RECIPES = Path(__file__).parent / "recipes"
 
+#: Methods by the value of `Recipe.method`, named as a reader of a table would.
+METHODS = {
+    "uscl": "USCL",
+    "simclr": "SimCLR",
+    "pair": "Contrast of two frames",
+    "supervised": "Cross-entropy alone",
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings of USCL pretraining; the defaults are those of the authors' released code.
 
+    `docs/reproducing.md` sets paper, released code and these settings side by side.
+
     Attributes:
+        method: how the two views of a video come about and which terms of the loss count. `uscl`:
+            frames mixed with an anchor, both terms (released code). The rest are for comparison,
+            in the same loop and on the same data. `simclr`: two augmentations of one frame,
+            without labels (Chen et al., ICML 2020; a baseline of the paper). `pair`: two distinct
+            frames, not mixed; its labels are those of `classes` as for `uscl`, and its packaged
+            recipe names none. `supervised`: the views of `pair` and the labelled term alone (a
+            baseline of the paper, whose settings we do not know).
         architecture: timm name of the encoder.
         projection_dim: width of z, the output of the projection head.
+        classifier_on: what the class logits are read from: `z`, the projection (released code), or
+            `h`, the pooled features (how our notes have the paper's figure; unconfirmed).
         classes: labels the classification term sees, in the order of its logits; None for every
-            label of the store. Videos with another label are trained on as unlabelled.
-        label_rate: share of the labelled videos whose label is used, drawn by video.
+            label of the store, empty for no such term. Videos with another label are trained on
+            as unlabelled.
+        data_rate: share of the training videos used, drawn by video with `seed`; a smaller share
+            is part of a larger one. The classes and the held-out videos stay.
+        label_rate: share of the labelled videos, among those used, whose label is used; drawn by
+            video (released code).
         beta: both parameters of the Beta distribution of λ (paper, positive pair generation).
+        lambdas: draws of λ a video: 1, shared by both views (released code), or 2, one a view (how
+            we recall the paper's figure; unconfirmed).
+        mix: `after` the augmentation of the three frames (released code), or `before` it, so that
+            the two mixed views are augmented instead (how we recall the paper's figure;
+            unconfirmed). Nothing is mixed but by `uscl`.
         crop_scale: area of the random crop, as a share of the frame's.
         crop_ratio: width by height of the random crop.
         flip: probability of a horizontal flip.
@@ -39,6 +67,9 @@ class Recipe:
         std: of each channel, intensities in 0-1.
         temperature: τ of NT-Xent.
         class_weight: λ_cls, the weight of the labelled term.
+        batch_statistics: `per-view`: a forward a view, each normalised by its own batch statistics
+            (released code); or `fused`: both views in one forward share them, which is another
+            method, not a faster way to the same one.
         epochs: passes in which every video is sampled once.
         batch_size: videos a step, each of which gives two views.
         smallest_batch: a last batch with fewer videos is merged into the one before it, because
@@ -54,11 +85,16 @@ class Recipe:
         seed: of the initial weights and of every draw.
     """
 
+    method: str = "uscl"
     architecture: str = "resnet18"
     projection_dim: int = 256
+    classifier_on: str = "z"
     classes: tuple[str, ...] | None = None
+    data_rate: float = 1.0
     label_rate: float = 1.0
     beta: float = 0.5
+    lambdas: int = 1
+    mix: str = "after"
     crop_scale: tuple[float, float] = (0.8, 1.0)
     crop_ratio: tuple[float, float] = (0.8, 1.25)
     flip: float = 0.5
@@ -70,6 +106,7 @@ class Recipe:
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     temperature: float = 0.5
     class_weight: float = 0.2
+    batch_statistics: str = "per-view"
     epochs: int = 300
     batch_size: int = 32
     smallest_batch: int = 8
@@ -86,8 +123,10 @@ class Recipe:
 #: Inclusive bounds a setting must keep, beyond its type.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "projection_dim": (1, 2**16),
+    "data_rate": (0, 1),
     "label_rate": (0, 1),
     "beta": (1e-3, 1e3),
+    "lambdas": (1, 2),
     "flip": (0, 1),
     "brightness": (0, 1),
     "contrast": (0, 1),
@@ -105,6 +144,16 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "validate_every": (1, 10**7),
     "checkpoint_every": (1, 10**7),
     "seed": (0, 2**63 - 1),
+}
+
+#: What the settings that are words may say.
+_WORDS: dict[str, tuple[str, ...]] = {
+    "method": tuple(METHODS),
+    "architecture": ARCHITECTURES,
+    "classifier_on": ("z", "h"),
+    "mix": ("after", "before"),
+    "batch_statistics": ("per-view", "fused"),
+    "precision": ("auto", "float32", "bf16"),
 }
 
 
@@ -154,10 +203,9 @@ def _check(recipe: Recipe, where: str) -> None:
     for key, (low, high) in _BOUNDS.items():
         if not low <= getattr(recipe, key) <= high:
             refuse(key, f"should be from {low:g} to {high:g}")
-    if recipe.architecture not in ARCHITECTURES:
-        refuse("architecture", f"should be one of {', '.join(ARCHITECTURES)}")
-    if recipe.precision not in ("auto", "float32", "bf16"):
-        refuse("precision", "should be auto, float32 or bf16")
+    for key, words in _WORDS.items():
+        if getattr(recipe, key) not in words:
+            refuse(key, f"should be one of {', '.join(words)}")
     low, high = recipe.crop_scale
     if not 0 < low <= high <= 1:
         refuse("crop_scale", "should be two growing shares of the area, above 0 and up to 1")
@@ -168,6 +216,13 @@ def _check(recipe: Recipe, where: str) -> None:
         refuse("std", "should be above 0")
     if recipe.classes is not None and len(set(recipe.classes)) != len(recipe.classes):
         refuse("classes", "should name each class once")
+    # ignoring these in silence would make a card that tells of labels nothing saw
+    if recipe.method == "simclr" and recipe.classes != ():
+        refuse("classes", "should be [] with method simclr, which sees no labels")
+    if recipe.method == "supervised" and recipe.classes == ():
+        refuse("classes", "should name classes, or be null for all, with method supervised")
+    if recipe.method == "supervised" and recipe.class_weight == 0:
+        refuse("class_weight", "should be above 0 with method supervised, which has no other term")
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_normalised_as_torchvision_does() -> None:
 def test_the_whole_is_its_parts() -> None:
     frames = torch.from_numpy(images(6))
     draws = augment.draw(RECIPE, 0, 2, 64)
-    whole = augment.augment(frames, draws, RECIPE)
+    whole = augment.augment(augment.to_float(frames), draws, RECIPE)
     assert whole.shape == (6, 3, 64, 64)
     assert whole.is_contiguous(memory_format=torch.channels_last)
     for i, (top, left, height, width) in enumerate(draws.box.int().tolist()):
@@ -118,7 +118,8 @@ def test_the_whole_is_its_parts() -> None:
         )
         # a grey level of the crop, amplified by the jitter and divided by the deviation
         assert (whole[i] - theirs).abs().mean() < 2 / 255 / 0.25
-        alone = augment.augment(frames[i : i + 1], draws.select(torch.tensor([i])), RECIPE)
+        one = augment.to_float(frames[i : i + 1])
+        alone = augment.augment(one, draws.select(torch.tensor([i])), RECIPE)
         assert torch.allclose(alone[0], whole[i], atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import Tensor
 from uscl_zoo.training.network import build
-from uscl_zoo.training.recipe import Recipe
+from uscl_zoo.training.recipe import Recipe, replace
 
 RECIPE = Recipe(seed=3)
 
@@ -35,6 +35,31 @@ def test_the_classifier_reads_the_projection() -> None:
     z, logits = network(views())
     assert torch.allclose(z, network.projection(h))
     assert torch.allclose(logits, network.classifier(z))
+
+
+@torch.no_grad()
+def test_the_classifier_can_read_the_features() -> None:
+    network = build(replace(RECIPE, classifier_on="h"), 3).eval()
+    h = network.encoder(views())
+    z, logits = network(views())
+    assert torch.allclose(z, network.projection(h))
+    assert torch.allclose(logits, network.classifier(h))
+
+
+def test_where_the_classifier_reads_changes_no_other_initial_weight() -> None:
+    on_z, on_h = (build(replace(RECIPE, classifier_on=c), 3).state_dict() for c in "zh")
+    assert on_z.keys() == on_h.keys()
+    different = {name for name in on_z if not torch.equal(on_z[name], on_h[name])}
+    assert all(name.startswith("classifier.") for name in different)
+    assert on_h["classifier.weight"].shape == (3, 512)
+
+
+@pytest.mark.parametrize(("classifier_on", "reached"), [("z", True), ("h", False)])
+def test_whether_labels_reach_the_projection(classifier_on: str, reached: bool) -> None:
+    network = build(replace(RECIPE, classifier_on=classifier_on), 3).eval()
+    network(views())[1].sum().backward()
+    assert all((p.grad is not None) == reached for p in network.projection.parameters())
+    assert network.encoder.conv1.weight.grad.any()
 
 
 @torch.no_grad()

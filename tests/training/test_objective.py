@@ -105,6 +105,22 @@ def test_the_loss_is_the_sum_of_its_terms() -> None:
     assert torch.allclose(loss.total, loss.contrastive + 0.7 * loss.labelled)
 
 
+@pytest.mark.parametrize("method", ["uscl", "simclr", "pair", "supervised"])
+def test_which_terms_of_the_loss_count(method: str) -> None:
+    """By their gradients, where the logits do not come from z."""
+    z1, z2 = normal(4, 8).requires_grad_(), normal(4, 8, seed=1)
+    logits1, logits2 = normal(4, 3).requires_grad_(), normal(4, 3, seed=2)
+    recipe = Recipe(method=method, class_weight=0.7)
+    loss = uscl_loss((z1, logits1), (z2, logits2), torch.tensor([0, 1, -1, 2]), recipe)
+    contrastive = loss.contrastive if method != "supervised" else 0
+    assert torch.allclose(loss.total, contrastive + 0.7 * loss.labelled)
+    assert loss.contrastive > 0
+    loss.total.backward()
+    assert (z1.grad is not None) == (method != "supervised")
+    assert logits1.grad is not None
+    assert logits1.grad.any()
+
+
 def test_without_a_classifier_the_loss_is_the_contrast() -> None:
     z1, z2 = normal(4, 8), normal(4, 8, seed=1)
     loss = uscl_loss((z1, None), (z2, None), torch.full((4,), -1), Recipe())

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import beta, chisquare, kstest  # type: ignore[import-untyped]
 from uscl_zoo.training.frames import Video
-from uscl_zoo.training.pairs import Purpose, draw_batches, draw_labelled, draw_pairs, stream
+from uscl_zoo.training.pairs import (
+    Purpose,
+    draw_batches,
+    draw_labelled,
+    draw_pairs,
+    draw_videos,
+    stream,
+)
 from uscl_zoo.training.recipe import Recipe, replace
 
 RECIPE = Recipe(seed=7)
@@ -57,20 +66,55 @@ def test_two_frames_are_the_pair_and_nothing_is_mixed() -> None:
         for row, first in zip(pairs.frames, (10, 12, 14), strict=True):
             assert {row[0], row[2]} == {first, first + 1}
             assert row[1] in row[[0, 2]]
-        assert pairs.lam.tolist() == [1, 1, 1]
+        assert pairs.lam.tolist() == [[1, 1]] * 3
 
 
 def test_one_frame_is_paired_with_itself() -> None:
     pairs = draw_pairs(videos(1, 1), RECIPE, 0)
     assert pairs.frames.tolist() == [[10] * 3, [11] * 3]
-    assert pairs.lam.tolist() == [1, 1]
+    assert pairs.lam.tolist() == [[1, 1]] * 2
 
 
+@pytest.mark.parametrize("lambdas", [1, 2])
 @pytest.mark.parametrize("parameter", [0.5, 2.0])
-def test_lambda_is_beta_distributed(parameter: float) -> None:
-    lam = draw_pairs(videos(*[5] * 5000), replace(RECIPE, beta=parameter), 0).lam
+def test_lambda_is_beta_distributed(parameter: float, lambdas: int) -> None:
+    recipe = replace(RECIPE, beta=parameter, lambdas=lambdas)
+    lam = draw_pairs(videos(*[5] * 5000), recipe, 0).lam
     assert lam.dtype == np.float32
-    assert kstest(lam, beta(parameter, parameter).cdf).pvalue > 1e-3
+    assert lam.shape == (5000, 2)
+    for view in lam.T:
+        assert kstest(view, beta(parameter, parameter).cdf).pvalue > 1e-3
+
+
+def test_one_lambda_is_both_views_and_two_are_independent() -> None:
+    given = videos(*[5] * 5000)
+    one, two = (draw_pairs(given, replace(RECIPE, lambdas=count), 0) for count in (1, 2))
+    assert np.array_equal(one.lam[:, 0], one.lam[:, 1])
+    assert abs(np.corrcoef(two.lam.T)[0, 1]) < 0.05
+    # the second draw changes neither the frames nor the first
+    assert np.array_equal(one.frames, two.frames)
+    assert np.array_equal(one.lam[:, 0], two.lam[:, 0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+@pytest.mark.parametrize("method", ["pair", "supervised", "simclr"])
+def test_methods_to_compare_with_see_fewer_of_the_same_frames(method: str, count: int) -> None:
+    given = videos(*[count] * 200)
+    uscl = draw_pairs(given, RECIPE, 3)
+    other = draw_pairs(given, dataclasses.replace(RECIPE, method=method), 3)
+    seen = uscl.frames[:, [0, 0]] if method == "simclr" else uscl.frames[:, [0, 2]]
+    assert np.array_equal(other.frames[:, [0, 2]], seen)
+    assert (other.lam == 1).all()
+    assert (uscl.lam < 1).any() == (count >= 3)
+
+
+@pytest.mark.parametrize("method", ["pair", "supervised", "simclr"])
+def test_held_out_videos_are_paired_alike_for_every_method(method: str) -> None:
+    given = videos(*range(1, 40))
+    uscl = draw_pairs(given, RECIPE, 0, validation=True)
+    other = draw_pairs(given, dataclasses.replace(RECIPE, method=method), 0, validation=True)
+    assert np.array_equal(uscl.frames, other.frames)
+    assert np.array_equal(uscl.lam, other.lam)
 
 
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 8}, {"validation": True}])
@@ -118,6 +162,30 @@ def test_batches(count: int, batch: int, smallest: int, sizes: list[int]) -> Non
         batches = draw_batches(count, recipe, epoch)
         assert [len(b) for b in batches] == sizes
         assert sorted(np.concatenate(batches)) == list(range(count))
+
+
+@pytest.mark.parametrize(("rate", "used"), [(0.0, 0), (0.1, 4), (0.5, 20), (1.0, 40)])
+def test_data_rate_is_a_share_of_the_videos(rate: float, used: int) -> None:
+    given = videos(*[3] * 40)
+    drawn = draw_videos(given, replace(RECIPE, data_rate=rate))
+    assert len(drawn) == used
+    # in the order of the store, each once
+    assert [video for video in given if video in drawn] == drawn
+
+
+def test_a_smaller_share_of_the_videos_is_part_of_a_larger_one() -> None:
+    given = videos(*[3] * 40)
+    names = [
+        {video.name for video in draw_videos(given, replace(RECIPE, data_rate=rate))}
+        for rate in (0.1, 0.3, 0.9)
+    ]
+    assert names[0] < names[1] < names[2]
+
+
+def test_the_seed_chooses_the_videos() -> None:
+    given = videos(*[3] * 40)
+    drawn = [draw_videos(given, replace(RECIPE, data_rate=0.5, seed=s)) for s in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_every_epoch_is_shuffled_anew() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from conftest import draw_clip, write_clip
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,7 @@ from uscl_zoo.training import pretrain as module
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.objective import nt_xent, uscl_loss
-from uscl_zoo.training.pairs import draw_pairs
+from uscl_zoo.training.pairs import draw_pairs, draw_videos
 from uscl_zoo.training.prepare import Sampling, prepare
 from uscl_zoo.training.pretrain import (
     Interrupted,
@@ -36,10 +37,10 @@ from uscl_zoo.training.pretrain import (
     pretrain,
     save_checkpoint,
 )
-from uscl_zoo.training.recipe import Recipe, replace
+from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 
 from uscl_zoo.errors import CardError, CheckpointError, DataError
-from uscl_zoo.records import write_yaml
+from uscl_zoo.records import read_yaml, write_text, write_yaml
 
 CPU = torch.device("cpu")
 #: Twelve training videos in three steps an epoch.
@@ -124,12 +125,84 @@ def test_learning_rate_of_a_short_run_is_constant(epochs: int) -> None:
 
 def test_views_are_mixed_with_the_anchor() -> None:
     frames = torch.randn(6, 3, 4, 4)
-    lam = torch.tensor([0.3, 1.0])
+    lam = torch.tensor([[0.3, 0.6], [1.0, 1.0]])
     view1, view2 = mix(frames, lam)
     assert torch.allclose(view1[0], 0.3 * frames[0] + 0.7 * frames[1])
-    assert torch.allclose(view2[0], 0.3 * frames[2] + 0.7 * frames[1])
+    assert torch.allclose(view2[0], 0.6 * frames[2] + 0.4 * frames[1])
     assert torch.equal(view1[1], frames[3])
     assert torch.equal(view2[1], frames[5])
+
+
+def by_hand(trainer: Trainer, video: int) -> tuple[Tensor, Tensor]:
+    """The two views of one video in the first epoch, one operation after another."""
+    recipe = trainer.recipe
+    pairs, draws, _ = trainer.tables(0)
+    rows, (lam1, lam2) = pairs.frames[video], pairs.lam[video].tolist()
+    frames = torch.from_numpy(np.array(trainer.store.frames[rows])).permute(0, 3, 1, 2) / 255
+
+    def augmented(image: Tensor, place: int) -> Tensor:
+        chosen = draws.select(torch.tensor([3 * video + place]))
+        view: Tensor = augment.augment(image[None], chosen, recipe)[0]
+        return view
+
+    def mixed(f1: Tensor, anchor: Tensor, f3: Tensor) -> tuple[Tensor, Tensor]:
+        return lam1 * f1 + (1 - lam1) * anchor, lam2 * f3 + (1 - lam2) * anchor
+
+    if recipe.mix == "after":
+        return mixed(*(augmented(frame, place) for place, frame in enumerate(frames)))
+    view1, view2 = mixed(*frames)
+    return augmented(view1, 0), augmented(view2, 2)
+
+
+VIEWS: list[dict[str, Any]] = [
+    {},
+    {"lambdas": 2},
+    {"mix": "before"},
+    {"mix": "before", "lambdas": 2},
+    {"method": "simclr", "classes": ()},
+    {"method": "pair"},
+    {"method": "supervised"},
+]
+
+
+@pytest.mark.parametrize("change", VIEWS, ids=str)
+def test_views_are_what_the_recipe_says(small_store: FrameStore, change: dict[str, Any]) -> None:
+    trainer = Trainer(replace(RECIPE, **change), small_store, CPU)
+    pairs, draws, _ = trainer.tables(0)
+    together = trainer.views(pairs, draws, np.arange(12))
+    for video in range(12):
+        for ours, expected in zip(together, by_hand(trainer, video), strict=True):
+            assert torch.allclose(ours[video], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"lambdas": 2}, {"mix": "before"}], ids=str)
+def test_an_option_of_the_views_changes_the_mixed_views_alone(
+    small_store: FrameStore, change: dict[str, Any]
+) -> None:
+    trainers = [Trainer(r, small_store, CPU) for r in (RECIPE, replace(RECIPE, **change))]
+    tables = [trainer.tables(0) for trainer in trainers]
+    (before, draws, batches), (after, other_draws, other_batches) = tables
+    assert np.array_equal(before.frames, after.frames)
+    assert torch.equal(draws.factor, other_draws.factor)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, other_batches, strict=True))
+    views, others = (
+        torch.cat(trainer.views(pairs, draws, np.arange(12)))
+        for trainer, (pairs, draws, _) in zip(trainers, tables, strict=True)
+    )
+    mixed = np.array([video.count >= 3 for video in trainers[0].videos] * 2)
+    assert 0 < mixed.sum() < len(mixed)
+    # with one λ or two, the first view is the same
+    moved = mixed & (np.arange(24) >= 12) if "lambdas" in change else mixed
+    for i, expected in enumerate(moved):
+        assert torch.allclose(views[i], others[i], atol=1e-5) != expected
+
+
+def test_two_views_of_one_frame_are_two_augmentations_of_it(small_store: FrameStore) -> None:
+    trainer = Trainer(replace(RECIPE, method="simclr", classes=()), small_store, CPU)
+    pairs, draws, _ = trainer.tables(0)
+    view1, view2 = trainer.views(pairs, draws, np.arange(12))
+    assert (pairs.frames[:, 0] == pairs.frames[:, 2]).all()
+    assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(view1, view2, strict=True))
 
 
 def test_a_sample_does_not_depend_on_its_batch(small_store: FrameStore) -> None:
@@ -168,6 +241,68 @@ def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None
         logits1, logits2 = fused[1].chunk(2)
         other = uscl_loss((z1, logits1), (z2, logits2), trainer.targets[batches[0]], RECIPE)
     assert not torch.allclose(loss.total, other.total, rtol=1e-4)
+
+
+def gradient(trainer: Trainer) -> Tensor:
+    """Of the loss of the first batch, by the weights of the encoder."""
+    trainer.network.zero_grad()
+    pairs, draws, batches = trainer.tables(0)
+    trainer.loss(batches[0], *trainer.views(pairs, draws, batches[0])).total.backward()
+    return torch.cat([p.grad.flatten() for p in trainer.network.encoder.parameters()])
+
+
+@pytest.mark.parametrize("classes", [None, ()])
+def test_fused_views_share_their_batch_statistics(
+    small_store: FrameStore, classes: tuple[str, ...] | None
+) -> None:
+    recipe = replace(RECIPE, batch_statistics="fused", classes=classes)
+    trainer = Trainer(recipe, small_store, CPU)
+    pairs, draws, batches = trainer.tables(0)
+    view1, view2 = trainer.views(pairs, draws, batches[0])
+    encoder = trainer.network.train().encoder
+    seen: list[int] = []
+    handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(len(output)))
+    loss = trainer.loss(batches[0], view1, view2)
+    handle.remove()
+    assert seen == [8]
+    both = torch.cat([view1, view2])
+    with torch.no_grad():
+        maps = F.conv2d(both, encoder.conv1.weight, stride=2, padding=3)
+        # one update, with momentum 0.1 and from a mean of zero
+        assert torch.allclose(encoder.bn1.running_mean, 0.1 * maps.mean((0, 2, 3)), atol=1e-5)
+        z, logits = trainer.network(both)
+        halves = (None, None) if logits is None else logits.chunk(2)
+        first, second = zip(z.chunk(2), halves, strict=True)
+        expected = uscl_loss(first, second, trainer.targets[batches[0]], recipe)
+    assert torch.allclose(loss.total, expected.total, rtol=1e-4)
+    assert torch.allclose(loss.labelled, expected.labelled, rtol=1e-4)
+
+
+def test_fusing_changes_the_gradient_and_nothing_but_the_statistics(
+    small_store: FrameStore,
+) -> None:
+    apart = Trainer(RECIPE, small_store, CPU)
+    fused = Trainer(replace(RECIPE, batch_statistics="fused"), small_store, CPU)
+    for trainer in (apart, fused):
+        trainer.network.train()
+    assert F.cosine_similarity(gradient(apart), gradient(fused), dim=0) < 0.99
+    # with the running statistics, which no view moves, it is one method
+    fused.network.load_state_dict(apart.network.state_dict())
+    for trainer in (apart, fused):
+        trainer.network.eval()
+    assert F.cosine_similarity(gradient(apart), gradient(fused), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize(("classifier_on", "moved"), [("z", True), ("h", False)])
+def test_supervision_moves_the_projection_only_through_the_classifier(
+    small_store: FrameStore, classifier_on: str, moved: bool
+) -> None:
+    recipe = replace(RECIPE, method="supervised", classifier_on=classifier_on)
+    trainer = Trainer(recipe, small_store, CPU)
+    before = trainer.network.projection[0].weight.clone()
+    trainer.step()
+    assert torch.equal(before, trainer.network.projection[0].weight) != moved
+    assert trainer.progress.sums[0] == pytest.approx(0.2 * trainer.progress.sums[2])
 
 
 def test_validation_is_deterministic(small_store: FrameStore) -> None:
@@ -257,6 +392,75 @@ class StopAfter(list[str]):
         if self.left == 0:
             self.append("SIGTERM")
         return len(self) > 0
+
+
+#: Each way to depart from the released code.
+OPTIONS: list[dict[str, Any]] = [
+    {"method": "simclr", "classes": ()},
+    {"method": "pair"},
+    {"method": "pair", "classes": ()},
+    {"method": "supervised"},
+    {"method": "supervised", "classifier_on": "h"},
+    {"classifier_on": "h"},
+    {"lambdas": 2},
+    {"mix": "before"},
+    {"batch_statistics": "fused"},
+    {"data_rate": 0.5},
+]
+
+
+@pytest.mark.parametrize("change", OPTIONS, ids=str)
+def test_every_option_begins_alike_ends_elsewhere_and_resumes(
+    small_store: FrameStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    from contextlib import nullcontext
+
+    recipe = replace(RECIPE, epochs=1, **change)
+    usual, trainer = (Trainer(r, small_store, CPU) for r in (RECIPE, recipe))
+    assert_same(
+        dict(usual.network.encoder.state_dict()), dict(trainer.network.encoder.state_dict())
+    )
+    assert trainer.held_out == usual.held_out
+    whole = run(small_store, tmp_path / "whole", recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(2)))
+        with pytest.raises(Interrupted):
+            run(small_store, tmp_path / "run", recipe)
+    assert_same(run(small_store, tmp_path / "run", recipe, resume=True), whole)
+    for _ in range(3):
+        usual.step()
+    learnt = whole["network"]["encoder.conv1.weight"]
+    assert not torch.equal(learnt, usual.network.encoder.conv1.weight)
+
+
+def test_a_run_from_before_the_options_goes_on(
+    finished: Path, small_store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe lacks their keys, which then have the meaning they always had."""
+    from contextlib import nullcontext
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(4)))
+        with pytest.raises(Interrupted):
+            run(small_store, folder)
+    settings = read_yaml(folder / "recipe.yaml")
+    for key in ("method", "classifier_on", "data_rate", "lambdas", "mix", "batch_statistics"):
+        del settings[key]
+    write_text(folder / "recipe.yaml", yaml.safe_dump(settings))
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    save_checkpoint(folder, state | {"recipe": settings})
+    resumed = run(small_store, folder, load_recipe(str(folder / "recipe.yaml")), resume=True)
+    assert_same(resumed, load_checkpoint(finished))
+
+
+def test_a_run_keeps_its_method(finished: Path, small_store: FrameStore) -> None:
+    told = r"recipe\.yaml: method is 'uscl' in the run and 'pair' now"
+    with pytest.raises(CardError, match=told):
+        run(small_store, finished, replace(RECIPE, method="pair"), resume=True)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 8])
@@ -437,6 +641,41 @@ def test_a_class_that_no_video_has(small_store: FrameStore) -> None:
     told = r"^classes: no training video of .*store is labelled 'Vir'; it has Cov, Pneu, Reg; set"
     with pytest.raises(DataError, match=told):
         Trainer(replace(RECIPE, classes=("Cov", "Vir")), small_store, CPU)
+
+
+@pytest.mark.parametrize("change", [{"label_rate": 0.0}, {"classes": None}], ids=str)
+def test_supervision_takes_labels(tmp_path: Path, change: dict[str, Any]) -> None:
+    store = make_store(tmp_path, 4, labelled="label_rate" in change)
+    recipe = replace(RECIPE, method="supervised", **change)
+    with pytest.raises(DataError, match=r"store: no label to learn from, and method supervised"):
+        Trainer(recipe, store, CPU)
+
+
+def test_simclr_takes_no_labels(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 4, labelled=False)
+    trainer = Trainer(load_recipe("pocus_resnet18_simclr", ["batch_size=4"]), store, CPU)
+    trainer.step()
+    assert trainer.network.classifier is None
+    assert trainer.progress.sums[0] == trainer.progress.sums[1] > 0
+
+
+def test_data_rate_takes_videos_and_neither_classes_nor_held_out_ones(
+    small_store: FrameStore,
+) -> None:
+    everything = Trainer(RECIPE, small_store, CPU)
+    recipe = replace(RECIPE, data_rate=1 / 3, classes=("Cov", "Pneu", "Reg"))
+    trainer = Trainer(recipe, small_store, CPU)
+    assert trainer.videos == draw_videos(small_store.select("train"), recipe)
+    assert len(trainer.videos) == len(trainer.targets) == 4
+    assert trainer.held_out == everything.held_out
+    assert trainer.classes == everything.classes
+    seen = {int(row) for epoch in range(20) for row in trainer.tables(epoch)[0].frames.ravel()}
+    assert seen <= {v.first + i for v in trainer.videos for i in range(v.count)}
+
+
+def test_a_share_of_the_data_too_small(small_store: FrameStore) -> None:
+    with pytest.raises(DataError, match=r"1 training video, .*, or raise data_rate$"):
+        Trainer(replace(RECIPE, data_rate=0.1), small_store, CPU)
 
 
 def test_classes_are_those_of_the_recipe_or_the_store(small_store: FrameStore) -> None:

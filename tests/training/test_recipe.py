@@ -7,9 +7,21 @@ from pathlib import Path
 import pytest
 import yaml
 from uscl_zoo.training.labels import LABEL_SCHEMES
-from uscl_zoo.training.recipe import Recipe, load_recipe, recipe_names, replace, settings_of
+from uscl_zoo.training.recipe import (
+    METHODS,
+    Recipe,
+    load_recipe,
+    recipe_names,
+    replace,
+    settings_of,
+)
 
 from uscl_zoo.errors import CardError
+
+
+def changes(recipe: Recipe, other: Recipe) -> set[str]:
+    """The settings in which two recipes differ."""
+    return {key for key, value in settings_of(recipe).items() if value != settings_of(other)[key]}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -17,8 +29,29 @@ def test_packaged_recipes_are_complete(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.architecture in name
     # what a recipe does not change is as the authors released it
-    changed = {k for k, v in settings_of(recipe).items() if v != settings_of(Recipe())[k]}
-    assert changed <= {"architecture", "classes"}
+    assert changes(recipe, Recipe()) <= {"architecture", "classes", "method", "class_weight"}
+    if recipe.method == "uscl":
+        assert recipe.class_weight == Recipe().class_weight
+
+
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        ("simclr", {"method", "classes"}),
+        ("pair", {"method", "classes"}),
+        ("supervised", {"method", "class_weight"}),
+    ],
+)
+def test_methods_to_compare_with_differ_only_where_they_must(
+    method: str, changed: set[str]
+) -> None:
+    recipe = load_recipe(f"pocus_resnet18_{method}")
+    assert recipe.method == method
+    assert changes(recipe, load_recipe("pocus_resnet18")) == changed
+
+
+def test_every_method_has_a_recipe() -> None:
+    assert {load_recipe(name).method for name in recipe_names()} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", ["us4_resnet18", "us4_resnet50"])
@@ -36,6 +69,13 @@ def test_defaults_are_the_released_settings() -> None:
     assert (recipe.weight_decay, recipe.projection_dim) == (1e-4, 256)
     assert (recipe.crop_scale, recipe.crop_ratio) == ((0.8, 1.0), (0.8, 1.25))
     assert (recipe.mean, recipe.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert (recipe.method, recipe.classifier_on, recipe.batch_statistics) == (
+        "uscl",
+        "z",
+        "per-view",
+    )
+    assert (recipe.mix, recipe.lambdas) == ("after", 1)
+    assert (recipe.data_rate, recipe.label_rate) == (1, 1)
 
 
 def test_overrides_are_typed_as_yaml() -> None:
@@ -72,7 +112,15 @@ WRONG = [
     ("learning_rate=nan", "learning_rate: should be finite, not nan"),
     ("learning_rate=.nan", "learning_rate: should be finite, not nan"),
     ("architecture=vgg16", "architecture: should be one of resnet18, resnet50, not 'vgg16'"),
-    ("precision=fp16", "precision: should be auto, float32 or bf16, not 'fp16'"),
+    ("precision=fp16", "precision: should be one of auto, float32, bf16, not 'fp16'"),
+    ("method=moco", "method: should be one of uscl, simclr, pair, supervised, not 'moco'"),
+    ("mix=never", "mix: should be one of after, before, not 'never'"),
+    ("mix=true", "mix: should be of type str, not True"),
+    ("classifier_on=x", "classifier_on: should be one of z, h, not 'x'"),
+    ("batch_statistics=none", "batch_statistics: should be one of per-view, fused, not 'none'"),
+    ("lambdas=3", "lambdas: should be from 1 to 2, not 3"),
+    ("lambdas=0", "lambdas: should be from 1 to 2, not 0"),
+    ("data_rate=1.5", "data_rate: should be from 0 to 1, not 1.5"),
     ("crop_scale=[0.9, 0.8]", "crop_scale: should be two growing shares"),
     ("crop_scale=[0, 1]", "crop_scale: should be two growing shares"),
     ("crop_scale=[0.5, 1.1]", "crop_scale: should be two growing shares"),
@@ -99,6 +147,28 @@ def test_a_wrong_file_names_file_and_key(tmp_path: Path, setting: str, told: str
     with pytest.raises(CardError, match=f"^{re.escape(f'{path}: {told}')}") as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "told"),
+    [
+        ("pocus_resnet18", ["method=simclr"], "classes: should be [] with method simclr, which"),
+        ("pocus_resnet18_simclr", ["classes=null"], "classes: should be [] with method simclr"),
+        ("pocus_resnet18_supervised", ["classes=[]"], "classes: should name classes, or be null"),
+        (
+            "pocus_resnet18_supervised",
+            ["class_weight=0"],
+            "class_weight: should be above 0 with method supervised",
+        ),
+    ],
+)
+def test_settings_that_a_method_cannot_honour(recipe: str, settings: list[str], told: str) -> None:
+    with pytest.raises(CardError, match=re.escape(f"{recipe}.yaml with the command line: {told}")):
+        load_recipe(recipe, settings)
+
+
+def test_labels_can_be_added_to_the_contrast_of_two_frames() -> None:
+    assert load_recipe("pocus_resnet18_pair", ["classes=null"]).classes is None
 
 
 @pytest.mark.parametrize("setting", ["epochs", "--epochs 3", "epochs: 3"])
