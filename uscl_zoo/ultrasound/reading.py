@@ -1,24 +1,33 @@
-"""Frames out of anything: videos, animated images, stills and folders of frames.
+"""Frames out of anything: videos, DICOM, animated images, stills and folders of frames.
 
 `find` turns what a user names into sources, `iterate` decodes one source lazily, and `sample`
-thins it to a few frames a second. A *source* is a video or image file, or a folder that holds the
-frames of one clip.
+thins it to a few frames a second. A *source* is a video, DICOM or image file, or a folder that
+holds the frames of one clip.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
 from ..errors import DataError, MissingDependencyError, UnreadableError
 from .transforms import to_frame
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+T = TypeVar("T")
 
 #: Read by PyAV; suffixes are compared without case.
 VIDEO_SUFFIXES = frozenset(
@@ -28,6 +37,8 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset(
     {".apng", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
+#: Read by pydicom, as is any file with `DICM` at byte 128.
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
 # Seconds a frame of an animation lasts that states none, as web browsers have it.
 _UNSTATED_DURATION = 0.1
@@ -65,8 +76,9 @@ def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     Folders are searched to any depth, in natural order (`f2` before `f10`), hidden and other files
     left out. A folder is one source, a clip, if it holds at least two images and neither videos nor
     sub-folders, and all images have one size, one suffix and one name up to a final number, as in
-    `Reg-1_mp4/Reg-1_mp4_frame0.jpg`. In any other folder each file is its own source. Files that
-    are named themselves are returned whatever they are: reading them says what is wrong.
+    `Reg-1_mp4/Reg-1_mp4_frame0.jpg`. In any other folder each file is its own source. Files without
+    a suffix are taken if they are DICOM by their content. Files that are named themselves are
+    returned whatever they are: reading them says what is wrong.
 
     Args:
         paths: one file or folder, or several.
@@ -104,21 +116,24 @@ def iterate(
     """Decode one source frame by frame; memory does not grow with its length.
 
     Videos are turned upright as their metadata ask. Pixels are as stored: neither overlays nor
-    non-square pixels are touched.
+    non-square pixels are touched. DICOM is shown as it asks, by palette, look-up tables and the
+    first window; of its header nothing but these and the times is read.
 
     Args:
-        path: of a video, an image, or a folder of frames.
-        frame_rate: frames a second of a folder of frames or stack of pages, which state none.
+        path: of a video, a DICOM file, an image, or a folder of frames.
+        frame_rate: frames a second of what states none: a folder of frames, a stack of pages, and
+            DICOM at times.
         threads: that decode one video; loaders with many processes want 1.
-        on_damage: called with one line if a video breaks off early, or a frame of a folder is
-            unreadable; a `DamageWarning` unless given.
+        on_damage: called with one line if a video or DICOM file breaks off early, or a frame of a
+            folder is unreadable; a `DamageWarning` unless given.
 
     Yields:
         `Frame(time, image)`.
 
     Raises:
         UnreadableError: naming the file and the reason, if not a single frame can be decoded.
-        MissingDependencyError: if a video is asked for and PyAV is not installed.
+        MissingDependencyError: if a video is asked for and PyAV is not installed, or DICOM and
+            pydicom is not.
     """
     path = Path(path).expanduser()
     if frame_rate is not None and not 0 < frame_rate < math.inf:
@@ -132,8 +147,12 @@ def iterate(
         return _iterate_video(path, threads, on_damage)
     if suffix in IMAGE_SUFFIXES:
         return _iterate_image(path, frame_rate, on_damage)
-    known = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
-    raise UnreadableError(f"{path}: not an image or video by its name; known are {known}")
+    if suffix in DICOM_SUFFIXES or _is_dicom(path):
+        return _iterate_dicom(path, frame_rate, on_damage)
+    known = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES | DICOM_SUFFIXES))
+    raise UnreadableError(
+        f"{path}: not an image or video by its name, nor DICOM by its content; known are {known}"
+    )
 
 
 def sample(
@@ -206,7 +225,7 @@ def _search(folder: Path, visited: set[Path]) -> Iterator[Path]:
     visited.add(real)
     entries = _entries(folder)
     folders = [entry for entry in entries if entry.is_dir()]
-    files = [e for e in entries if e.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES]
+    files = [entry for entry in entries if entry not in folders and _is_source(entry)]
     if not folders and _are_one_clip(files):
         yield folder
         return
@@ -215,6 +234,15 @@ def _search(folder: Path, visited: set[Path]) -> Iterator[Path]:
             yield from _search(entry, visited)
         elif entry in files:
             yield entry
+
+
+def _is_source(file: Path) -> bool:
+    suffix = file.suffix.lower()
+    if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES | DICOM_SUFFIXES:
+        return True
+    # archives name files by number or UID, 1.2.840.10008; DICOMDIR is their table of contents
+    nameless = not suffix or suffix[1:].isdigit()
+    return nameless and file.name.casefold() != "dicomdir" and _is_dicom(file)
 
 
 def _are_one_clip(files: list[Path]) -> bool:
@@ -358,6 +386,313 @@ def _turn(image: Image.Image, degrees: int) -> Image.Image:
     }
     turn = turns.get(degrees % 360)
     return image if turn is None else image.transpose(turn)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+# All that is ever read of a DICOM header: enough to show the pixels and to time the frames, and
+# nothing that says whose they are.
+_DICOM_TAGS = [
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "PixelRepresentation"),
+    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *(
+        f"{segmented}{colour}PaletteColorLookupTable{part}"
+        for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+        for colour in ("Red", "Green", "Blue")
+    ),
+    *("FrameTimeVector", "FrameTime", "CineRate", "RecommendedDisplayFrameRate"),
+]
+_DICOM_COLOURS = {
+    1: {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"},
+    3: {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"},
+}
+
+
+def _iterate_dicom(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterator[Frame]:
+    try:
+        import pydicom.pixels  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path}: reading DICOM needs pydicom; install it by: pip install 'uscl-zoo[dicom]'"
+        ) from error
+
+    if not _is_dicom(path):
+        raise UnreadableError(f"{path}: not a DICOM file by its content")
+    try:
+        header, there, offset = _quietly(lambda: _read_header(path))
+        plugin = _plugin(path, header)
+        to_bytes = _quietly(lambda: _display(header))
+        times = _quietly(lambda: _times(header, frame_rate))
+    except UnreadableError:
+        raise
+    # pydicom raises whatever a damaged byte leads to. What it says may quote the file, so it goes
+    # no further, not even as the cause
+    except Exception:
+        raise UnreadableError(f"{path}: the DICOM header is damaged or incomplete") from None
+
+    promised = _promised(header)
+    frames = _decode(path, header, there, offset, plugin)
+    done, trouble = 0, f"its header promises {promised}"
+    while done < there:
+        try:
+            pixels = _quietly(lambda: next(frames))
+            image = Image.fromarray(to_bytes(pixels)).convert("RGB")
+        except StopIteration:
+            break
+        except Exception:
+            trouble = f"frame {done + 1} of {promised} is damaged"
+            break
+        yield Frame(next(times), image)
+        done += 1
+    if not done:
+        raise UnreadableError(f"{path}: no frame can be decoded ({trouble})")
+    if done < promised:
+        on_damage(f"{path}: breaks off after {done} frames ({trouble})")
+
+
+def _quietly(call: Callable[[], T]) -> T:
+    """Call without the warnings of pydicom, which quote values of the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call()
+
+
+def _read_header(path: Path) -> tuple[Dataset, int, int]:
+    """The tags we keep, how many frames there can be (not more than promised), and where.
+
+    Uncompressed pixels are counted by their length, and compressed ones by their fragments, so that
+    a header that promises too many does not have pydicom refuse those there are.
+    """
+    from pydicom import dcmread
+    from pydicom.encaps import parse_basic_offsets, parse_fragments
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.pixels.utils import get_expected_length
+
+    syntax = read_file_meta_info(path).TransferSyntaxUID
+    if syntax.is_deflated:  # pydicom would inflate it whole
+        raise UnreadableError(f"{path}: deflated DICOM is not read; convert it, e.g. by dcmconv")
+    with path.open("rb") as stream:
+        header = dcmread(stream, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
+        _check(path, header)
+        # now at the pixels: tag, its type if that is explicit, length
+        start = stream.read(8 if syntax.is_implicit_VR else 12)
+        if len(start) < 8:
+            raise UnreadableError(f"{path}: the DICOM file holds no pixels")
+        promised, offset = _promised(header), stream.tell()
+        if syntax.is_encapsulated:
+            parse_basic_offsets(stream)
+            fragments, _ = parse_fragments(stream)
+            return header, min(promised, fragments), offset
+        stated = int.from_bytes(start[-4:], "little" if syntax.is_little_endian else "big")
+        length = min(stated, path.stat().st_size - offset)
+    return header, min(promised, length * promised // get_expected_length(header)), offset
+
+
+def _decode(
+    path: Path, header: Dataset, there: int, offset: int, plugin: str
+) -> Iterator[NDArray[Any]]:
+    from pydicom.pixels.utils import iter_pixels, pixel_array
+
+    if plugin == "av":
+        return _decode_lossless_jpeg(path, header, there, offset)
+    packed = header.PhotometricInterpretation == "YBR_FULL_422"
+    if packed and not header.file_meta.TransferSyntaxUID.is_encapsulated:
+        # iter_pixels of pydicom 3.0 loses its place from the second such frame on
+        return (pixel_array(path, index=index, number_of_frames=there) for index in range(there))
+    return iter_pixels(path, decoding_plugin=plugin, number_of_frames=there or 1)
+
+
+def _decode_lossless_jpeg(
+    path: Path, header: Dataset, there: int, offset: int
+) -> Iterator[NDArray[Any]]:
+    import av
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels.processing import convert_color_space
+
+    colour = header.SamplesPerPixel == 3
+    size = (header.Rows, header.Columns, *([3] if colour else []))
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        for data in generate_frames(stream, number_of_frames=there):
+            codec = av.CodecContext.create("mjpeg", "r")
+            codec.options = {"err_detect": "explode"}
+            (frame,) = [*codec.decode(av.Packet(data)), *codec.decode(None)]
+            pixels = frame.to_ndarray()
+            # FFmpeg calls three samples blue, green and red, whatever they are
+            if frame.format.name not in ("gray", "bgr24") or pixels.shape != size:
+                raise ValueError("not what the header says")
+            if colour:
+                pixels = pixels[..., ::-1]
+                if header.PhotometricInterpretation != "RGB":
+                    pixels = convert_color_space(pixels, "YBR_FULL", "RGB")
+            elif header.PixelRepresentation:
+                spare = 32 - header.BitsStored
+                pixels = pixels.astype(np.int32) << spare >> spare
+            yield pixels
+
+
+def _check(path: Path, header: Dataset) -> None:
+    # pydicom would go on with some of these, and give wrong pixels or fill the memory
+    for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored"):
+        if not isinstance(header[keyword].value, int):  # nor anything to quote
+            raise TypeError(keyword)
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # where Pillow refuses
+    if not 0 < header.Rows * header.Columns <= limit:
+        raise UnreadableError(f"{path}: an image of {header.Columns} x {header.Rows} pixels")
+    if header.PhotometricInterpretation not in _DICOM_COLOURS.get(header.SamplesPerPixel, ()):
+        known = ", ".join(sorted(set().union(*_DICOM_COLOURS.values())))
+        raise UnreadableError(
+            f"{path}: photometric interpretation unknown or unfit; known are {known}"
+        )
+    if header.BitsAllocated not in (8, 16) or not 0 < header.BitsStored <= header.BitsAllocated:
+        raise UnreadableError(
+            f"{path}: {header.BitsStored} bits in {header.BitsAllocated} a sample; "
+            "should be 8 or 16 allocated, and not more stored"
+        )
+
+
+def _plugin(path: Path, header: Dataset) -> str:
+    """The decoder to use: FFmpeg by PyAV, a plug-in of pydicom, or none where none is needed.
+
+    Not GDCM, though pydicom would: it ends the interpreter on some damaged JPEGs.
+    """
+    from pydicom import uid
+    from pydicom.pixels.decoders.base import get_decoder
+
+    syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return ""
+    deep, wanted = header.BitsStored > 8, "'uscl-zoo[dicom]'"
+    lossless = syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1)
+    if lossless and header.BitsAllocated == 8:
+        if importlib.util.find_spec("av"):
+            return "av"
+    else:
+        try:
+            plugins = {*get_decoder(syntax).available_plugins} - {"gdcm"}
+        except NotImplementedError:
+            name = syntax.name if syntax.type else "unknown"
+            raise UnreadableError(f"{path}: no decoder for its pixels ({name})") from None
+        if deep and (header.SamplesPerPixel == 3 or syntax == uid.JPEGExtended12Bit):
+            plugins.discard("pillow")
+        for plugin in ("pydicom", "pillow", "pylibjpeg", "pyjpegls"):
+            if plugin in plugins:
+                return plugin
+        if syntax in uid.JPEGLSTransferSyntaxes:
+            wanted = "pyjpegls"
+        elif lossless or syntax == uid.JPEGExtended12Bit:
+            # of 16 bits FFmpeg misreads differences of 32,768
+            wanted = "pylibjpeg pylibjpeg-libjpeg"
+        else:
+            wanted = "pylibjpeg pylibjpeg-openjpeg"
+    raise UnreadableError(
+        f"{path}: no decoder for its pixels ({syntax.name}); install one by: pip install {wanted}"
+    )
+
+
+def _display(header: Dataset) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
+    """How stored samples are shown in 8 bits, as a table of all values that can be stored."""
+    lowest = -(2 ** (header.BitsStored - 1)) if header.PixelRepresentation else 0
+    stored = np.arange(lowest, lowest + 2**header.BitsStored, dtype=np.int32)
+    if header.SamplesPerPixel == 3:
+        table = _scale(stored, stored[0], stored[-1])
+    elif header.PhotometricInterpretation == "PALETTE COLOR":
+        table = _palette(stored, header)
+    else:
+        table = _grey(stored, header)
+
+    def to_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        shown: NDArray[np.uint8] = table.take(pixels.astype(np.int32) - lowest, 0, mode="clip")
+        return shown
+
+    return to_bytes
+
+
+def _scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    shares = (values.astype(np.float64) - low) / (high - low)
+    if not np.isfinite(shares).all():
+        raise ValueError("a range that is empty or not finite")
+    scaled: NDArray[np.uint8] = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+    return scaled
+
+
+def _grey(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    # writers that have no window fill in 0
+    if not all(width > 0 for width in _numbers(header, "WindowWidth") or [0]):
+        header.pop("WindowWidth", None)
+        header.pop("WindowCenter", None)
+    values = apply_modality_lut(stored, header)
+    shown = apply_voi_lut(values, header)
+    # the range that pydicom scales a window to
+    low, high = float(values[0]), float(values[-1])
+    if header.get("ModalityLUTSequence"):
+        low, high = 0, 2 ** header.ModalityLUTSequence[0].LUTDescriptor[2] - 1
+    if shown is values:
+        low, high = sorted((low, high))
+    elif header.get("VOILUTSequence"):
+        low, high = 0, 2 ** header.VOILUTSequence[0].LUTDescriptor[2] - 1
+    table = _scale(shown, low, high)
+    return 255 - table if header.PhotometricInterpretation == "MONOCHROME1" else table
+
+
+def _palette(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
+    from pydicom.pixels.processing import apply_color_lut
+
+    entries = header.RedPaletteColorLookupTableDescriptor[0] or 2**16
+    for colour in ("Red", "Green", "Blue"):
+        keyword = f"{colour}PaletteColorLookupTableData"
+        if keyword in header:
+            # apply_color_lut takes words as little endian, and indexes bytes by bytes
+            order = "<" if header.file_meta.TransferSyntaxUID.is_little_endian else ">"
+            words = np.frombuffer(header[keyword].value, f"{order}u2").astype("<u2")
+            if len(words) < entries:  # two to a word
+                words = words.view(np.uint8).astype("<u2")
+            header[keyword].value = words[:entries].tobytes()
+    table = apply_color_lut(stored, header)
+    # 16-bit entries are 8-bit ones shifted or repeated: the high byte is either's. What the
+    # descriptor says of their depth is not to be relied on
+    shown: NDArray[np.uint8] = (table >> 8 if table.max() > 255 else table).astype(np.uint8)
+    return shown
+
+
+def _promised(header: Dataset) -> int:
+    return max(1, int(header.get("NumberOfFrames") or 1))
+
+
+def _numbers(header: Dataset, keyword: str) -> list[float]:
+    """The finite numbers of a tag; none if it is missing or damaged."""
+    try:
+        value = header.get(keyword)
+        numbers = [float(item) for item in (value if hasattr(value, "__len__") else [value])]
+    except Exception:  # as for the header
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
+def _times(header: Dataset, frame_rate: float | None) -> Iterator[float]:
+    promised = _promised(header)
+    if promised == 1:
+        return iter([0.0])
+    vector = _numbers(header, "FrameTimeVector")[1:promised]
+    if len(vector) == promised - 1 and min(vector) > 0:
+        return accumulate((step / 1000 for step in vector), initial=0.0)
+    steps = [time / 1000 for time in _numbers(header, "FrameTime")[:1]]
+    for keyword in ("CineRate", "RecommendedDisplayFrameRate"):
+        steps += [1 / rate for rate in _numbers(header, keyword)[:1] if rate]
+    if frame_rate:
+        steps.append(1 / frame_rate)
+    step = next((step for step in steps if step > 0), math.nan)
+    return (index * step for index in count())
 
 
 def _reason(error: BaseException) -> str:
