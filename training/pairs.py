@@ -1,6 +1,6 @@
 """Which frames, which λ, which crop: every random draw of pretraining, keyed and tabulated.
 
-A draw is a function of (seed, epoch, purpose) and of the video's place in the store, by a
+A draw is a function of (seed, epoch, purpose) and of the video's place among those used, by a
 counter-based generator (Philox). In an epoch every video is sampled once, so (epoch, video) is the
 (epoch, step, sample) of a run whatever its batches; worker processes, ranks and interruptions
 cannot change a draw, because nobody keeps a generator's state.
