@@ -301,7 +301,7 @@ embedding = model(transform(image)[None])  # image: a Pillow image in RGB
 
 Add `num_classes=3` for a classifier to fine-tune, or `features_only=True` for feature maps.
 
-With uscl-zoo, which checks the weights' digest and reads videos:
+With uscl-zoo, which checks the weights' digest and reads videos and DICOM:
 
 ```python
 import uscl_zoo
