@@ -279,6 +279,16 @@ class TestEncodings:
         expected = colours[np.clip(frames.astype(int) - 20, 0, 199)]
         assert np.array_equal(read(write(tmp_path / "a.dcm", dataset)), expected)
 
+    def test_a_long_palette_of_bytes(self, tmp_path: Path) -> None:
+        frames = noise(2, 8, 6, high=1000, dtype=np.uint16)
+        colours = noise(1000, 3)
+        tags: dict[str, Any] = {}
+        for index, colour in enumerate(("Red", "Green", "Blue")):
+            tags[f"{colour}PaletteColorLookupTableDescriptor"] = [1000, 0, 8]
+            tags[f"{colour}PaletteColorLookupTableData"] = colours[:, index].tobytes()
+        path = write(tmp_path / "a.dcm", make(frames, "PALETTE COLOR", **tags))
+        assert np.array_equal(read(path), colours[frames])
+
     @pytest.mark.parametrize("colour", [False, True])
     def test_rle(self, tmp_path: Path, colour: bool) -> None:
         frames = noise(3, 8, 6, 3) if colour else noise(3, 8, 6)
@@ -331,6 +341,21 @@ class TestEncodings:
         if kind == "YBR_FULL":
             frames = convert_color_space(frames, "YBR_FULL", "RGB")
         assert np.array_equal(read(path), frames if frames.ndim == 4 else as_rgb(frames))
+
+    def test_more_than_the_bits_stored(self, tmp_path: Path) -> None:
+        frames, dataset = lossless("grey")
+        dataset.BitsStored = 7
+        expected = np.rint(np.minimum(frames, 127).astype(float) / 127 * 255)
+        assert np.array_equal(read(write(tmp_path / "a.dcm", dataset)), as_rgb(expected))
+
+    def test_jpeg_lossless_damaged(self, tmp_path: Path) -> None:
+        encoded = base64.b64decode(LOSSLESS["RGB"])
+        damaged = encoded[: encoded.index(b"\xff\xda") + 24]
+        frames = np.zeros((2, 4, 6, 3), np.uint8)
+        dataset = make_encoded(frames, [encoded, damaged], "RGB", uid.JPEGLosslessSV1)
+        path = write(tmp_path / "a.dcm", dataset)
+        with pytest.warns(DamageWarning, match=r"after 1 frames \(frame 2 of 2 is damaged\)"):
+            assert len(list(iterate(path))) == 1
 
     def test_jpeg_lossless_signed(self, tmp_path: Path) -> None:
         frames, dataset = lossless("grey")
@@ -563,7 +588,7 @@ class TestDamage:
             (make(noise(1, 8, 6), "HSV"), "known are MONOCHROME1, "),
             (make(noise(1, 8, 6), "RGB"), "known are MONOCHROME1, "),
             (make(noise(1, 8, 6), BitsAllocated=32), "8 bits in 32 a sample"),
-            (make(noise(1, 8, 6), Rows=[8, 8]), "header is damaged or incomplete"),
+            (make(noise(1, 8, 6), BitsAllocated=[8, 8]), "header is damaged or incomplete"),
             (make(noise(1, 8, 6), BitsStored=9), "9 bits in 8 a sample"),
             (make(noise(1, 8, 6), "PALETTE COLOR"), "header is damaged or incomplete"),
             (make(noise(1, 8, 6), RescaleSlope=0, RescaleIntercept=0), "header is damaged"),
