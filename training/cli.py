@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from uscl_zoo.card import home
 from uscl_zoo.errors import DataError
 
 from . import labels
@@ -188,7 +189,7 @@ def export(
     card = write(
         run, name, output, licence=licence, summary=summary, limits=limits, overwrite=overwrite
     )
-    folder = output or "~/.uscl_zoo"
+    folder = output or home()
     click.echo(
         f"{card.weights.file}: {card.weights.bytes} bytes, sha256 {card.weights.sha256}, with its "
         f"card in {folder}"

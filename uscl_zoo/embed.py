@@ -132,7 +132,7 @@ def embed(
         DataError: if nothing can be read, or an argument is out of range.
         UnreadableError: if a path does not exist.
         UnknownModelError: if no model is of that name.
-        MissingDependencyError: if there are videos and PyAV is not installed.
+        MissingDependencyError: if there are videos or DICOM files whose library is not installed.
     """
     if pool not in ("frame", "clip"):
         raise DataError(f"pool should be 'frame' or 'clip', not {pool!r}")
