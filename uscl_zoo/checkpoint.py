@@ -89,7 +89,8 @@ def write_backbone(
 ) -> None:
     """Write a backbone in timm's keys, by default its convolutions in half precision.
 
-    Half precision halves the file; its rounding moves an embedding by about a part in a thousand.
+    Half precision halves the file. Its rounding moved the embeddings of 59 POCUS frames by 0.15 %
+    of their length in the median and 0.45 % at most (resnet18_uscl.pocus, on a CPU).
     Batch-norm's running variances span more than half precision does, and stay as they are.
 
     Args:
