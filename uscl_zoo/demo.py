@@ -21,8 +21,9 @@ from . import store
 from .embed import embed_frames, written_whole
 from .errors import DataError
 from .registry import create_model, model_info
+from .ultrasound.clip import Frame
 from .ultrasound.phantom import lung_clip
-from .ultrasound.reading import Frame, sample
+from .ultrasound.reading import sample
 
 Floats = NDArray[np.floating]
 RGB = tuple[int, int, int]

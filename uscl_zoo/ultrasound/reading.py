@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
 from ..errors import DataError, MissingDependencyError, UnreadableError
+from .clip import Clip, Facts, Frame
 from .transforms import to_frame
 
 if TYPE_CHECKING:
@@ -45,18 +46,6 @@ _UNSTATED_DURATION = 0.1
 
 # What Pillow raises for damaged files, the decompression bomb included.
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-
-
-class Frame(NamedTuple):
-    """One frame.
-
-    Attributes:
-        time: seconds since the first frame; 0 for a still, NaN where the source does not say.
-        image: RGB, 8 bits a channel.
-    """
-
-    time: float
-    image: Image.Image
 
 
 class DamageWarning(UserWarning):
@@ -153,6 +142,27 @@ def iterate(
     raise UnreadableError(
         f"{path}: not an image or video by its name, nor DICOM by its content; known are {known}"
     )
+
+
+def read(path: str | Path, *, frame_rate: float | None = None, threads: int = 1) -> Clip:
+    """Open one source as a clip; nothing is decoded but its first frame, to see that it can be.
+
+    Args:
+        path: of a video, a DICOM file, an image, or a folder of frames.
+        frame_rate: as for `iterate`.
+        threads: as for `iterate`.
+
+    Raises:
+        UnreadableError: naming the file and the reason, if not a single frame can be decoded.
+        MissingDependencyError: if the library for that kind of file is not installed.
+    """
+    path = Path(path).expanduser()
+
+    def decode() -> Iterator[Frame]:
+        return iterate(path, frame_rate=frame_rate, threads=threads)
+
+    next(decode())
+    return Clip(decode, path, Facts())
 
 
 def sample(
