@@ -37,7 +37,7 @@ import trial
 import yaml
 from safetensors.torch import load, save
 from torch import Tensor
-from uscl_zoo.training.pretrain import CHECKPOINT, load_checkpoint, save_checkpoint
+from uscl_zoo.training.runs import CHECKPOINT, load_checkpoint, save_checkpoint
 
 import uscl_zoo
 from uscl_zoo import authors

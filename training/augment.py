@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .pairs import Purpose, stream
@@ -37,7 +38,7 @@ class Draws:
     factor: Tensor
     order: Tensor
 
-    def select(self, index: Tensor) -> Draws:
+    def __getitem__(self, index: Tensor | slice) -> Draws:
         """The draws of some frames."""
         return Draws(self.box[index], self.flip[index], self.factor[index], self.order[index])
 
@@ -101,16 +102,36 @@ def _boxes(rng: np.random.Generator, recipe: Recipe, count: int, size: int) -> n
 def augment(images: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
     """Crop, flip, jitter and normalise.
 
+    On a CPU one image after another, each of which stays in the cache from the first operation to
+    the last; elsewhere the whole batch at once, in a form that a compiler can fuse and a CUDA graph
+    can hold.
+
     Args:
         images: float32 (N, 3, H, W) in 0-1.
         draws: of N images, on the same device.
         recipe: mean and std.
 
     Returns:
-        float32 (N, 3, H, W), channels last in memory.
+        float32 (N, 3, H, W).
     """
-    images = resized_crop(images, draws.box, draws.flip)
-    return normalise(jitter(images, draws.factor, draws.order), recipe)
+    if images.device.type != "cpu":
+        images = resized_crop(images, draws.box, draws.flip)
+        return normalise(jitter(images, draws.factor, draws.order), recipe)
+    augmented = torch.empty_like(images, memory_format=torch.contiguous_format)
+    rows = zip(
+        draws.box.int().tolist(),
+        draws.flip.tolist(),
+        draws.factor.tolist(),
+        draws.order.tolist(),
+        strict=True,
+    )
+    mean, std = _statistics(recipe, images.device)
+    for i, (box, flip, factor, order) in enumerate(rows):
+        image = _resized_crop_of_one(images[i : i + 1], box, flip)
+        for operation in order:
+            image = _OPERATIONS[operation](image, factor[operation])
+        torch.sub(image, mean, out=augmented[i : i + 1]).div_(std)
+    return augmented
 
 
 def to_float(frames: Tensor) -> Tensor:
@@ -120,57 +141,82 @@ def to_float(frames: Tensor) -> Tensor:
 
 def normalise(images: Tensor, recipe: Recipe) -> Tensor:
     """Subtract the mean and divide by the standard deviation of each channel."""
-    mean = torch.tensor(recipe.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(recipe.std, device=images.device).view(1, 3, 1, 1)
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    mean, std = _statistics(recipe, images.device)
+    return (images - mean) / std
+
+
+def _statistics(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
+    return mean, torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
 
 
 def resized_crop(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
     """Crop every image to its own box, resize it back and mirror some.
 
-    Resizing is a matrix product a side, with Pillow's triangle filter cut off at the crop's border:
-    within a grey level of cropping with Pillow, where `grid_sample` would bleed pixels from
-    outside of the crop into its border.
+    Bilinear between the two nearest rows and columns *of the crop*: within a grey level of cropping
+    with Pillow, where `grid_sample` would bleed pixels from outside of the crop into its border.
 
     Args:
         images: float32 (N, C, H, W).
-        box: (N, 4): top, left, height, width.
+        box: (N, 4): top, left, height, width; no side longer than the image's, so that nothing
+            shrinks and nothing has to be filtered.
         flip: bool (N,).
     """
     height, width = images.shape[-2:]
-    rows = _resampling(box[:, 0], box[:, 2], height)
-    columns = _resampling(box[:, 1], box[:, 3], width)
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    return torch.matmul(torch.matmul(rows[:, None], images), columns.mT[:, None])
+    above, below, down = _neighbours(box[:, 0], box[:, 2], height)
+    left, right, across = _neighbours(box[:, 1], box[:, 3], width)
+    left, right, across = (
+        torch.where(flip[:, None], values.flip(1), values) for values in (left, right, across)
+    )
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+
+    def pixels(row: Tensor, column: Tensor) -> Tensor:  # (N, H, W, C)
+        return images.permute(0, 2, 3, 1)[image, row[:, :, None], column[:, None, :]]
+
+    across = across[:, None, :, None]
+    upper = torch.lerp(pixels(above, left), pixels(above, right), across)
+    lower = torch.lerp(pixels(below, left), pixels(below, right), across)
+    return torch.lerp(upper, lower, down[:, :, None, None]).permute(0, 3, 1, 2)
 
 
-def _resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Matrices (N, size, size) that resample [start, start + length) to `size` pixels."""
+def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the pixels before and behind each of `size` points, and how far it is between."""
+    start, length = start[:, None], length[:, None]
     pixel = torch.arange(size, device=start.device, dtype=torch.float32)
-    scale = (length / size)[:, None, None]
-    centre = start[:, None, None] + (pixel[:, None] + 0.5) * scale
-    # Pillow widens the triangle when it shrinks, which is what makes it antialias
-    support = scale.clamp(min=1.0)
-    weight = (1 - (pixel + 0.5 - centre).abs() / support).clamp_(min=0)
-    inside = (pixel >= start[:, None, None]) & (pixel < (start + length)[:, None, None])
-    weight = weight * inside
-    return weight / weight.sum(dim=2, keepdim=True)
+    point = start + (pixel + 0.5) * (length / size) - 0.5
+    before = point.floor()
+    last = start + length - 1
+    return (
+        torch.maximum(before, start).long(),
+        torch.minimum(before + 1, last).long(),
+        point - before,
+    )
+
+
+def _resized_crop_of_one(image: Tensor, box: tuple[int, int, int, int], flip: bool) -> Tensor:
+    top, left, height, width = box
+    crop = image[:, :, top : top + height, left : left + width]
+    resized = F.interpolate(crop, image.shape[-2:], mode="bilinear", align_corners=False)
+    return resized.flip(3) if flip else resized
 
 
 def jitter(images: Tensor, factor: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue, to each image its own factors in its own order.
+
+    Every operation is done to every image at each place, and one result kept: nothing here waits
+    for the host to look at the order.
 
     Args:
         images: float32 (N, 3, H, W) in 0-1.
         factor: (N, 4).
         order: int64 (N, 4).
     """
-    images = images.clone()
-    for place in range(4):
-        for operation, apply in enumerate((_brightness, _contrast, _saturation, _hue)):
-            chosen = (order[:, place] == operation).nonzero()[:, 0]
-            if len(chosen):
-                images[chosen] = apply(images[chosen], factor[chosen, operation].view(-1, 1, 1, 1))
+    for place in order.unbind(1):
+        done = images
+        for number, operation in enumerate(_OPERATIONS):
+            result = operation(images, factor[:, number].view(-1, 1, 1, 1))
+            done = torch.where((place == number).view(-1, 1, 1, 1), result, done)
+        images = done
     return images
 
 
@@ -179,37 +225,43 @@ def _luma(images: Tensor) -> Tensor:
     return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)[:, None]
 
 
-def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+def _blend(images: Tensor, other: Tensor, factor: Tensor | float) -> Tensor:
     return (factor * images + (1 - factor) * other).clamp_(0, 1)
 
 
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+def _brightness(images: Tensor, factor: Tensor | float) -> Tensor:
     return (images * factor).clamp_(0, 1)
 
 
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+def _contrast(images: Tensor, factor: Tensor | float) -> Tensor:
     return _blend(images, _luma(images).mean(dim=(2, 3), keepdim=True), factor)
 
 
-def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+def _saturation(images: Tensor, factor: Tensor | float) -> Tensor:
     return _blend(images, _luma(images), factor)
 
 
-def _hue(images: Tensor, shift: Tensor) -> Tensor:
+def _hue(images: Tensor, shift: Tensor | float) -> Tensor:
     """Turn the colour circle, through HSV and back by the piecewise-linear closed form."""
-    value, _ = images.max(dim=1, keepdim=True)
-    low, _ = images.min(dim=1, keepdim=True)
-    chroma = value - low
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
-    safe = torch.where(chroma > 0, chroma, 1.0)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    # where there is no colour every difference below is 0 as well
+    share = chroma.clamp(min=1e-12).reciprocal_()
     sector = torch.where(
         value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        (green - blue) * share,
+        torch.where(value == green, (blue - red) * share + 2, (red - green) * share + 4),
     )
-    hue = sector + 6 * shift
-    channels = []
-    for offset in (5.0, 3.0, 1.0):
-        k = torch.remainder(offset + hue, 6.0)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.cat(channels, dim=1)
+    sector += 6 * shift
+    turned = torch.empty_like(images)
+    for channel, offset in enumerate((5, 3, 1)):
+        k = sector + offset
+        k = k - (k * (1 / 6)).floor_() * 6  # several times as fast as a remainder
+        k = torch.minimum(k, 4 - k).clamp_(0, 1)
+        turned[:, channel : channel + 1] = value - chroma * k
+    return turned
+
+
+#: By the numbers that `Draws.order` holds.
+_OPERATIONS = (_brightness, _contrast, _saturation, _hue)

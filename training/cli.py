@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,9 @@ from uscl_zoo.errors import DataError
 
 from . import labels
 from .frames import FrameStore
+
+if TYPE_CHECKING:
+    from .execution import Execution
 
 _PATH = click.Path(path_type=Path)
 
@@ -131,12 +135,40 @@ def prepare(
     )
 
 
+def execution_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The switches of `Execution`, as options."""
+    both = {"default": None, "show_default": False}
+    options = (
+        click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one."),
+        click.option("--frames", "place", metavar="device|host|disk", help="Where frames live."),
+        click.option("--channels-last/--channels-first", default=True, help="Layout in memory."),
+        click.option("--compile/--no-compile", "compiled", **both, help="torch.compile."),
+        click.option("--graphs/--no-graphs", "graphed", **both, help="CUDA graphs."),
+        click.option("--fused/--no-fused", default=True, help="One kernel for all of Adam."),
+        click.option("--deterministic", is_flag=True, help="On CUDA: the same bits each time."),
+        click.option("--threads", type=click.IntRange(min=1), help="Of a CPU; default all cores."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _execution(device: str | None, threads: int | None, switches: dict[str, Any]) -> Execution:
+    import torch
+
+    from .execution import Execution, device_named
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Execution(device_named(device), **switches)
+
+
 @click.command(short_help="Pretrain a backbone on a FrameStore.")
 @click.option("--recipe", "recipe_name", help="Name or YAML file; a resumed run knows its own.")
 @click.option("--data", required=True, type=_PATH, help="A store of `uscl prepare`.")
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in it.")
-@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+@execution_options
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 def pretrain(
     recipe_name: str | None,
@@ -144,14 +176,18 @@ def pretrain(
     output: Path,
     resume: bool,
     device: str | None,
+    threads: int | None,
     settings: tuple[str, ...],
+    **switches: Any,
 ) -> None:
     """Pretrain a backbone by USCL: contrast between frames of videos, and labels where there are.
 
-    A recipe's settings are overridden by KEY=VALUE, e.g. epochs=20.
+    A recipe's settings are overridden by KEY=VALUE, e.g. epochs=20. Started by torchrun, as
+    `torchrun --nproc-per-node 4 -m uscl_zoo.training pretrain …`, all processes train together.
     """
     from .pretrain import RECIPE
     from .pretrain import pretrain as run
+    from .ranks import join
     from .recipe import load_recipe, recipe_names
 
     if recipe_name is None:
@@ -161,9 +197,14 @@ def pretrain(
             raise DataError(f"{output}: holds no run to resume")
         recipe_name = str(output / RECIPE)
     recipe = load_recipe(recipe_name, settings)
-    checkpoint = run(recipe, FrameStore(data), output, resume=resume, device=device)
-    click.echo(f"{checkpoint}: done; curves in {output / 'curves.png'}")
-    click.echo(f"next: uscl export {output} --name {recipe.architecture}_uscl.TAG")
+    with join(device) as (ranks, own):
+        execution = _execution(own, threads, switches)
+        checkpoint = run(
+            recipe, FrameStore(data), output, resume=resume, execution=execution, ranks=ranks
+        )
+    if ranks.rank == 0:
+        click.echo(f"{checkpoint}: done; curves in {output / 'curves.png'}")
+        click.echo(f"next: uscl export {output} --name {recipe.architecture}_uscl.TAG")
 
 
 @click.command(short_help="Turn a run into weights and a card.")

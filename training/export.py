@@ -14,8 +14,8 @@ from uscl_zoo.errors import DataError
 from uscl_zoo.records import write_yaml
 
 from .pairs import draw_batches
-from .pretrain import load_run
 from .recipe import METHODS, settings_of
+from .runs import load_run
 
 _ENCODER = "encoder."
 _LIMITS = ("Not a medical device; not for diagnosis or treatment.",)

@@ -71,7 +71,9 @@ class FrameStore:
             raise DataError(f"{self.folder}: {hint} (`uscl prepare VIDEOS -o {self.folder}`)")
         try:
             self.description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
-            self.frames: npt.NDArray[np.uint8] = np.load(self.folder / FRAMES, mmap_mode="r")
+            mapped = np.load(self.folder / FRAMES, mmap_mode="r")
+            self._offset = int(mapped.offset)
+            self.frames: npt.NDArray[np.uint8] = mapped
             with (self.folder / MANIFEST).open(newline="", encoding="utf-8") as stream:
                 rows = list(csv.DictReader(stream))
             self.times = np.array([float(row["time"]) for row in rows])
@@ -91,6 +93,34 @@ class FrameStore:
                 f"{self.folder}: {MANIFEST} has {len(self.times)} rows, {FRAMES} has "
                 f"{len(self.frames)} frames; prepare it again"
             )
+
+    def read(
+        self, rows: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Read frames from the file, past the memory map.
+
+        The pages of a map count as resident memory of the process, and of a store larger than
+        memory there is no end of them.
+
+        Args:
+            rows: which, (N,).
+            out: uint8 (N, H, W, 3) to read into; None for a new array.
+
+        Raises:
+            UnreadableError: if the file ends before a frame does.
+        """
+        if out is None:
+            out = np.empty((len(rows), *self.frames.shape[1:]), np.uint8)
+        size = int(np.prod(self.frames.shape[1:]))
+        # unbuffered: a buffer would read on behind every frame
+        with (self.folder / FRAMES).open("rb", buffering=0) as stream:
+            for row, frame in zip(rows.tolist(), out, strict=True):
+                stream.seek(self._offset + row * size)
+                if stream.readinto(frame.data) != size:
+                    raise UnreadableError(
+                        f"{self.folder / FRAMES}: ends before frame {row}; prepare it again"
+                    )
+        return out
 
     @property
     def digest(self) -> str:

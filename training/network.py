@@ -50,6 +50,40 @@ class UsclNetwork(nn.Module):
         return z, self.classifier(h if self.classifies_h else z)
 
 
+class TwoViews(nn.Module):
+    """Both views through one network: a forward a view, or one for both.
+
+    Args:
+        network: of one view.
+        recipe: whether the views share their batch statistics.
+    """
+
+    def __init__(self, network: UsclNetwork, recipe: Recipe) -> None:
+        super().__init__()
+        self.network, self.fused = network, recipe.batch_statistics == "fused"
+
+    def forward(
+        self, view1: Tensor, view2: Tensor
+    ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+        """Project both views.
+
+        Args:
+            view1: float32 (N, 3, H, W), normalised.
+            view2: likewise.
+
+        Returns:
+            z and logits of the first view, and of the second.
+        """
+        if not self.fused:
+            return self.network(view1), self.network(view2)
+        z, logits = self.network(torch.cat([view1, view2]))
+        first, second = z.chunk(2)
+        if logits is None:
+            return (first, None), (second, None)
+        logits1, logits2 = logits.chunk(2)
+        return (first, logits1), (second, logits2)
+
+
 def build(recipe: Recipe, classes: int) -> UsclNetwork:
     """The network with the initial weights of the recipe's seed, leaving the global state alone."""
     with torch.random.fork_rng(devices=[]):

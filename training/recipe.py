@@ -70,6 +70,8 @@ class Recipe:
         batch_statistics: `per-view`: a forward a view, each normalised by its own batch statistics
             (released code); or `fused`: both views in one forward share them, which is another
             method, not a faster way to the same one.
+        sync_batch_norm: with several ranks, normalise each view by the statistics of all ranks'
+            images, as one rank would, and not of each rank's own.
         epochs: passes in which every video is sampled once.
         batch_size: videos a step, each of which gives two views.
         smallest_batch: a last batch with fewer videos is merged into the one before it, because
@@ -107,6 +109,7 @@ class Recipe:
     temperature: float = 0.5
     class_weight: float = 0.2
     batch_statistics: str = "per-view"
+    sync_batch_norm: bool = False
     epochs: int = 300
     batch_size: int = 32
     smallest_batch: int = 8

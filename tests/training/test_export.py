@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from uscl_zoo.training.export import export
 from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import load_checkpoint, pretrain
+from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe, replace
+from uscl_zoo.training.runs import load_checkpoint
 
 from uscl_zoo.card import Card
 

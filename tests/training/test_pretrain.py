@@ -19,30 +19,24 @@ import yaml
 from conftest import draw_clip, write_clip
 from PIL import Image
 from torch import Tensor
-from uscl_zoo.training import augment
+from uscl_zoo.training import augment, runs
 from uscl_zoo.training import pretrain as module
+from uscl_zoo.training import trainer as trainer_module
+from uscl_zoo.training.execution import Execution, device_named
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.objective import nt_xent, uscl_loss
 from uscl_zoo.training.pairs import draw_pairs, draw_videos
 from uscl_zoo.training.prepare import Sampling, prepare
-from uscl_zoo.training.pretrain import (
-    Interrupted,
-    NotFiniteError,
-    Trainer,
-    learning_rate,
-    load_checkpoint,
-    load_run,
-    mix,
-    pretrain,
-    save_checkpoint,
-)
+from uscl_zoo.training.pretrain import Interrupted, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
+from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
+from uscl_zoo.training.trainer import NotFiniteError, Tables, Trainer, learning_rate, mix
 
 from uscl_zoo.errors import CardError, CheckpointError, DataError
 from uscl_zoo.records import read_yaml, write_text, write_yaml
 
-CPU = torch.device("cpu")
+CPU = Execution(torch.device("cpu"))
 #: Twelve training videos in three steps an epoch.
 RECIPE = Recipe(
     epochs=3,
@@ -57,7 +51,7 @@ RECIPE = Recipe(
 
 def run(store: FrameStore, folder: Path, recipe: Recipe = RECIPE, **changes: Any) -> dict[str, Any]:
     """Pretrain on the CPU and return the last checkpoint."""
-    pretrain(recipe, store, folder, device="cpu", progress=False, **changes)
+    pretrain(recipe, store, folder, execution=CPU, progress=False, **changes)
     state = load_checkpoint(folder)
     assert state is not None
     return dict(state)
@@ -136,12 +130,12 @@ def test_views_are_mixed_with_the_anchor() -> None:
 def by_hand(trainer: Trainer, video: int) -> tuple[Tensor, Tensor]:
     """The two views of one video in the first epoch, one operation after another."""
     recipe = trainer.recipe
-    pairs, draws, _ = trainer.tables(0)
+    pairs, draws = trainer.tables(0).pairs, trainer.tables(0).draws
     rows, (lam1, lam2) = pairs.frames[video], pairs.lam[video].tolist()
     frames = torch.from_numpy(np.array(trainer.store.frames[rows])).permute(0, 3, 1, 2) / 255
 
     def augmented(image: Tensor, place: int) -> Tensor:
-        chosen = draws.select(torch.tensor([3 * video + place]))
+        chosen = draws[torch.tensor([3 * video + place])]
         view: Tensor = augment.augment(image[None], chosen, recipe)[0]
         return view
 
@@ -152,6 +146,13 @@ def by_hand(trainer: Trainer, video: int) -> tuple[Tensor, Tensor]:
         return mixed(*(augmented(frame, place) for place, frame in enumerate(frames)))
     view1, view2 = mixed(*frames)
     return augmented(view1, 0), augmented(view2, 2)
+
+
+def views_of(trainer: Trainer, videos: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The views of some videos in the first epoch."""
+    tables: Tables = trainer.tables(0)
+    views: tuple[Tensor, Tensor] = trainer.views(trainer.sample(tables, videos))
+    return views
 
 
 VIEWS: list[dict[str, Any]] = [
@@ -168,8 +169,7 @@ VIEWS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", VIEWS, ids=str)
 def test_views_are_what_the_recipe_says(small_store: FrameStore, change: dict[str, Any]) -> None:
     trainer = Trainer(replace(RECIPE, **change), small_store, CPU)
-    pairs, draws, _ = trainer.tables(0)
-    together = trainer.views(pairs, draws, np.arange(12))
+    together = views_of(trainer, np.arange(12))
     for video in range(12):
         for ours, expected in zip(together, by_hand(trainer, video), strict=True):
             assert torch.allclose(ours[video], expected, atol=1e-4)
@@ -180,15 +180,11 @@ def test_an_option_of_the_views_changes_the_mixed_views_alone(
     small_store: FrameStore, change: dict[str, Any]
 ) -> None:
     trainers = [Trainer(r, small_store, CPU) for r in (RECIPE, replace(RECIPE, **change))]
-    tables = [trainer.tables(0) for trainer in trainers]
-    (before, draws, batches), (after, other_draws, other_batches) = tables
-    assert np.array_equal(before.frames, after.frames)
-    assert torch.equal(draws.factor, other_draws.factor)
-    assert all(np.array_equal(a, b) for a, b in zip(batches, other_batches, strict=True))
-    views, others = (
-        torch.cat(trainer.views(pairs, draws, np.arange(12)))
-        for trainer, (pairs, draws, _) in zip(trainers, tables, strict=True)
-    )
+    before, after = (trainer.tables(0) for trainer in trainers)
+    assert np.array_equal(before.pairs.frames, after.pairs.frames)
+    assert torch.equal(before.draws.factor, after.draws.factor)
+    assert all(np.array_equal(a, b) for a, b in zip(before.batches, after.batches, strict=True))
+    views, others = (torch.cat(views_of(trainer, np.arange(12))) for trainer in trainers)
     mixed = np.array([video.count >= 3 for video in trainers[0].videos] * 2)
     assert 0 < mixed.sum() < len(mixed)
     # with one λ or two, the first view is the same
@@ -199,18 +195,17 @@ def test_an_option_of_the_views_changes_the_mixed_views_alone(
 
 def test_two_views_of_one_frame_are_two_augmentations_of_it(small_store: FrameStore) -> None:
     trainer = Trainer(replace(RECIPE, method="simclr", classes=()), small_store, CPU)
-    pairs, draws, _ = trainer.tables(0)
-    view1, view2 = trainer.views(pairs, draws, np.arange(12))
+    pairs = trainer.tables(0).pairs
+    view1, view2 = views_of(trainer, np.arange(12))
     assert (pairs.frames[:, 0] == pairs.frames[:, 2]).all()
     assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(view1, view2, strict=True))
 
 
 def test_a_sample_does_not_depend_on_its_batch(small_store: FrameStore) -> None:
     trainer = Trainer(RECIPE, small_store, CPU)
-    pairs, draws, _ = trainer.tables(0)
-    together = trainer.views(pairs, draws, np.arange(12))
+    together = views_of(trainer, np.arange(12))
     for i in range(12):
-        alone = trainer.views(pairs, draws, np.array([i]))
+        alone = views_of(trainer, np.array([i]))
         for whole, one in zip(together, alone, strict=True):
             assert torch.allclose(whole[i], one[0], atol=1e-5)
 
@@ -218,12 +213,12 @@ def test_a_sample_does_not_depend_on_its_batch(small_store: FrameStore) -> None:
 def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None:
     """One forward a view, compared with normalising by hand and with both views in one forward."""
     trainer = Trainer(RECIPE, small_store, CPU)
-    pairs, draws, batches = trainer.tables(0)
-    view1, view2 = trainer.views(pairs, draws, batches[0])
+    batches = trainer.tables(0).batches
+    view1, view2 = views_of(trainer, batches[0])
     encoder = trainer.network.train().encoder
     seen: list[Tensor] = []
     handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(output.clone()))
-    loss = trainer.loss(batches[0], view1, view2)
+    loss = trainer.loss(trainer.targets[batches[0]], view1, view2)
     handle.remove()
     assert len(seen) == 2
     with torch.no_grad():
@@ -246,8 +241,8 @@ def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None
 def gradient(trainer: Trainer) -> Tensor:
     """Of the loss of the first batch, by the weights of the encoder."""
     trainer.network.zero_grad()
-    pairs, draws, batches = trainer.tables(0)
-    trainer.loss(batches[0], *trainer.views(pairs, draws, batches[0])).total.backward()
+    sample = trainer.sample(trainer.tables(0), trainer.tables(0).batches[0])
+    trainer.loss(sample.target, *trainer.views(sample)).total.backward()
     return torch.cat([p.grad.flatten() for p in trainer.network.encoder.parameters()])
 
 
@@ -257,12 +252,12 @@ def test_fused_views_share_their_batch_statistics(
 ) -> None:
     recipe = replace(RECIPE, batch_statistics="fused", classes=classes)
     trainer = Trainer(recipe, small_store, CPU)
-    pairs, draws, batches = trainer.tables(0)
-    view1, view2 = trainer.views(pairs, draws, batches[0])
+    batches = trainer.tables(0).batches
+    view1, view2 = views_of(trainer, batches[0])
     encoder = trainer.network.train().encoder
     seen: list[int] = []
     handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(len(output)))
-    loss = trainer.loss(batches[0], view1, view2)
+    loss = trainer.loss(trainer.targets[batches[0]], view1, view2)
     handle.remove()
     assert seen == [8]
     both = torch.cat([view1, view2])
@@ -489,12 +484,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 COMMAND = """
 import sys
 from pathlib import Path
+import torch
+from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.pretrain import Interrupted, pretrain
 from uscl_zoo.training.recipe import load_recipe
 try:
-    pretrain(load_recipe(sys.argv[1]), FrameStore(sys.argv[2]), Path(sys.argv[3]), device="cpu",
-        progress=False)
+    pretrain(load_recipe(sys.argv[1]), FrameStore(sys.argv[2]), Path(sys.argv[3]),
+        execution=Execution(torch.device("cpu")), progress=False)
 except Interrupted as error:
     print(error)
     sys.exit(7)
@@ -620,7 +617,9 @@ def test_the_last_good_checkpoint_is_good(
     batch_size: int,
     told: str,
 ) -> None:
-    monkeypatch.setattr(module, "learning_rate", lambda recipe, epoch: (3e-4, math.inf)[epoch])
+    monkeypatch.setattr(
+        trainer_module, "learning_rate", lambda recipe, epoch: (3e-4, math.inf)[epoch]
+    )
     folder = tmp_path / "run"
     with pytest.raises(NotFiniteError) as caught:
         run(small_store, folder, replace(RECIPE, batch_size=batch_size, epochs=2))
@@ -669,7 +668,7 @@ def test_data_rate_takes_videos_and_neither_classes_nor_held_out_ones(
     assert len(trainer.videos) == len(trainer.targets) == 4
     assert trainer.held_out == everything.held_out
     assert trainer.classes == everything.classes
-    seen = {int(row) for epoch in range(20) for row in trainer.tables(epoch)[0].frames.ravel()}
+    seen = {int(row) for epoch in range(20) for row in trainer.tables(epoch).pairs.frames.ravel()}
     assert seen <= {v.first + i for v in trainer.videos for i in range(v.count)}
 
 
@@ -754,13 +753,11 @@ def test_a_finished_run_stays_as_it_is(finished: Path, small_store: FrameStore) 
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
-def test_a_device_that_cannot_be_used(small_store: FrameStore, tmp_path: Path, device: str) -> None:
-    with pytest.raises(
-        DataError, match=f"^device '{device}' cannot be used .*; try cpu$"
-    ) as caught:
-        pretrain(RECIPE, small_store, tmp_path / "run", device=device, progress=False)
+def test_a_device_that_cannot_be_used(device: str) -> None:
+    told = f"^device '{device}' cannot be used .*; try cpu$"
+    with pytest.raises(DataError, match=told) as caught:
+        device_named(device)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
 
 
 def test_bf16_is_used_when_asked_for(small_store: FrameStore) -> None:
@@ -775,7 +772,7 @@ def test_bf16_is_used_when_asked_for(small_store: FrameStore) -> None:
 
 def test_augmentation_is_drawn_once_a_frame_and_epoch(small_store: FrameStore) -> None:
     trainer = Trainer(RECIPE, small_store, CPU)
-    _, draws, _ = trainer.tables(1)
+    draws = trainer.tables(1).draws
     expected = augment.draw(RECIPE, 1, 12, 32)
     assert torch.equal(draws.factor, expected.factor)
     assert torch.equal(draws.box, expected.box)
@@ -785,17 +782,17 @@ def test_augmentation_is_drawn_once_a_frame_and_epoch(small_store: FrameStore) -
 
 
 def test_code_version_names_the_commit_of_this_checkout() -> None:
-    here = Path(module.__file__).parent
+    here = Path(runs.__file__).parent
     head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here, text=True)
-    assert module.code_version().startswith("uscl-zoo ")
-    assert f"({head[:12]}" in module.code_version()
+    assert runs.code_version().startswith("uscl-zoo ")
+    assert f"({head[:12]}" in runs.code_version()
 
 
 def test_code_version_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     import uscl_zoo
 
     monkeypatch.setenv("PATH", os.devnull)
-    assert module.code_version() == f"uscl-zoo {uscl_zoo.__version__}"
+    assert runs.code_version() == f"uscl-zoo {uscl_zoo.__version__}"
 
 
 def test_code_version_is_not_another_projects(
@@ -804,18 +801,18 @@ def test_code_version_is_not_another_projects(
     """Installed in an environment inside somebody's repository."""
     import uscl_zoo
 
-    installed = tmp_path / "project" / "venv" / "pretrain.py"
+    installed = tmp_path / "project" / "venv" / "runs.py"
     installed.parent.mkdir(parents=True)
     installed.touch()
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
         subprocess.run([*git, *command], cwd=tmp_path / "project", check=True)
-    monkeypatch.setattr(module, "__file__", str(installed))
-    assert module.code_version() == f"uscl-zoo {uscl_zoo.__version__}"
+    monkeypatch.setattr(runs, "__file__", str(installed))
+    assert runs.code_version() == f"uscl-zoo {uscl_zoo.__version__}"
 
 
 def test_hardware_is_told_in_words() -> None:
-    assert module.hardware(CPU).endswith("(CPU)")
+    assert runs.hardware(CPU.device).endswith("(CPU)")
 
 
 def test_the_description_of_a_run_is_json(finished: Path) -> None:

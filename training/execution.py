@@ -1,0 +1,118 @@
+"""How a run computes: switches that change its speed and its rounding, never the method."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from uscl_zoo.errors import DataError
+
+#: Where frames can live, fastest first.
+PLACES = ("device", "host", "disk")
+
+#: The most of a memory's free bytes that frames may take.
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Switches of the loop; `docs/performance.md` says what each brings.
+
+    Attributes:
+        device: where to compute.
+        place: where the frames live: `device`, `host` memory (pinned for CUDA) or `disk`; None for
+            the first that has room.
+        channels_last: keep the network and its images in the layout that convolutions are fast in.
+        compiled: let torch.compile fuse network and loss, and on CUDA the augmentation; None for
+            CUDA alone.
+        graphed: replay a whole step as one CUDA graph, so that launching its kernels costs nothing.
+            None for CUDA on one rank. Without CUDA nothing is replayed.
+        fused: update all weights in one kernel.
+        deterministic: use only kernels that give the same bits each time; a CPU always does.
+    """
+
+    device: torch.device
+    place: str | None = None
+    channels_last: bool = True
+    compiled: bool | None = None
+    graphed: bool | None = None
+    fused: bool = True
+    deterministic: bool = False
+
+    @property
+    def compiles(self) -> bool:
+        """Whether to compile."""
+        return self.device.type == "cuda" if self.compiled is None else self.compiled
+
+    def replays(self, ranks: int) -> bool:
+        """Whether to replay steps as CUDA graphs.
+
+        Args:
+            ranks: processes that train together; their exchange of gradients is not captured.
+        """
+        return self.device.type == "cuda" and ranks == 1 and self.graphed is not False
+
+
+def settle(execution: Execution) -> None:
+    """Tell torch, for the whole process, whether kernels may be chosen by their speed alone."""
+    if execution.deterministic and execution.device.type == "cuda":
+        # cuBLAS reads it when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(execution.deterministic)
+    torch.backends.cudnn.benchmark = not execution.deterministic
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of that name; None for CUDA where there is one.
+
+    Raises:
+        DataError: if it cannot be used.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"device {name!r} cannot be used ({reason}); try cpu") from error
+    return device
+
+
+def place_for(size: int, device: torch.device, asked: str | None = None) -> str:
+    """Where frames of so many bytes shall live: the fastest memory half of which is free for them.
+
+    Args:
+        size: bytes.
+        device: where to compute; on a CPU, device and host are one memory.
+        asked: a place to take instead of the one measured.
+
+    Raises:
+        DataError: if there is no such place, or the memory asked for has no room.
+    """
+    if asked is not None and asked not in PLACES:
+        raise DataError(f"frames can live in {', '.join(PLACES)}, not {asked!r}")
+    room = {"host": free_host_bytes()}
+    room["device"] = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else room["host"]
+    if asked is None:
+        return next((p for p in ("device", "host") if size <= _SHARE * room[p]), "disk")
+    if asked != "disk" and size > room[asked]:
+        raise DataError(
+            f"--frames {asked}: {size / 1e9:.1f} GB of frames do not fit into "
+            f"{room[asked] / 1e9:.1f} GB free; leave it out to have the place chosen"
+        )
+    return asked
+
+
+def free_host_bytes() -> int:
+    """Memory that can be taken without swapping."""
+    table = Path("/proc/meminfo")
+    if table.is_file():
+        for line in table.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    # elsewhere what is free is not told by the standard library: half of all there is
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

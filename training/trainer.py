@@ -1,0 +1,434 @@
+"""One step of USCL after another: from rows of the store to updated weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from uscl_zoo.errors import DataError, UsclError
+
+from . import augment
+from .execution import Execution
+from .feed import Feed
+from .frames import FrameStore, Video
+from .graphs import Replay
+from .network import TwoViews, UsclNetwork, build
+from .objective import Loss, nt_xent, uscl_loss
+from .pairs import (
+    ANCHOR,
+    VIEW1,
+    VIEW2,
+    Pairs,
+    cut,
+    draw_batches,
+    draw_labelled,
+    draw_pairs,
+    draw_videos,
+)
+from .ranks import ALONE, Ranks, synchronise
+from .recipe import Recipe, settings_of
+
+
+class NotFiniteError(UsclError, ArithmeticError):
+    """The loss became infinite or NaN."""
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        epoch: the one in progress, from 0.
+        step: steps finished within it.
+        seconds: wall-clock time so far, over all sittings.
+        sums: of the loss and its terms over the steps of this epoch.
+        history: one row an epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Every draw of an epoch.
+
+    Attributes:
+        pairs: frames and λ of every video.
+        draws: augmentation of the three frames of every video, on the device.
+        batches: videos of every step, of all ranks.
+    """
+
+    pairs: Pairs
+    draws: augment.Draws
+    batches: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a step reads, on the device.
+
+    Attributes:
+        frames: uint8 (3N, H, W, 3), the three frames of each video in turn.
+        lam: float32 (N, 2), λ of either view.
+        draws: augmentation of the 3N frames.
+        target: int64 (N,), class of each video, −1 where unlabelled.
+    """
+
+    frames: Tensor
+    lam: Tensor
+    draws: augment.Draws
+    target: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything in it, in an order of its own."""
+        draws = self.draws
+        return self.frames, self.lam, draws.box, draws.flip, draws.factor, draws.order, self.target
+
+
+def learning_rate(recipe: Recipe, epoch: int) -> float:
+    """Constant for `constant_epochs`, then a cosine that ends in the last epoch (METHOD, 6)."""
+    if epoch < recipe.constant_epochs or recipe.epochs <= recipe.constant_epochs + 1:
+        return recipe.learning_rate
+    done = (epoch - recipe.constant_epochs) / (recipe.epochs - 1 - recipe.constant_epochs)
+    span = recipe.learning_rate - recipe.final_learning_rate
+    return recipe.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+
+
+class Trainer:
+    """One run: its data, network and optimiser, one step after another.
+
+    Args:
+        recipe: settings.
+        store: frames; its `train` split, or `data_rate` of it, is trained on.
+        execution: where and how to compute.
+        ranks: processes that train together.
+
+    Raises:
+        DataError: if the store cannot serve the recipe, or the ranks cannot share its batches.
+    """
+
+    def __init__(
+        self, recipe: Recipe, store: FrameStore, execution: Execution, ranks: Ranks = ALONE
+    ) -> None:
+        self.recipe, self.store, self.execution, self.ranks = recipe, store, execution, ranks
+        device = self.device = execution.device
+        everything, self.held_out = store.select("train"), store.select("heldout")
+        self.videos = draw_videos(everything, recipe)
+        # the classes do not depend on which videos data_rate happens to draw
+        self.classes = _classes(recipe, store, everything)
+        if len(self.videos) < 2:
+            raise DataError(
+                f"{store.folder}: {len(self.videos)} training video, and contrast takes two; "
+                "prepare more, hold out fewer with --holdout, or raise data_rate"
+            )
+        if recipe.batch_size > len(self.videos):
+            raise DataError(
+                f"batch_size: {recipe.batch_size} is more than the {len(self.videos)} training "
+                f"videos of {store.folder}; add batch_size={len(self.videos)}"
+            )
+        smallest = min(len(batch) for batch in draw_batches(len(self.videos), recipe, 0))
+        if smallest < ranks.world:
+            raise DataError(
+                f"batch_size: the smallest batch has {smallest} videos for {ranks.world} ranks; "
+                "raise batch_size or start fewer ranks"
+            )
+        self.size = int(store.frames.shape[1])
+        targets = draw_labelled(self.videos, recipe, self.classes)
+        if recipe.method == "supervised" and max(targets) < 0:
+            raise DataError(
+                f"{store.folder}: no label to learn from, and method supervised learns from "
+                "nothing else; see classes, label_rate and data_rate, or prepare it with labels"
+            )
+        self.targets = torch.tensor(targets, device=device)
+        self.precision = _precision(recipe, device)
+        self.feed = Feed(store, device, execution.place)
+        self.network: UsclNetwork = build(recipe, len(self.classes)).to(device)
+        if recipe.sync_batch_norm and ranks.world > 1:
+            synchronise(self.network)
+        self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
+        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        replays = execution.replays(ranks.world)
+        self.rate = torch.tensor(recipe.learning_rate, device=device) if replays else None
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(),
+            lr=recipe.learning_rate if self.rate is None else self.rate,
+            weight_decay=recipe.weight_decay,
+            fused=execution.fused,
+            capturable=replays,
+        )
+        self._two_views = _parallel(TwoViews(self.network, recipe), recipe, device, ranks)
+        self._views: Callable[[Sample], tuple[Tensor, Tensor]] = self.views
+        if execution.compiles:
+            self._two_views = torch.compile(self._two_views)
+            if device.type == "cuda":
+                self._views = torch.compile(self.views)
+        self._replay = Replay(self._update) if replays else None
+        self.progress = Progress()
+        # on a GPU nobody waits for the loss of a step
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._tables: tuple[int, Tables] | None = None
+        self._coming: tuple[int, int, Iterator[Tensor]] | None = None
+
+    def tables(self, epoch: int) -> Tables:
+        """Every draw of an epoch: pairs, augmentation and batches."""
+        if self._tables is None or self._tables[0] != epoch:
+            tables = Tables(
+                pairs=draw_pairs(self.videos, self.recipe, epoch),
+                draws=augment.draw(self.recipe, epoch, len(self.videos), self.size).to(self.device),
+                batches=draw_batches(len(self.videos), self.recipe, epoch),
+            )
+            self._tables = (epoch, tables)
+        return self._tables[1]
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, the same in every epoch."""
+        return len(self.tables(self.progress.epoch).batches)
+
+    def sample(self, tables: Tables, batch: np.ndarray, frames: Tensor | None = None) -> Sample:
+        """What a step on some videos reads.
+
+        Args:
+            tables: of the epoch.
+            batch: int64 (N,), the videos.
+            frames: theirs, if they have been read already.
+        """
+        if frames is None:
+            frames = self.feed.take(tables.pairs.frames[batch].reshape(-1))
+        index = torch.from_numpy(batch).to(self.device)
+        places = (3 * index[:, None] + torch.arange(3, device=self.device)).reshape(-1)
+        lam = torch.from_numpy(tables.pairs.lam[batch]).to(self.device)
+        return Sample(frames, lam, tables.draws[places], self.targets[index])
+
+    def views(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """The two views of a batch of videos: augmented and mixed, in the order of `mix`.
+
+        Returns:
+            Two views, float32 (N, 3, H, W).
+        """
+        if self.device.type != "cpu":
+            view1, view2 = make_views(sample.frames, sample.lam, sample.draws, self.recipe)
+            return (
+                view1.contiguous(memory_format=self.layout),
+                view2.contiguous(memory_format=self.layout),
+            )
+        # a video at a time: its frames stay in the cache from the store to the mixed views
+        shape = (len(sample.lam), 3, self.size, self.size)
+        view1, view2 = (torch.empty(shape, memory_format=self.layout) for _ in range(2))
+        for i in range(len(sample.lam)):
+            own = slice(3 * i, 3 * i + 3)
+            one = make_views(
+                sample.frames[own], sample.lam[i : i + 1], sample.draws[own], self.recipe
+            )
+            view1[i : i + 1], view2[i : i + 1] = one
+        return view1, view2
+
+    def loss(self, target: Tensor, view1: Tensor, view2: Tensor) -> Loss:
+        """The loss of two forwards, one a view with its own batch statistics, or of a fused one."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            first, second = self._two_views(view1, view2)
+        return uscl_loss(first, second, target, self.recipe, self.ranks)
+
+    def _update(self, sample: Sample) -> None:
+        loss = self.loss(sample.target, *self._views(sample))
+        terms = torch.stack([loss.total, loss.contrastive, loss.labelled]).detach()
+        if self.ranks.world > 1:
+            # each has its share of the loss of all
+            terms = self.ranks.total(terms) / self.ranks.world
+        if self.device.type == "cpu" and not terms[0].isfinite():
+            raise NotFiniteError(
+                f"the loss is {terms[0]:g} in epoch {self.progress.epoch + 1}, "
+                f"step {self.progress.step + 1}"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self._sums += terms
+
+    def step(self) -> int:
+        """Do the next step of the current epoch; returns the number of images it augmented.
+
+        Raises:
+            NotFiniteError: on a CPU, before anything is updated, if the loss is not finite.
+                Elsewhere nobody waits for the loss, and `collect` finds out.
+        """
+        progress = self.progress
+        tables = self.tables(progress.epoch)
+        batch = self.ranks.share(tables.batches[progress.step])
+        sample = self.sample(tables, batch, self._next_frames(tables))
+        rate = learning_rate(self.recipe, progress.epoch)
+        if self.rate is not None:
+            self.rate.fill_(rate)
+        for group in self.optimizer.param_groups if self.rate is None else ():
+            group["lr"] = rate
+        self.network.train()
+        if self._replay is None:
+            self._update(sample)
+        else:
+            self._replay(sample)
+        progress.step += 1
+        if self.device.type == "cpu":
+            self.collect()
+        return 2 * len(batch)
+
+    def _next_frames(self, tables: Tables) -> Tensor:
+        """The frames of this rank's next batch, read ahead in the order of the epoch."""
+        here = self.progress.epoch, self.progress.step
+        if self._coming is None or self._coming[:2] != here:
+            rows = [
+                tables.pairs.frames[self.ranks.share(batch)].reshape(-1)
+                for batch in tables.batches[here[1] :]
+            ]
+            self._coming = (*here, self.feed.stream(rows))
+        coming = self._coming[2]
+        self._coming = (here[0], here[1] + 1, coming)
+        return next(coming)
+
+    def collect(self) -> None:
+        """Bring the sums of the losses from the device into `progress`.
+
+        Raises:
+            NotFiniteError: if they are not finite.
+        """
+        for i, value in enumerate(self._sums.tolist()):
+            self.progress.sums[i] += value
+        self._sums.zero_()
+        if not math.isfinite(self.progress.sums[0]):
+            raise NotFiniteError(
+                f"the loss is {self.progress.sums[0]:g} in epoch {self.progress.epoch + 1}"
+            )
+
+    def is_finite(self) -> bool:
+        """Whether weights and batch statistics are: a loss shows only those before its step."""
+        tensors = self.network.state_dict().values()
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+    @torch.inference_mode()
+    def validate(self) -> float | None:
+        """NT-Xent of the held-out videos under the deterministic transform; None below two.
+
+        For the curves only: no checkpoint is chosen by it.
+        """
+        if len(self.held_out) < 2:
+            return None
+        self.network.eval()
+        pairs = draw_pairs(self.held_out, self.recipe, 0, validation=True)
+        total = 0.0
+        for batch in cut(np.arange(len(self.held_out)), self.recipe):
+            frames = self.feed.take(pairs.frames[batch].reshape(-1))
+            images = augment.normalise(augment.to_float(frames), self.recipe)
+            view1, view2 = mix(images, torch.from_numpy(pairs.lam[batch]).to(self.device))
+            z1, z2 = self.network(view1)[0], self.network(view2)[0]
+            total += len(batch) * nt_xent(z1, z2, self.recipe.temperature).item()
+        return total / len(self.held_out)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs; draws need nothing, they are keyed."""
+        return {
+            "format": 1,
+            "recipe": settings_of(self.recipe),
+            "store": self.store.digest,
+            "classes": list(self.classes),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            # as this sitting computes, not as the one before did
+            group["fused"], group["capturable"] = self.execution.fused, self.rate is not None
+            if self.rate is not None:
+                group["lr"] = self.rate
+        self.progress = Progress(**state["progress"])
+
+
+def make_views(
+    frames: Tensor, lam: Tensor, draws: augment.Draws, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Augment and mix the frames of some videos into two views each.
+
+    Args:
+        frames: uint8 (3N, H, W, 3).
+        lam: (N, 2).
+        draws: of the 3N frames.
+        recipe: method, and the order of mixing and augmentation.
+
+    Returns:
+        Two views, float32 (N, 3, H, W).
+    """
+    images = augment.to_float(frames)
+    if recipe.mix == "after" and recipe.method == "uscl":
+        return mix(augment.augment(images, draws, recipe), lam)
+    # without mixing the order means nothing, and this one leaves the anchor unaugmented
+    view1, view2 = mix(images, lam)
+    return (
+        augment.augment(view1, draws[VIEW1::3], recipe),
+        augment.augment(view2, draws[VIEW2::3], recipe),
+    )
+
+
+def mix(images: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Positive pair generation: view = λ f + (1 − λ) anchor.
+
+    Args:
+        images: (3N, C, H, W), the three frames of each video in turn.
+        lam: (N, 2), λ of either view.
+
+    Returns:
+        Two views (N, C, H, W).
+    """
+    anchor = images[ANCHOR::3]
+    first, second = lam[:, :, None, None, None].unbind(1)
+    return (
+        torch.lerp(anchor, images[VIEW1::3], first),
+        torch.lerp(anchor, images[VIEW2::3], second),
+    )
+
+
+def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: Ranks) -> Any:
+    """The network under DDP, if there are several ranks."""
+    if ranks.world == 1:
+        return two_views
+    return DistributedDataParallel(
+        two_views,
+        device_ids=[device] if device.type == "cuda" else None,
+        # each rank keeps its own batch statistics; rank 0's are saved
+        broadcast_buffers=False,
+        # a term that does not count leaves its head without a gradient
+        find_unused_parameters=recipe.method == "supervised" or recipe.class_weight == 0,
+    )
+
+
+def _precision(recipe: Recipe, device: torch.device) -> str:
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16" if device.type == "cuda" else "float32"
+
+
+def _classes(recipe: Recipe, store: FrameStore, videos: list[Video]) -> tuple[str, ...]:
+    if recipe.classes is None:
+        return store.labels
+    present = {video.label for video in videos}
+    for label in recipe.classes:
+        if label not in present:
+            raise DataError(
+                f"classes: no training video of {store.folder} is labelled {label!r}; it has "
+                f"{', '.join(store.labels) or 'no labels'}; set classes=[...]"
+            )
+    return recipe.classes
