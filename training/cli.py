@@ -137,13 +137,12 @@ def prepare(
 
 def execution_options(command: Callable[..., None]) -> Callable[..., None]:
     """The switches of `Execution`, as options."""
-    both = {"default": None, "show_default": False}
     options = (
         click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one."),
         click.option("--frames", "place", metavar="device|host|disk", help="Where frames live."),
         click.option("--channels-last/--channels-first", default=True, help="Layout in memory."),
-        click.option("--compile/--no-compile", "compiled", **both, help="torch.compile."),
-        click.option("--graphs/--no-graphs", "graphed", **both, help="CUDA graphs."),
+        click.option("--compile/--no-compile", "compiled", default=None, help="torch.compile."),
+        click.option("--graphs/--no-graphs", "graphed", default=None, help="CUDA graphs."),
         click.option("--fused/--no-fused", default=True, help="One kernel for all of Adam."),
         click.option("--deterministic", is_flag=True, help="On CUDA: the same bits each time."),
         click.option("--threads", type=click.IntRange(min=1), help="Of a CPU; default all cores."),
@@ -185,10 +184,10 @@ def pretrain(
     A recipe's settings are overridden by KEY=VALUE, e.g. epochs=20. Started by torchrun, as
     `torchrun --nproc-per-node 4 -m uscl_zoo.training pretrain …`, all processes train together.
     """
-    from .pretrain import RECIPE
     from .pretrain import pretrain as run
     from .ranks import join
     from .recipe import load_recipe, recipe_names
+    from .runs import RECIPE
 
     if recipe_name is None:
         if not resume:
@@ -205,6 +204,68 @@ def pretrain(
     if ranks.rank == 0:
         click.echo(f"{checkpoint}: done; curves in {output / 'curves.png'}")
         click.echo(f"next: uscl export {output} --name {recipe.architecture}_uscl.TAG")
+
+
+@click.command(short_help="Time pretraining on this machine.")
+@click.option("--recipe", "recipe_name", default="us4_resnet18", show_default=True)
+@click.option("--data", type=_PATH, help="A store; or --synthetic makes one.")
+@click.option("--synthetic", type=click.Choice(["us4"]), help="Noise in the shape of US-4.")
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of its videos to make.",
+)
+@click.option(
+    "--loader",
+    type=click.Choice(["batch", "images"]),
+    default="batch",
+    show_default=True,
+    help="images: the per-image path through Pillow as well, in turns.",
+)
+@click.option("--workers", type=click.IntRange(min=0), help="Of --loader images; default cores.")
+@click.option("--repeats", type=click.IntRange(min=2), default=10, show_default=True)
+@execution_options
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+def throughput(
+    recipe_name: str,
+    data: Path | None,
+    synthetic: str | None,
+    share: float,
+    loader: str,
+    workers: int | None,
+    repeats: int,
+    device: str | None,
+    threads: int | None,
+    settings: tuple[str, ...],
+    **switches: Any,
+) -> None:
+    """Time the real loop: images a second, the stages of a step, memory, share of the roofline.
+
+    A recipe's settings are overridden by KEY=VALUE, e.g. batch_size=256.
+    """
+    import tempfile
+
+    from .recipe import load_recipe
+    from .synthetic import us4_shaped
+    from .throughput import measure
+
+    if (data is None) == (synthetic is None):
+        raise DataError("give either --data STORE or --synthetic us4")
+    recipe = load_recipe(recipe_name, settings)
+    execution = _execution(device, threads, switches)
+    with tempfile.TemporaryDirectory(prefix="uscl-") as folder:
+        store = us4_shaped(Path(folder), share=share) if data is None else FrameStore(data)
+        report = measure(
+            recipe,
+            store,
+            execution,
+            repeats=repeats,
+            per_image=loader == "images",
+            workers=workers,
+        )
+    click.echo(str(report))
 
 
 @click.command(short_help="Turn a run into weights and a card.")

@@ -8,9 +8,10 @@ was made of. A video's frames are neighbours, in the order of time.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,6 +146,19 @@ class FrameStore:
             "classes": dict(sorted(Counter(v.label or "unlabelled" for v in videos).items())),
             "licences": dict(sorted(Counter(v.licence or "not stated" for v in videos).items())),
         }
+
+
+def manifest_of(rows: Iterable[Sequence[object]]) -> str:
+    """The text of a manifest.
+
+    Args:
+        rows: a frame each, with the values of `COLUMNS`.
+    """
+    table = io.StringIO(newline="")
+    manifest = csv.writer(table, lineterminator="\n")
+    manifest.writerow(COLUMNS)
+    manifest.writerows(rows)
+    return table.getvalue()
 
 
 def _group(rows: Sequence[dict[str, str]]) -> list[Video]:

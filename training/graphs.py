@@ -41,7 +41,7 @@ class Replay:
         self.update = update
         self._sizes: dict[int, _Size] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, sample: Sample) -> None:
         """Do the step of a sample."""

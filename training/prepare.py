@@ -23,7 +23,7 @@ from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, 
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
 
-from .frames import COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore
+from .frames import DESCRIPTION, FRAMES, MANIFEST, FrameStore, manifest_of
 from .labels import Annotation, hold_out, unify
 
 PARTS, SKIPPED = "parts", "skipped.csv"
@@ -344,15 +344,13 @@ def _assemble(
     abouts = {n: json.loads(p.with_suffix(".json").read_text()) for n, p in parts.items()}
     side = description["sampling"]["size"]
     total = sum(len(about["times"]) for about in abouts.values())
-    table = io.StringIO(newline="")
-    manifest = csv.writer(table, lineterminator="\n")
-    manifest.writerow(COLUMNS)
+    rows: list[tuple[object, ...]] = []
     for name in parts:
         note = annotations[name]
         split = "heldout" if note.subject in held else "train"
         for i, time in enumerate(abouts[name]["times"]):
             whose = (name, note.subject, note.label or "", split)
-            manifest.writerow([*whose, i, time, sources[name], note.licence or ""])
+            rows.append((*whose, i, time, sources[name], note.licence or ""))
     partial = output / f"{FRAMES}.partial"
     # a stream, not a memory map: on a full disk this is an error, and a map would end the process
     with partial.open("wb") as stream:
@@ -364,7 +362,7 @@ def _assemble(
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(output / FRAMES)
-    write_text(output / MANIFEST, table.getvalue())
+    write_text(output / MANIFEST, manifest_of(rows))
     skipped = io.StringIO(newline="")
     reasons = csv.writer(skipped, lineterminator="\n")
     reasons.writerow(["source", "reason"])

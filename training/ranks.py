@@ -126,7 +126,7 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, ranks: Ranks) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, z: Tensor, ranks: Ranks) -> Tensor:
         counts = ranks.counts(len(z))
         ctx.before, ctx.own = sum(counts[: ranks.rank]), len(z)
         padded = z.new_zeros(max(counts), z.shape[1])
@@ -136,7 +136,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([share[:count] for share, count in zip(shares, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[ctx.before : ctx.before + ctx.own], None
@@ -146,28 +146,29 @@ class _Sum(torch.autograd.Function):
     """Sum over ranks; so is the gradient, since every rank's loss reads the sum."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's batch norm over the batch of all ranks, also on a CPU, which torch's refuses."""
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batch of all ranks on a CPU, which torch's own refuses."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, H, W) by the statistics of every rank's images."""
-        if input.device.type != "cpu" or not self.training or not dist.is_initialized():
+        if not self.training or not dist.is_initialized():
             normalised: Tensor = super().forward(input)
             return normalised
-        x = input.float()
-        own = torch.full((1,), float(x.numel() // x.shape[1]))
+        # sums in float32 would depend on how the ranks cut the batch, by 3e-4 of the gradient
+        x = input.double()
+        own = x.new_full((1,), x.numel() // x.shape[1])
         sums = torch.cat([x.sum((0, 2, 3)), own])
         *first, count = _Sum.apply(sums).split([x.shape[1], 1])
         mean = first[0] / count
@@ -179,20 +180,30 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.num_batches_tracked is not None
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * count / (count - 1), momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(
+                (variance * count / (count - 1)).to(self.running_var.dtype), momentum
+            )
             self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        shown: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return shown.to(input.dtype)
 
 
-def synchronise(network: nn.Module) -> nn.Module:
-    """Replace every batch norm by one over the batch of all ranks; names and values stay."""
+def synchronise(network: nn.Module, device: torch.device) -> None:
+    """Let every batch norm normalise over the batch of all ranks; names and values stay.
+
+    Args:
+        network: with its batch norms within other modules, as those of ResNets are.
+        device: where it computes.
+    """
+    if device.type != "cpu":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            changed = SyncBatchNorm(child.num_features, child.eps, child.momentum)
-            changed.load_state_dict(child.state_dict())
-            setattr(network, name, changed)
+            synchronised = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+            synchronised.load_state_dict(child.state_dict())
+            setattr(network, name, synchronised)
         else:
-            synchronise(child)
-    return network
+            synchronise(child, device)

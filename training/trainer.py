@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,9 +157,9 @@ class Trainer:
         self.feed = Feed(store, device, execution.place)
         self.network: UsclNetwork = build(recipe, len(self.classes)).to(device)
         if recipe.sync_batch_norm and ranks.world > 1:
-            synchronise(self.network)
+            synchronise(self.network, device)
         self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
-        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.network.to(memory_format=self.layout)
         replays = execution.replays(ranks.world)
         self.rate = torch.tensor(recipe.learning_rate, device=device) if replays else None
         self.optimizer = torch.optim.Adam(
@@ -405,14 +406,17 @@ def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: 
     """The network under DDP, if there are several ranks."""
     if ranks.world == 1:
         return two_views
-    return DistributedDataParallel(
-        two_views,
-        device_ids=[device] if device.type == "cuda" else None,
-        # each rank keeps its own batch statistics; rank 0's are saved
-        broadcast_buffers=False,
-        # a term that does not count leaves its head without a gradient
-        find_unused_parameters=recipe.method == "supervised" or recipe.class_weight == 0,
-    )
+    with warnings.catch_warnings():
+        # its successor, of torch 2.14, is not there in the oldest torch we run on
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(
+            two_views,
+            device_ids=[device] if device.type == "cuda" else None,
+            # each rank keeps its own batch statistics; rank 0's are saved
+            broadcast_buffers=False,
+            # a term that does not count leaves its head without a gradient
+            find_unused_parameters=recipe.method == "supervised" or recipe.class_weight == 0,
+        )
 
 
 def _precision(recipe: Recipe, device: torch.device) -> str:

@@ -17,6 +17,7 @@ from .errors import UsclError
 _LAZY = {
     "prepare": ("uscl_zoo.training.cli", "Turn raw videos into a FrameStore."),
     "pretrain": ("uscl_zoo.training.cli", "Pretrain a backbone on a FrameStore."),
+    "throughput": ("uscl_zoo.training.cli", "Time pretraining on this machine."),
     "export": ("uscl_zoo.training.cli", "Turn a run into weights and a card."),
     "probe": ("uscl_zoo.training.cli", "Judge frozen features on held-out subjects."),
 }
