@@ -29,6 +29,7 @@ from uscl_zoo.records import from_mapping, read_yaml, write_text, write_yaml
 
 from . import augment, curves
 from .frames import FrameStore, Video
+from .moco import Moco
 from .network import build
 from .objective import Loss, nt_xent, uscl_loss
 from .pairs import (
@@ -124,6 +125,7 @@ class Trainer:
         self.targets = torch.tensor(targets, device=device)
         self.network = build(recipe, len(self.classes)).to(device)
         self.network.to(memory_format=torch.channels_last)
+        self.moco = Moco(recipe, self.network) if recipe.method == "moco" else None
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             lr=recipe.learning_rate,
@@ -171,6 +173,10 @@ class Trainer:
     def loss(self, batch: np.ndarray, view1: Tensor, view2: Tensor) -> Loss:
         """The loss of two forwards, one a view with its own batch statistics, or of a fused one."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self.moco is not None:
+                z, keys = self.network(view1)[0], self.moco.keys(view2)
+                contrastive = self.moco.loss(z, keys)
+                return Loss(contrastive, contrastive, torch.zeros((), device=self.device))
             if self.recipe.batch_statistics == "fused":
                 z, logits = self.network(torch.cat([view1, view2]))
                 halves = (None, None) if logits is None else logits.chunk(2)
@@ -201,6 +207,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.moco is not None:
+            self.moco.update(self.network)
         progress.sums = [total + term for total, term in zip(progress.sums, terms, strict=True)]
         progress.step += 1
         return 2 * len(batch)
@@ -231,7 +239,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
-        return {
+        kept = {} if self.moco is None else {"moco": self.moco.state_dict()}
+        return kept | {
             "format": 1,
             "recipe": settings_of(self.recipe),
             "store": self.store.digest,
@@ -245,6 +254,8 @@ class Trainer:
         """Continue from `state()`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.moco is not None:
+            self.moco.load_state_dict(state["moco"])
         self.progress = Progress(**state["progress"])
 
 

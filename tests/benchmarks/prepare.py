@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from uscl_zoo.ultrasound import reading
@@ -81,7 +82,7 @@ def main() -> None:
         processor[what, workers].append(spent)
         return wall
 
-    walls = interleave([lambda side=side: run(*side) for side in sides], options.repeats)
+    walls = interleave([partial(run, *side) for side in sides], options.repeats)
     print(f"{len(videos)} videos, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     names = [f"{what}, workers {workers}" for what, workers in sides]
     decode1, decode2 = report("wall", "s", 1, dict(zip(names[:2], walls[:2], strict=True)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -107,6 +108,48 @@ def test_us4s_folders(tmp_path: Path) -> None:
     last = Image.open(tmp_path / "us4" / first.name / f"{first.name}_frame10.jpg")
     expected = last.resize((32, 32), Image.Resampling.BILINEAR)
     assert np.array_equal(report.store.frames[first.first + 10], np.asarray(expected))
+
+
+US4_TREE = {
+    "Butterfly": ("Reg-a", "Cov-b"),
+    "CLUST": ("Rb1-c", "Rb5-d"),
+    "Liver Fibrosis": ("F0_e", "F4_f"),
+    "COVID19-LUSMS": ("Ali-g", "Bli-h", "Ple-i", "Oth-j"),
+}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "labels"),
+    [
+        ("us4", ("F0", "F4", "Rb1", "Rb5", "diseased lung", "normal lung")),
+        ("us4-butterfly", ("Cov", "Reg")),
+        ("us4-clust", ("Rb1", "Rb5")),
+        ("us4-fibrosis", ("F0", "F4")),
+        ("us4-lusms", ("Ali", "Bli", "Oth", "Ple")),
+    ],
+)
+def test_sub_datasets_of_us4_in_folders_of_their_own(
+    tmp_path: Path, scheme: str, labels: tuple[str, ...]
+) -> None:
+    for subset, names in US4_TREE.items():
+        for i, name in enumerate(names):
+            folder = tmp_path / "US-4" / subset / f"{name}_mp4"
+            folder.mkdir(parents=True)
+            # of the last there is a single frame, which makes no clip
+            for number, frame in enumerate(draw_clip(i, 1 if name == "Oth-j" else 3, (90,) * 3)):
+                Image.fromarray(frame).save(folder / f"{name}_mp4_frame{number}.jpg")
+    store = run(
+        tmp_path / "US-4", tmp_path / "store", annotate=lambda n: from_name(n, scheme), holdout=0
+    ).store
+    assert len(store.videos) == 10
+    assert store.labels == labels
+    assert sorted(v.count for v in store.videos) == [1] + [3] * 9
+    for video in store.videos:
+        subset, folder = video.name.split("/")[:2]
+        assert folder.removesuffix("_mp4") in US4_TREE[subset]
+        own = re.split("[-_]", folder)[0]
+        if scheme != "us4":
+            assert video.label == (own if own in labels else None)
 
 
 def test_videos_without_a_row_are_kept_unlabelled(clips: Path, tmp_path: Path) -> None:
