@@ -1,7 +1,7 @@
 """Whether pretraining works: alignment, uniformity, nearest neighbours, and a picture.
 
-All of it is for people to look at: nothing is chosen by it. Frames are taken evenly over a video and
-shown under the deterministic transform, so that two measurements differ by the weights alone.
+All of it is for people to look at: nothing is chosen by it. Frames are taken evenly over a video
+and shown under the deterministic transform, so that two measurements differ by the weights alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .pairs import Purpose, stream
 from .recipe import Recipe
 
 #: Frames a video that are embedded to measure, and to draw; all of a shorter one.
-FRAMES, DRAWN = 4, 12
+FRAMES, DRAWN = 4, 6
 #: Videos of a split that are looked at, to measure and to draw; drawn by the seed where there are
 #: more.
 VIDEOS, SHOWN = 512, 96
@@ -99,8 +99,8 @@ def measure(
 def alignment(z: Tensor, video: npt.NDArray[np.int64]) -> float | None:
     """How far apart the frames of a video lie (Wang & Isola, ICML 2020, section 4.1, α = 2).
 
-    L_align = E ‖f(x) − f(y)‖², over pairs of distinct frames of a video, then over videos. 0 is best;
-    2 is what unrelated frames have on a sphere that is evenly filled.
+    L_align = E ‖f(x) − f(y)‖², over pairs of distinct frames of a video, then over videos. 0 is
+    best; 2 is what unrelated frames have on a sphere that is evenly filled.
 
     Args:
         z: (N, D), unit vectors.
@@ -141,9 +141,8 @@ def uniformity(z: Tensor, video: npt.NDArray[np.int64]) -> float | None:
 
 
 def _square_distances(z: Tensor) -> Tensor:
-    # in float64: near 0 the difference of two products is all rounding
-    z = z.double()
-    return (2 - 2 * z @ z.T).clamp_(min=0).fill_diagonal_(0)
+    # by differences: near 0, 2 less twice the cosine is all rounding
+    return torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def neighbours(bank: Embedded, queries: Embedded) -> tuple[float, float] | None:
@@ -197,7 +196,7 @@ def embed(
     frames: int,
     device: torch.device,
 ) -> Embedded:
-    """Embed at most `frames` frames of each video, evenly over it, under the deterministic transform.
+    """Embed at most `frames` frames of each video, evenly over it, by the deterministic transform.
 
     In float32 and by the averaged batch statistics; the network is left in the mode it was in.
     """
@@ -241,7 +240,7 @@ def picture(
     """Draw the embedding in two dimensions, coloured by class and by video.
 
     t-SNE (van der Maaten & Hinton, JMLR 2008) of the pooled features h, of at most 96 videos of
-    either split and 12 frames of each, from the same start whenever the seed is. Distances between
+    either split and 6 frames of each, from the same start whenever the seed is. Distances between
     clusters mean little in it; what to see is whether a video's frames lie together, and whether
     videos of one class do.
 
@@ -279,13 +278,13 @@ def picture(
     for i, name in enumerate(named):
         colour = "0.7" if name == "no label" else f"C{i % 10}"
         for held, marker, size in ((False, "o", 9), (True, "^", 26)):
-            of = (which == i) & (heldout == held)
+            dots = flat[(which == i) & (heldout == held)]
             label = f"{name}, {'held out' if held else 'trained on'}"
-            if of.any():
-                by_class.scatter(
-                    *flat[of].T, s=size, marker=marker, color=colour, label=label, lw=0
-                )
-    by_class.legend(fontsize=8, markerscale=1.4, framealpha=0.8)
+            if len(dots):
+                by_class.scatter(*dots.T, s=size, marker=marker, color=colour, label=label, lw=0)
+    by_class.legend(
+        fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0.0)
+    )
     by_class.set_title("by class")
     for i in range(len(videos)):
         # a line through the frames in the order of time

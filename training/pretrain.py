@@ -27,10 +27,10 @@ import uscl_zoo
 from uscl_zoo.errors import CardError, CheckpointError, DataError, UsclError
 from uscl_zoo.records import from_mapping, read_yaml, write_text, write_yaml
 
-from . import augment, curves
+from . import augment, curves, monitor
 from .frames import FrameStore, Video
 from .moco import Moco
-from .network import build
+from .network import UsclNetwork, build
 from .objective import Loss, nt_xent, uscl_loss
 from .pairs import (
     ANCHOR,
@@ -45,7 +45,8 @@ from .pairs import (
 )
 from .recipe import Recipe, settings_of
 
-RECIPE, ABOUT, EVENTS, CURVES = "recipe.yaml", "run.json", "tensorboard", "curves.png"
+RECIPE, ABOUT, EVENTS = "recipe.yaml", "run.json", "tensorboard"
+CURVES, EMBEDDING = "curves.png", "embedding.png"
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
@@ -237,6 +238,12 @@ class Trainer:
             total += len(batch) * nt_xent(z1, z2, self.recipe.temperature).item()
         return total / len(self.held_out)
 
+    def watched(
+        self,
+    ) -> tuple[UsclNetwork, FrameStore, Recipe, list[Video], list[Video], torch.device]:
+        """What `monitor` looks at."""
+        return self.network, self.store, self.recipe, self.videos, self.held_out, self.device
+
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
         kept = {} if self.moco is None else {"moco": self.moco.state_dict()}
@@ -409,6 +416,8 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool) -> None:
                 save_checkpoint(run, trainer.state())
             if last or state.epoch % recipe.validate_every == 0:
                 curves.draw(state.history, run / CURVES)
+            if last:
+                monitor.picture(*trainer.watched(), run / EMBEDDING)
 
 
 def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None:
@@ -422,6 +431,7 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
         held_out = trainer.validate()
         if held_out is not None:
             row["held-out contrastive"] = held_out
+        row |= monitor.measure(*trainer.watched())
     for name, value in row.items():
         events.add_scalar(name, value, state.epoch)
     events.add_scalar("images a second", rate, state.epoch)
