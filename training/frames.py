@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +77,9 @@ class FrameStore:
         try:
             self.description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
             self.frames: npt.NDArray[np.uint8] = np.load(self.folder / FRAMES, mmap_mode="r")
-            with (self.folder / MANIFEST).open(newline="", encoding="utf-8") as stream:
-                rows = list(csv.DictReader(stream))
-            self.times = np.array([float(row["time"]) for row in rows])
-            self.videos = _group(rows)
-        # a table cut off in the middle of a row has None in its last columns
-        except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error) as error:
+            self.times, self.videos = _read_manifest(self.folder / MANIFEST)
+        # a table cut off in the middle of a row lacks its last columns
+        except (OSError, ValueError, LookupError, TypeError, EOFError, csv.Error) as error:
             raise UnreadableError(
                 f"{self.folder}: damaged store ({type(error).__name__}: {error}); prepare it again"
             ) from error
@@ -91,6 +93,36 @@ class FrameStore:
                 f"{self.folder}: {MANIFEST} has {len(self.times)} rows, {FRAMES} has "
                 f"{len(self.frames)} frames; prepare it again"
             )
+
+    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Frames by row, read from the file where the map would keep them in the process's memory.
+
+        Pages of a map count as resident once touched, until the system takes them back: by the end
+        of an epoch, all of the store. Pages that were read are the file cache's.
+
+        Args:
+            rows: (N,), in any order.
+
+        Returns:
+            uint8 (N, H, W, 3), a copy.
+
+        Raises:
+            UnreadableError: if the file ends before a frame does.
+        """
+        if not hasattr(os, "preadv") or not isinstance(self.frames, np.memmap):
+            return np.asarray(self.frames[rows])
+        shape = self.frames.shape[1:]
+        frames = np.empty((len(rows), *shape), np.uint8)
+        size = int(np.prod(shape))
+        with (self.folder / FRAMES).open("rb", buffering=0) as stream:
+            for row, frame in zip(rows.tolist(), frames, strict=True):
+                if not 0 <= row < len(self.frames):
+                    raise IndexError(f"row {row} of {len(self.frames)}")
+                if os.preadv(stream.fileno(), [frame], self.frames.offset + row * size) != size:
+                    raise UnreadableError(
+                        f"{stream.name}: ends within frame {row}; prepare it again"
+                    )
+        return frames
 
     @property
     def digest(self) -> str:
@@ -117,29 +149,37 @@ class FrameStore:
         }
 
 
-def _group(rows: Sequence[dict[str, str]]) -> list[Video]:
-    """Fold the manifest's rows, a frame each, into videos, which own neighbouring rows."""
+def _read_manifest(path: Path) -> tuple[npt.NDArray[np.float64], list[Video]]:
+    """The time of every row, and the videos, which own neighbouring rows.
+
+    Rows are forgotten once their video is read: all at once they would fill gigabytes.
+    """
+    times = array("d")
     videos: list[Video] = []
-    start = 0
-    for i in range(1, len(rows) + 1):
-        if i < len(rows) and rows[i]["video"] == rows[start]["video"]:
-            continue
-        row = rows[start]
-        if row["split"] not in SPLITS:
-            raise ValueError(f"row {start + 2} of {MANIFEST} has the split {row['split']!r}")
-        videos.append(
-            Video(
-                name=row["video"],
-                subject=row["subject"],
-                label=row["label"] or None,
-                split=row["split"],
-                source=row["source"],
-                licence=row["licence"] or None,
-                first=start,
-                count=i - start,
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = csv.reader(stream)
+        header = next(rows, [])
+        name, subject, label, split, _, time, source, licence = map(header.index, COLUMNS)
+        # the reader of a blank line has nothing
+        for _, of_video in groupby(filter(None, rows), itemgetter(name)):
+            own = list(of_video)
+            row, first = own[0], len(times)
+            times.extend(float(one[time]) for one in own)
+            if row[split] not in SPLITS:
+                raise ValueError(f"row {first + 2} of {MANIFEST} has the split {row[split]!r}")
+            videos.append(
+                Video(
+                    name=row[name],
+                    # one string for all videos of a subject, and so on
+                    subject=sys.intern(row[subject]),
+                    label=sys.intern(row[label]) or None,
+                    split=sys.intern(row[split]),
+                    source=row[source],
+                    licence=sys.intern(row[licence]) or None,
+                    first=first,
+                    count=len(times) - first,
+                )
             )
-        )
-        start = i
     if len({video.name for video in videos}) != len(videos):
         raise ValueError(f"the rows of a video are not neighbours in {MANIFEST}")
-    return videos
+    return np.array(times), videos

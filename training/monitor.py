@@ -208,7 +208,7 @@ def embed(
     h, z = [torch.empty(0, 1)], [torch.empty(0, 1)]
     with evaluating(network), torch.inference_mode():
         for start in range(0, len(rows), _BATCH):
-            images = torch.from_numpy(store.frames[rows[start : start + _BATCH]]).to(device)
+            images = torch.from_numpy(store.read(rows[start : start + _BATCH])).to(device)
             features = network.encoder(augment.normalise(augment.to_float(images), recipe))
             h.append(F.normalize(features.float()).cpu())
             z.append(F.normalize(network.projection(features).float()).cpu())

@@ -154,7 +154,7 @@ class Trainer:
         """Frames by row of the store: uint8 (N, H, W, 3) on the device."""
         if isinstance(self.frames, Tensor):
             return self.frames[torch.from_numpy(rows).to(self.device)]
-        return torch.from_numpy(self.frames[rows]).to(self.device, non_blocking=True)
+        return torch.from_numpy(self.store.read(rows)).to(self.device, non_blocking=True)
 
     def views(self, pairs: Pairs, draws: augment.Draws, batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """The two views of a batch of videos: augmented and mixed, in the order of `mix`."""
