@@ -22,6 +22,7 @@ from uscl_zoo.training.labels import Annotation, from_name, read_table
 from uscl_zoo.training.prepare import Report, Sampling, prepare
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
+from uscl_zoo.ultrasound import reading
 
 FILES = ("frames.npy", "manifest.csv", "skipped.csv", "store.json")
 
@@ -179,6 +180,25 @@ def test_workers_make_no_difference(clips: Path, small_store: FrameStore, tmp_pa
     two = run(clips, tmp_path / "two", workers=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert one.store.digest == two.store.digest
+
+
+def test_the_largest_are_decoded_first(
+    own_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, sizes = module._decode, []
+
+    def note(source: Path, part: Path, sampling: Sampling) -> str | None:
+        sizes.append(sum(file.stat().st_size for file in source.iterdir()))
+        reason: str | None = decode(source, part, sampling)
+        return reason
+
+    monkeypatch.setattr(module, "_decode", note)
+    report = run(own_clips, tmp_path / "store")
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 5
+    # whatever the order of decoding, the store has that of the names
+    names = [video.name for video in report.store.videos]
+    assert names == sorted(names, key=lambda name: reading.natural_key(Path(name)))
 
 
 def test_an_interrupted_call_continues(
