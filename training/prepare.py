@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -258,7 +259,7 @@ def _outcomes(
     # Any other start imports torch anew, which takes as long as decoding fifty videos. A fork would
     # inherit the locks of torch's threads, but decoding calls nothing of torch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         futures: dict[Future[str | None], Path] = {
             pool.submit(_decode, source, _part(parts, names[source]), sampling): source
             for source in todo
@@ -269,6 +270,18 @@ def _outcomes(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this worker once the process that feeds it is killed: it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _part(parts: Path, name: str) -> Path:

@@ -237,13 +237,22 @@ def slowly(*arguments):
 module._decode = slowly
 module.prepare([Path(sys.argv[1])], Path(sys.argv[2]),
     lambda name: from_name(name, subject_pattern=sys.argv[3]),
-    sampling=module.Sampling(size=32), workers=1, progress=False)
+    sampling=module.Sampling(size=32), workers=int(sys.argv[4]), progress=False)
 """
 
 
-def test_a_killed_call_continues(clips: Path, tmp_path: Path) -> None:
+def _runs(process: str) -> bool:
+    try:
+        # the state follows the name; a zombie has ended
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_call_continues(clips: Path, tmp_path: Path, workers: int) -> None:
     """SIGKILL leaves no time to tidy up."""
-    arguments = [str(clips), str(tmp_path / "a"), SUBJECT]
+    arguments = [str(clips), str(tmp_path / "a"), SUBJECT, str(workers)]
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments])
     parts = tmp_path / "a" / "parts"
     deadline = time.monotonic() + 60
@@ -251,8 +260,13 @@ def test_a_killed_call_continues(clips: Path, tmp_path: Path) -> None:
         assert process.poll() is None, "it was done before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    left = children.read_text().split() if children.exists() else []
     process.send_signal(signal.SIGKILL)
     process.wait()
+    while any(_runs(child) for child in left):
+        assert time.monotonic() < deadline + 60, "a worker waits for ever"
+        time.sleep(0.05)
     assert 4 <= run(clips, tmp_path / "a").reused < 18
     run(clips, tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")
