@@ -31,7 +31,8 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--label-scheme",
     type=click.Choice(["prefix", *labels.LABEL_SCHEMES, "none"]),
-    help="Without --csv: labels from the prefix of the name (default), folded as US-4's, or none.",
+    help="Without --csv: labels from the prefix of the name (default), the joint ones of US-4, "
+    "those of one of its sub-datasets, or none.",
 )
 @click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
 @click.option("--class", "classes", multiple=True, help="A declared class; repeat. Default: all.")

@@ -5,15 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-_PANELS = (
-    ("NT-Xent", ("contrastive", "held-out contrastive")),
-    ("Cross-entropy of both views", ("labelled",)),
-    ("Learning rate", ("learning_rate",)),
+_SPLITS = ("training videos", "held-out videos")
+#: Title of a panel, and the quantities in it with what the legend calls them.
+_PANELS: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "NT-Xent",
+        dict(zip(("contrastive", "held-out contrastive"), _SPLITS, strict=True)),
+    ),
+    ("Cross-entropy of both views", {"labelled": "training videos"}),
+    ("Learning rate", {"learning_rate": ""}),
+    (
+        "Alignment (0 is a point a video)",
+        dict(zip(("alignment", "held-out alignment"), _SPLITS, strict=True)),
+    ),
+    (
+        "Uniformity (less is more even)",
+        dict(zip(("uniformity", "held-out uniformity"), _SPLITS, strict=True)),
+    ),
+    (
+        "kNN, balanced accuracy, held-out",
+        {"kNN, held-out frames": "by frame", "kNN, held-out videos": "by video"},
+    ),
 )
+_COLUMNS = 3
 
 
 def draw(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw one panel a quantity over the epochs.
+    """Draw one panel a quantity over the epochs, those that were measured.
 
     Args:
         history: a row an epoch, as `pretrain` keeps it.
@@ -23,18 +41,25 @@ def draw(history: Sequence[dict[str, float]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        for name in names:
+    measured = {name for row in history for name in row}
+    panels = [panel for panel in _PANELS if measured.intersection(panel[1])]
+    rows = -(-len(panels) // _COLUMNS)
+    figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")
+    places = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    for (title, names), axes in zip(panels, places, strict=False):
+        for name, label in names.items():
             points = [(row["epoch"], row[name]) for row in history if name in row]
             if points:
-                label = "held-out videos" if name.startswith("held-out") else "training videos"
-                axes.plot(*zip(*points, strict=True), label=label, linewidth=1.3)
+                # of a few points a line shows nothing
+                marker = "." if len(points) < 40 else None
+                axes.plot(*zip(*points, strict=True), label=label, linewidth=1.3, marker=marker)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
             axes.legend(frameon=False)
+    for axes in places:
+        axes.set_axis_off()
     partial = path.with_name(f"{path.name}.partial")
     FigureCanvasAgg(figure).print_png(str(partial))
     partial.replace(path)

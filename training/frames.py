@@ -10,10 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +79,9 @@ class FrameStore:
             mapped = np.load(self.folder / FRAMES, mmap_mode="r")
             self._offset = int(mapped.offset)
             self.frames: npt.NDArray[np.uint8] = mapped
-            with (self.folder / MANIFEST).open(newline="", encoding="utf-8") as stream:
-                rows = list(csv.DictReader(stream))
-            self.times = np.array([float(row["time"]) for row in rows])
-            self.videos = _group(rows)
-        # a table cut off in the middle of a row has None in its last columns
-        except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error) as error:
+            self.times, self.videos = _read_manifest(self.folder / MANIFEST)
+        # a table cut off in the middle of a row lacks its last columns
+        except (OSError, ValueError, LookupError, TypeError, EOFError, csv.Error) as error:
             raise UnreadableError(
                 f"{self.folder}: damaged store ({type(error).__name__}: {error}); prepare it again"
             ) from error
@@ -116,6 +117,8 @@ class FrameStore:
         # unbuffered: a buffer would read on behind every frame
         with (self.folder / FRAMES).open("rb", buffering=0) as stream:
             for row, frame in zip(rows.tolist(), out, strict=True):
+                if not 0 <= row < len(self.frames):
+                    raise IndexError(f"row {row} of {len(self.frames)}")
                 stream.seek(self._offset + row * size)
                 if stream.readinto(frame.data) != size:
                     raise UnreadableError(
@@ -161,29 +164,37 @@ def manifest_of(rows: Iterable[Sequence[object]]) -> str:
     return table.getvalue()
 
 
-def _group(rows: Sequence[dict[str, str]]) -> list[Video]:
-    """Fold the manifest's rows, a frame each, into videos, which own neighbouring rows."""
+def _read_manifest(path: Path) -> tuple[npt.NDArray[np.float64], list[Video]]:
+    """The time of every row, and the videos, which own neighbouring rows.
+
+    Rows are forgotten once their video is read: all at once they would fill gigabytes.
+    """
+    times = array("d")
     videos: list[Video] = []
-    start = 0
-    for i in range(1, len(rows) + 1):
-        if i < len(rows) and rows[i]["video"] == rows[start]["video"]:
-            continue
-        row = rows[start]
-        if row["split"] not in SPLITS:
-            raise ValueError(f"row {start + 2} of {MANIFEST} has the split {row['split']!r}")
-        videos.append(
-            Video(
-                name=row["video"],
-                subject=row["subject"],
-                label=row["label"] or None,
-                split=row["split"],
-                source=row["source"],
-                licence=row["licence"] or None,
-                first=start,
-                count=i - start,
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = csv.reader(stream)
+        header = next(rows, [])
+        name, subject, label, split, _, time, source, licence = map(header.index, COLUMNS)
+        # the reader of a blank line has nothing
+        for _, of_video in groupby(filter(None, rows), itemgetter(name)):
+            own = list(of_video)
+            row, first = own[0], len(times)
+            times.extend(float(one[time]) for one in own)
+            if row[split] not in SPLITS:
+                raise ValueError(f"row {first + 2} of {MANIFEST} has the split {row[split]!r}")
+            videos.append(
+                Video(
+                    name=row[name],
+                    # one string for all videos of a subject, and so on
+                    subject=sys.intern(row[subject]),
+                    label=sys.intern(row[label]) or None,
+                    split=sys.intern(row[split]),
+                    source=row[source],
+                    licence=sys.intern(row[licence]) or None,
+                    first=first,
+                    count=len(times) - first,
+                )
             )
-        )
-        start = i
     if len({video.name for video in videos}) != len(videos):
         raise ValueError(f"the rows of a video are not neighbours in {MANIFEST}")
-    return videos
+    return np.array(times), videos

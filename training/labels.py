@@ -20,7 +20,28 @@ US4_CLASSES: dict[str, str] = {
     **dict.fromkeys(("Reg", "Ali"), "normal lung"),
     **dict.fromkeys(("Cov", "Bli", "Ple", "Oth"), "diseased lung"),
 }
-LABEL_SCHEMES: dict[str, dict[str, str]] = {"us4": US4_CLASSES}
+
+#: Labels that the sub-datasets of US-4 have of their own: the prefixes as they are (the paper's
+#: table of US-4, and the file names that the authors' code reads).
+US4_SUBSETS: dict[str, tuple[str, ...]] = {
+    # lung, 22 videos: clips of Butterfly Network's COVID-19 gallery
+    "us4-butterfly": ("Reg", "Cov"),
+    # liver, 63 videos: the MICCAI Challenge on Liver Ultrasound Tracking
+    "us4-clust": ("Rb1", "Rb2", "Rb3", "Rb4", "Rb5"),
+    # liver, 296 videos: the paper's Liver Fibrosis, not released
+    "us4-fibrosis": ("F0", "F1", "F2", "F3", "F4"),
+    # lung, 670 videos: the paper's COVID19-LUSMS, not released
+    "us4-lusms": ("Ali", "Bli", "Ple", "Oth"),
+}
+
+#: Labels by prefix; with None a video is kept without a label.
+LABEL_SCHEMES: dict[str, dict[str, str | None]] = {
+    "us4": {**US4_CLASSES},
+    **{
+        scheme: {prefix: prefix if prefix in own else None for prefix in US4_CLASSES}
+        for scheme, own in US4_SUBSETS.items()
+    },
+}
 
 _PREFIX = re.compile(r"([A-Za-z]+\d*)[-_ ]")
 
@@ -134,7 +155,9 @@ def from_name(
 
     Args:
         name: path of the video within its folder.
-        scheme: a key of `LABEL_SCHEMES` that folds prefixes into classes; None keeps the prefix.
+        scheme: a key of `LABEL_SCHEMES`: `us4` folds the prefixes of US-4 into its twelve joint
+            classes; `us4-butterfly`, `us4-clust`, `us4-fibrosis` and `us4-lusms` keep those of one
+            sub-dataset and leave videos of the others unlabelled. None keeps every prefix.
         subject_pattern: regular expression whose first group is the subject; without it every
             video is its own subject, which is safe only if no subject has two.
 

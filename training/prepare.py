@@ -9,6 +9,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -231,6 +233,8 @@ def _decode_all(
 ) -> tuple[list[tuple[str, str]], int]:
     """Decode what has no part yet; returns what could not be, and how many parts there were."""
     todo = [s for n, s in sources.items() if not _is_done(_part(parts, n), s, sampling)]
+    # the largest first: begun last, a long one would leave the other workers idle
+    todo.sort(key=lambda source: -sum(size for _, size, _ in _state(source)))
     names = {source: name for name, source in sources.items()}
     reused = len(sources) - len(todo)
     workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
@@ -252,12 +256,10 @@ def _outcomes(
         for source in todo:
             yield source, _decode(source, _part(parts, names[source]), sampling)
         return
-    # torch may run threads in this process already, and a fork would inherit their locks
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    # Any other start imports torch anew, which takes as long as decoding fifty videos. A fork would
+    # inherit the locks of torch's threads, but decoding calls nothing of torch.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         futures: dict[Future[str | None], Path] = {
             pool.submit(_decode, source, _part(parts, names[source]), sampling): source
             for source in todo
@@ -268,6 +270,18 @@ def _outcomes(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this worker once the process that feeds it is killed: it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _part(parts: Path, name: str) -> Path:
@@ -301,7 +315,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
             for time, frame in reading.sample(source, rate=sampling.rate):
                 side = (sampling.size, sampling.size)
                 small = frame.resize(side, Image.Resampling.BILINEAR)
-                stream.write(np.asarray(small, dtype=np.uint8).tobytes())
+                stream.write(small.tobytes())
                 times.append(round(time, 6))
         if not times:
             raise UnreadableError(f"{source}: holds no frame")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from uscl_zoo.errors import DataError, UsclError
 from uscl_zoo.records import write_text, write_yaml
 
-from . import curves
+from . import curves, monitor
 from .execution import Execution, device_named, settle
 from .frames import FrameStore
 from .ranks import ALONE, Ranks
@@ -27,6 +27,7 @@ from .runs import (
     ABOUT,
     CHECKPOINT,
     CURVES,
+    EMBEDDING,
     EVENTS,
     RECIPE,
     code_version,
@@ -60,7 +61,7 @@ def pretrain(
     """Pretrain a backbone and leave a run folder that `uscl export` turns into weights.
 
     The folder holds the resolved recipe, what it ran on, the last two checkpoints, TensorBoard
-    events and the learning curves as a picture.
+    events, and pictures of the learning curves and the embedding.
 
     Args:
         recipe: settings.
@@ -157,6 +158,8 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool) -> None:
                 save_checkpoint(run, trainer.state())
             if speaks and (last or state.epoch % recipe.validate_every == 0):
                 curves.draw(state.history, run / CURVES)
+            if speaks and last:
+                monitor.picture(*trainer.watched(), run / EMBEDDING)
     trainer.ranks.wait()
 
 
@@ -181,6 +184,7 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
         held_out = trainer.validate()
         if held_out is not None:
             row["held-out contrastive"] = held_out
+        row |= monitor.measure(*trainer.watched())
     state.history.append(row)
     if events is not None:
         for name, value in row.items():

@@ -22,6 +22,7 @@ METHODS = {
     "simclr": "SimCLR",
     "pair": "Contrast of two frames",
     "supervised": "Cross-entropy alone",
+    "moco": "MoCo v2",
 }
 
 
@@ -38,7 +39,10 @@ class Recipe:
             without labels (Chen et al., ICML 2020; a baseline of the paper). `pair`: two distinct
             frames, not mixed; its labels are those of `classes` as for `uscl`, and its packaged
             recipe names none. `supervised`: the views of `pair` and the labelled term alone (a
-            baseline of the paper, whose settings we do not know).
+            baseline of the paper, whose settings we do not know). `moco`: the views of `simclr`,
+            the second through an encoder that follows the first, against a queue of such keys
+            (MoCo v2, Chen et al., arXiv 2003.04297; a baseline of the paper, whose settings we do
+            not know).
         architecture: timm name of the encoder.
         projection_dim: width of z, the output of the projection head.
         classifier_on: what the class logits are read from: `z`, the projection (released code), or
@@ -67,6 +71,9 @@ class Recipe:
         std: of each channel, intensities in 0-1.
         temperature: τ of NT-Xent.
         class_weight: λ_cls, the weight of the labelled term.
+        momentum: m of the encoder of `moco` that follows, θ_k ← m θ_k + (1 − m) θ_q (He et al.,
+            CVPR 2020, equation 2 and section 3.2). No other method has one.
+        queue: keys that `moco` contrasts with (MoCo v2 has 65,536). No other method has one.
         batch_statistics: `per-view`: a forward a view, each normalised by its own batch statistics
             (released code); or `fused`: both views in one forward share them, which is another
             method, not a faster way to the same one.
@@ -108,6 +115,8 @@ class Recipe:
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     temperature: float = 0.5
     class_weight: float = 0.2
+    momentum: float = 0.999
+    queue: int = 65536
     batch_statistics: str = "per-view"
     sync_batch_norm: bool = False
     epochs: int = 300
@@ -137,6 +146,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "hue": (0, 0.5),
     "temperature": (1e-3, 1e3),
     "class_weight": (0, 1e3),
+    "momentum": (0, 1),
+    "queue": (2, 2**24),
     "epochs": (1, 10**7),
     "batch_size": (2, 2**20),
     "smallest_batch": (2, 2**20),
@@ -220,8 +231,10 @@ def _check(recipe: Recipe, where: str) -> None:
     if recipe.classes is not None and len(set(recipe.classes)) != len(recipe.classes):
         refuse("classes", "should name each class once")
     # ignoring these in silence would make a card that tells of labels nothing saw
-    if recipe.method == "simclr" and recipe.classes != ():
-        refuse("classes", "should be [] with method simclr, which sees no labels")
+    if recipe.method in ("simclr", "moco") and recipe.classes != ():
+        refuse("classes", f"should be [] with method {recipe.method}, which sees no labels")
+    if recipe.method == "moco" and recipe.batch_statistics != "per-view":
+        refuse("batch_statistics", "should be per-view with method moco, whose views part networks")
     if recipe.method == "supervised" and recipe.classes == ():
         refuse("classes", "should name classes, or be null for all, with method supervised")
     if recipe.method == "supervised" and recipe.class_weight == 0:

@@ -18,7 +18,8 @@ from uscl_zoo.records import from_mapping, read_yaml
 
 from .recipe import Recipe, settings_of
 
-RECIPE, ABOUT, EVENTS, CURVES = "recipe.yaml", "run.json", "tensorboard", "curves.png"
+RECIPE, ABOUT, EVENTS = "recipe.yaml", "run.json", "tensorboard"
+CURVES, EMBEDDING = "curves.png", "embedding.png"
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 

@@ -21,6 +21,7 @@ from .execution import Execution
 from .feed import Feed
 from .frames import FrameStore, Video
 from .graphs import Replay
+from .moco import Moco
 from .network import TwoViews, UsclNetwork, build
 from .objective import Loss, nt_xent, uscl_loss
 from .pairs import (
@@ -145,6 +146,8 @@ class Trainer:
                 f"batch_size: the smallest batch has {smallest} videos for {ranks.world} ranks; "
                 "raise batch_size or start fewer ranks"
             )
+        if recipe.method == "moco" and ranks.world > 1:
+            raise DataError("method moco keeps one queue, which several ranks do not share")
         self.size = int(store.frames.shape[1])
         targets = draw_labelled(self.videos, recipe, self.classes)
         if recipe.method == "supervised" and max(targets) < 0:
@@ -160,7 +163,9 @@ class Trainer:
             synchronise(self.network, device)
         self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.layout)
-        replays = execution.replays(ranks.world)
+        self.moco = Moco(recipe, self.network) if recipe.method == "moco" else None
+        # the queue of moco keeps its place as a number of the host, which a graph would freeze
+        replays = execution.replays(ranks.world) and self.moco is None
         self.rate = torch.tensor(recipe.learning_rate, device=device) if replays else None
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
@@ -239,6 +244,10 @@ class Trainer:
     def loss(self, target: Tensor, view1: Tensor, view2: Tensor) -> Loss:
         """The loss of two forwards, one a view with its own batch statistics, or of a fused one."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self.moco is not None:
+                z, keys = self.network(view1)[0], self.moco.keys(view2)
+                contrastive = self.moco.loss(z, keys)
+                return Loss(contrastive, contrastive, torch.zeros((), device=self.device))
             first, second = self._two_views(view1, view2)
         return uscl_loss(first, second, target, self.recipe, self.ranks)
 
@@ -256,6 +265,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.moco is not None:
+            self.moco.update(self.network)
         self._sums += terms
 
     def step(self) -> int:
@@ -335,9 +346,16 @@ class Trainer:
             total += len(batch) * nt_xent(z1, z2, self.recipe.temperature).item()
         return total / len(self.held_out)
 
+    def watched(
+        self,
+    ) -> tuple[UsclNetwork, FrameStore, Recipe, list[Video], list[Video], torch.device]:
+        """What `monitor` looks at."""
+        return self.network, self.store, self.recipe, self.videos, self.held_out, self.device
+
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
-        return {
+        kept = {} if self.moco is None else {"moco": self.moco.state_dict()}
+        return kept | {
             "format": 1,
             "recipe": settings_of(self.recipe),
             "store": self.store.digest,
@@ -356,6 +374,8 @@ class Trainer:
             group["fused"], group["capturable"] = self.execution.fused, self.rate is not None
             if self.rate is not None:
                 group["lr"] = self.rate
+        if self.moco is not None:
+            self.moco.load_state_dict(state["moco"])
         self.progress = Progress(**state["progress"])
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,22 @@ def test_frames_of_a_video_are_neighbours(small_store: FrameStore) -> None:
 def test_frames_are_mapped_not_read(small_store: FrameStore) -> None:
     assert isinstance(small_store.frames, np.memmap)
     assert not small_store.frames.flags.writeable
+
+
+def test_reading_is_what_the_map_shows(small_store: FrameStore) -> None:
+    rows = np.array([5, 0, len(small_store.frames) - 1, 5])
+    assert np.array_equal(small_store.read(rows), small_store.frames[rows])
+    assert small_store.read(rows[:0]).shape == (0, 32, 32, 3)
+    for beyond in (-1, len(small_store.frames)):
+        with pytest.raises(IndexError):
+            small_store.read(np.array([beyond]))
+
+
+def test_a_file_cut_off_since_it_was_opened(folder: Path) -> None:
+    store = FrameStore(folder)
+    cut("frames.npy", 100)(folder)
+    with pytest.raises(UnreadableError, match=r"frames\.npy: ends within frame"):
+        store.read(np.array([0, len(store.frames) - 1]))
 
 
 def test_splits_are_parts(small_store: FrameStore) -> None:
@@ -127,6 +145,70 @@ def test_damage_is_told_in_a_line(folder: Path, damage: Callable[[Path], None]) 
     with pytest.raises(UnreadableError, match=f"^{folder}") as caught:
         FrameStore(folder)
     assert "\n" not in str(caught.value)
+
+
+#: 15,120 videos of 22 frames of 224x224: 50 GB, as a file without content.
+SPARSE = 15_120, 22
+
+TRAIN = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import torch
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.pretrain import Trainer
+from uscl_zoo.training.recipe import Recipe
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    found = re.findall(r"(VmHWM|RssAnon|RssFile):\\s+(\\d+) kB", status)
+    return [int(dict(found)[name]) // 1024 for name in ("RssAnon", "RssFile", "VmHWM")]
+
+states = [resident()]
+store = FrameStore(sys.argv[1])
+states.append(resident())
+trainer = Trainer(Recipe(batch_size=4, smallest_batch=2), store, torch.device("cpu"))
+for _ in range(3):
+    trainer.step()
+states.append(resident())
+# as many frames as 80 steps of 32 videos take: 1.2 GB
+for batch in np.random.default_rng(0).integers(len(store.frames), size=(80, 96)):
+    store.read(batch)
+states.append(resident())
+print(*[value for state in states for value in state])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to ask for memory")
+def test_a_store_larger_than_memory_can_be_trained_on(tmp_path: Path) -> None:
+    """RssAnon is what the process holds, RssFile the mapped pages it has touched; MB."""
+    videos, count = SPARSE
+    frames = tmp_path / "frames.npy"
+    shape = (videos * count, 224, 224, 3)
+    with frames.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.truncate(stream.tell() + int(np.prod(shape)))
+    if frames.stat().st_blocks * 512 > 1 << 20:
+        pytest.skip("the file system keeps no sparse files")
+    assert frames.stat().st_size > 50e9
+    with (tmp_path / "manifest.csv").open("w") as stream:
+        stream.write("video,subject,label,split,frame,time,source,licence\n")
+        for video in range(videos):
+            name = f"site/{video}.mp4,{video // 2},{'ab'[video % 2]},train"
+            for i in range(count):
+                stream.write(f"{name},{i},{i / 3:.6f},/data/ultrasound/site/{video}.mp4,MIT\n")
+    (tmp_path / "store.json").write_text(json.dumps({"digest": "0" * 64}))
+    told = subprocess.check_output([sys.executable, "-c", TRAIN, str(tmp_path)], text=True)
+    start, opened, trained, read = np.array(told.split(), int).reshape(4, 3)
+    # 22 MB of manifest; as dictionaries its rows were 240 MB
+    assert opened[0] - start[0] < 60
+    assert trained[2] < 4000
+    assert read[2] < 4000
+    # not a page of what was read stays with the process
+    assert read[1] - trained[1] < 50
+    assert read[0] - trained[0] < 100
 
 
 def test_the_description_is_json(folder: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from uscl_zoo.training.labels import (
     LABEL_SCHEMES,
+    US4_CLASSES,
+    US4_SUBSETS,
     Annotation,
     from_name,
     hold_out,
@@ -138,10 +140,32 @@ def test_us4_has_twelve_joint_classes() -> None:
     assert len(set(LABEL_SCHEMES["us4"].values())) == 12
 
 
+@pytest.mark.parametrize("scheme", ["us4", "us4-clust"])
 @pytest.mark.parametrize("name", ["Vir-1.mp4", "video.mp4", "F5_x_mp4"])
-def test_a_prefix_that_the_scheme_does_not_know(name: str) -> None:
-    with pytest.raises(DataError, match=f"^{re.escape(name)}: the prefix .* is none of us4's: Rb1"):
-        from_name(name, "us4")
+def test_a_prefix_that_the_scheme_does_not_know(name: str, scheme: str) -> None:
+    told = f"^{re.escape(name)}: the prefix .* is none of {scheme}'s: Rb1"
+    with pytest.raises(DataError, match=told):
+        from_name(name, scheme)
+
+
+def test_sub_datasets_part_the_prefixes_of_us4() -> None:
+    assert sorted(sum(US4_SUBSETS.values(), ())) == sorted(US4_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "labelled"),
+    [
+        ("us4-butterfly", ["Cov", "Reg"]),
+        ("us4-clust", ["Rb1", "Rb5"]),
+        ("us4-fibrosis", ["F0", "F4"]),
+        ("us4-lusms", ["Ali", "Bli", "Oth", "Ple"]),
+    ],
+)
+def test_a_sub_dataset_labels_its_own_videos_alone(scheme: str, labelled: list[str]) -> None:
+    names = ["Cov-a_mp4", "reg-b_mp4", "Rb1-c_mp4", "Rb5-d_mp4", "F0_e_mp4", "F4_f_mp4"]
+    names += ["Ali-g_mp4", "Bli-h_mp4", "Ple-i_mp4", "Oth-j_mp4"]
+    found = [from_name(f"US-4/any/{name}", scheme).label for name in names]
+    assert sorted(label for label in found if label) == labelled
 
 
 @pytest.mark.parametrize(

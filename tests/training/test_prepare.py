@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from uscl_zoo.training.labels import Annotation, from_name, read_table
 from uscl_zoo.training.prepare import Report, Sampling, prepare
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
+from uscl_zoo.ultrasound import reading
 
 FILES = ("frames.npy", "manifest.csv", "skipped.csv", "store.json")
 
@@ -109,6 +111,48 @@ def test_us4s_folders(tmp_path: Path) -> None:
     assert np.array_equal(report.store.frames[first.first + 10], np.asarray(expected))
 
 
+US4_TREE = {
+    "Butterfly": ("Reg-a", "Cov-b"),
+    "CLUST": ("Rb1-c", "Rb5-d"),
+    "Liver Fibrosis": ("F0_e", "F4_f"),
+    "COVID19-LUSMS": ("Ali-g", "Bli-h", "Ple-i", "Oth-j"),
+}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "labels"),
+    [
+        ("us4", ("F0", "F4", "Rb1", "Rb5", "diseased lung", "normal lung")),
+        ("us4-butterfly", ("Cov", "Reg")),
+        ("us4-clust", ("Rb1", "Rb5")),
+        ("us4-fibrosis", ("F0", "F4")),
+        ("us4-lusms", ("Ali", "Bli", "Oth", "Ple")),
+    ],
+)
+def test_sub_datasets_of_us4_in_folders_of_their_own(
+    tmp_path: Path, scheme: str, labels: tuple[str, ...]
+) -> None:
+    for subset, names in US4_TREE.items():
+        for i, name in enumerate(names):
+            folder = tmp_path / "US-4" / subset / f"{name}_mp4"
+            folder.mkdir(parents=True)
+            # of the last there is a single frame, which makes no clip
+            for number, frame in enumerate(draw_clip(i, 1 if name == "Oth-j" else 3, (90,) * 3)):
+                Image.fromarray(frame).save(folder / f"{name}_mp4_frame{number}.jpg")
+    store = run(
+        tmp_path / "US-4", tmp_path / "store", annotate=lambda n: from_name(n, scheme), holdout=0
+    ).store
+    assert len(store.videos) == 10
+    assert store.labels == labels
+    assert sorted(v.count for v in store.videos) == [1] + [3] * 9
+    for video in store.videos:
+        subset, folder = video.name.split("/")[:2]
+        assert folder.removesuffix("_mp4") in US4_TREE[subset]
+        own = re.split("[-_]", folder)[0]
+        if scheme != "us4":
+            assert video.label == (own if own in labels else None)
+
+
 def test_videos_without_a_row_are_kept_unlabelled(clips: Path, tmp_path: Path) -> None:
     def annotate(name: str) -> Annotation | None:
         return None if name.startswith("Reg") else from_name(name, subject_pattern=SUBJECT)
@@ -136,6 +180,25 @@ def test_workers_make_no_difference(clips: Path, small_store: FrameStore, tmp_pa
     two = run(clips, tmp_path / "two", workers=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert one.store.digest == two.store.digest
+
+
+def test_the_largest_are_decoded_first(
+    own_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, sizes = module._decode, []
+
+    def note(source: Path, part: Path, sampling: Sampling) -> str | None:
+        sizes.append(sum(file.stat().st_size for file in source.iterdir()))
+        reason: str | None = decode(source, part, sampling)
+        return reason
+
+    monkeypatch.setattr(module, "_decode", note)
+    report = run(own_clips, tmp_path / "store")
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 5
+    # whatever the order of decoding, the store has that of the names
+    names = [video.name for video in report.store.videos]
+    assert names == sorted(names, key=lambda name: reading.natural_key(Path(name)))
 
 
 def test_an_interrupted_call_continues(
@@ -174,13 +237,22 @@ def slowly(*arguments):
 module._decode = slowly
 module.prepare([Path(sys.argv[1])], Path(sys.argv[2]),
     lambda name: from_name(name, subject_pattern=sys.argv[3]),
-    sampling=module.Sampling(size=32), workers=1, progress=False)
+    sampling=module.Sampling(size=32), workers=int(sys.argv[4]), progress=False)
 """
 
 
-def test_a_killed_call_continues(clips: Path, tmp_path: Path) -> None:
+def _runs(process: str) -> bool:
+    try:
+        # the state follows the name; a zombie has ended
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_call_continues(clips: Path, tmp_path: Path, workers: int) -> None:
     """SIGKILL leaves no time to tidy up."""
-    arguments = [str(clips), str(tmp_path / "a"), SUBJECT]
+    arguments = [str(clips), str(tmp_path / "a"), SUBJECT, str(workers)]
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments])
     parts = tmp_path / "a" / "parts"
     deadline = time.monotonic() + 60
@@ -188,8 +260,13 @@ def test_a_killed_call_continues(clips: Path, tmp_path: Path) -> None:
         assert process.poll() is None, "it was done before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    left = children.read_text().split() if children.exists() else []
     process.send_signal(signal.SIGKILL)
     process.wait()
+    while any(_runs(child) for child in left):
+        assert time.monotonic() < deadline + 60, "a worker waits for ever"
+        time.sleep(0.05)
     assert 4 <= run(clips, tmp_path / "a").reused < 18
     run(clips, tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")

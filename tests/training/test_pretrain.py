@@ -392,6 +392,7 @@ class StopAfter(list[str]):
 #: Each way to depart from the released code.
 OPTIONS: list[dict[str, Any]] = [
     {"method": "simclr", "classes": ()},
+    {"method": "moco", "classes": (), "momentum": 0.9, "queue": 10},
     {"method": "pair"},
     {"method": "pair", "classes": ()},
     {"method": "supervised"},

@@ -29,7 +29,9 @@ def test_packaged_recipes_are_complete(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.architecture in name
     # what a recipe does not change is as the authors released it
-    assert changes(recipe, Recipe()) <= {"architecture", "classes", "method", "class_weight"}
+    of_moco = {"temperature", "momentum", "queue"} if recipe.method == "moco" else set()
+    usual = {"architecture", "classes", "method", "class_weight"}
+    assert changes(recipe, Recipe()) <= usual | of_moco
     if recipe.method == "uscl":
         assert recipe.class_weight == Recipe().class_weight
 
@@ -40,6 +42,7 @@ def test_packaged_recipes_are_complete(name: str) -> None:
         ("simclr", {"method", "classes"}),
         ("pair", {"method", "classes"}),
         ("supervised", {"method", "class_weight"}),
+        ("moco", {"method", "classes", "temperature", "momentum", "queue"}),
     ],
 )
 def test_methods_to_compare_with_differ_only_where_they_must(
@@ -113,11 +116,13 @@ WRONG = [
     ("learning_rate=.nan", "learning_rate: should be finite, not nan"),
     ("architecture=vgg16", "architecture: should be one of resnet18, resnet50, not 'vgg16'"),
     ("precision=fp16", "precision: should be one of auto, float32, bf16, not 'fp16'"),
-    ("method=moco", "method: should be one of uscl, simclr, pair, supervised, not 'moco'"),
+    ("method=byol", "method: should be one of uscl, simclr, pair, supervised, moco, not 'byol'"),
     ("mix=never", "mix: should be one of after, before, not 'never'"),
     ("mix=true", "mix: should be of type str, not True"),
     ("classifier_on=x", "classifier_on: should be one of z, h, not 'x'"),
     ("batch_statistics=none", "batch_statistics: should be one of per-view, fused, not 'none'"),
+    ("momentum=1.5", "momentum: should be from 0 to 1, not 1.5"),
+    ("queue=0", "queue: should be from 2 to"),
     ("lambdas=3", "lambdas: should be from 1 to 2, not 3"),
     ("lambdas=0", "lambdas: should be from 1 to 2, not 0"),
     ("data_rate=1.5", "data_rate: should be from 0 to 1, not 1.5"),
@@ -154,6 +159,12 @@ def test_a_wrong_file_names_file_and_key(tmp_path: Path, setting: str, told: str
     [
         ("pocus_resnet18", ["method=simclr"], "classes: should be [] with method simclr, which"),
         ("pocus_resnet18_simclr", ["classes=null"], "classes: should be [] with method simclr"),
+        ("pocus_resnet18_moco", ["classes=null"], "classes: should be [] with method moco"),
+        (
+            "pocus_resnet18_moco",
+            ["batch_statistics=fused"],
+            "batch_statistics: should be per-view with method moco",
+        ),
         ("pocus_resnet18_supervised", ["classes=[]"], "classes: should name classes, or be null"),
         (
             "pocus_resnet18_supervised",

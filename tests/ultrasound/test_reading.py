@@ -72,6 +72,34 @@ class TestVideo:
         assert all(image.mode == "RGB" for _, image in read)
         assert np.array_equal([pixels(image) for _, image in read], frames)
 
+    @pytest.mark.parametrize("size", [(48, 64), (50, 70)])
+    def test_colours_are_those_of_pyav(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        clip = write_video(tmp_path / "c.avi", noise(5, *size), codec="mpeg4", pix_fmt="yuv420p")
+        with av.open(str(clip)) as container:
+            expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert np.array_equal([pixels(image) for _, image in iterate(clip)], expected)
+        assert np.array_equal([pixels(image) for _, image in sample(clip, 5)], expected[::2])
+
+    def test_only_what_is_kept_becomes_an_image(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        converted = []
+
+        class Counting:
+            def __init__(self) -> None:
+                self.own = VideoReformatter()
+
+            def reformat(self, frame: av.VideoFrame, **how: object) -> object:
+                converted.append(frame.pts)
+                return self.own.reformat(frame, **how)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("av.video.reformatter.VideoReformatter", Counting)
+        path = write_video(tmp_path / "clip.mkv", noise(21))
+        assert [time for time, _ in sample(path, 2)] == [0, 0.5, 1, 1.5, 2]
+        assert len(converted) == 5
+
     def test_times_are_those_of_the_file_counted_from_the_first(self, tmp_path: Path) -> None:
         times = [5.0, 5.04, 5.3, 6.5]
         path = write_video(tmp_path / "clip.mkv", noise(4), times)

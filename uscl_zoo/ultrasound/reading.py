@@ -53,6 +53,8 @@ class DamageWarning(UserWarning):
 
 
 OnDamage = Callable[[str], None]
+#: Whether the frame at a time, in seconds or NaN, is to be made an image.
+Wanted = Callable[[float], bool]
 
 
 def _warn(message: str) -> None:
@@ -124,20 +126,35 @@ def iterate(
         MissingDependencyError: if a video is asked for and PyAV is not installed, or DICOM and
             pydicom is not.
     """
+    return _frames(path, frame_rate, threads, on_damage, lambda time: True)
+
+
+def _frames(
+    path: str | Path,
+    frame_rate: float | None,
+    threads: int,
+    on_damage: OnDamage,
+    wanted: Wanted,
+) -> Iterator[Frame]:
+    """The frames that are wanted, each asked about once and in order.
+
+    All are decoded, most from the one before; but to make an image of a decoded frame takes as long
+    again, and is left out for those that nobody wants.
+    """
     path = Path(path).expanduser()
     if frame_rate is not None and not 0 < frame_rate < math.inf:
         raise DataError(f"frame_rate should be a positive number of frames a second: {frame_rate}")
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _iterate_folder(path, frame_rate, on_damage)
+        return _iterate_folder(path, frame_rate, on_damage, wanted)
     if not path.exists():
         raise UnreadableError(f"{path}: no such file or folder")
     if suffix in VIDEO_SUFFIXES:
-        return _iterate_video(path, threads, on_damage)
+        return _iterate_video(path, threads, on_damage, wanted)
     if suffix in IMAGE_SUFFIXES:
-        return _iterate_image(path, frame_rate, on_damage)
+        return _iterate_image(path, frame_rate, on_damage, wanted)
     if suffix in DICOM_SUFFIXES or _is_dicom(path):
-        return _iterate_dicom(path, frame_rate, on_damage)
+        return _iterate_dicom(path, frame_rate, on_damage, wanted)
     known = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES | DICOM_SUFFIXES))
     raise UnreadableError(
         f"{path}: not an image or video by its name, nor DICOM by its content; known are {known}"
@@ -196,21 +213,24 @@ def sample(
     """
     if not 0 < rate < math.inf:
         raise DataError(f"rate should be a positive number of frames a second, not {rate}")
-    frames = iterate(path, frame_rate=frame_rate, threads=threads, on_damage=on_damage)
-    return _thin(frames, rate)
+    return _frames(path, frame_rate, threads, on_damage, _thinned(rate))
 
 
-def _thin(frames: Iterator[Frame], rate: float) -> Iterator[Frame]:
+def _thinned(rate: float) -> Wanted:
     tick = 0
-    for frame in frames:
-        if math.isnan(frame.time):
-            yield frame
-            continue
+
+    def wanted(time: float) -> bool:
+        nonlocal tick
+        if math.isnan(time):
+            return True
         # Matroska rounds times to milliseconds: 0.333 s has reached the tick at 1/3 s
-        ticks = math.floor((frame.time + 0.001) * rate)
-        if ticks >= tick:
-            tick = ticks + 1
-            yield frame
+        ticks = math.floor((time + 0.001) * rate)
+        if ticks < tick:
+            return False
+        tick = ticks + 1
+        return True
+
+    return wanted
 
 
 def natural_key(path: Path) -> tuple[object, ...]:
@@ -277,40 +297,48 @@ def _are_one_clip(files: list[Path]) -> bool:
     return len(sizes) == 1
 
 
-def _iterate_folder(folder: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterator[Frame]:
+def _iterate_folder(
+    folder: Path, frame_rate: float | None, on_damage: OnDamage, wanted: Wanted
+) -> Iterator[Frame]:
     files = [entry for entry in _entries(folder) if entry.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UnreadableError(f"{folder}: the folder holds no images")
     reasons: list[str] = []
     for index, file in enumerate(files):
         try:
-            frame = next(_iterate_image(file, None, on_damage))
+            frame = next(_iterate_image(file, None, on_damage, lambda time: True))
         except UnreadableError as error:
             reasons.append(str(error))
             continue
         # an unreadable frame still took its time
-        yield Frame(index / frame_rate if frame_rate else math.nan, frame.image)
+        time = index / frame_rate if frame_rate else math.nan
+        if wanted(time):
+            yield Frame(time, frame.image)
     if len(reasons) == len(files):
         raise UnreadableError(f"{folder}: no image in it can be read; {reasons[0]}")
     for reason in reasons:
         on_damage(reason)
 
 
-def _iterate_image(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterator[Frame]:
-    time, index = 0.0, 0
+def _iterate_image(
+    path: Path, frame_rate: float | None, on_damage: OnDamage, wanted: Wanted
+) -> Iterator[Frame]:
+    shown, index = 0.0, 0
     try:
         with Image.open(path) as image:
             # a JPEG with several pictures is one picture and its previews
             moves = getattr(image, "is_animated", False) and image.format != "MPO"
             for page in ImageSequence.Iterator(image) if moves else (image,):
+                time = 0.0
                 if image.format in {"GIF", "PNG", "WEBP"}:
-                    frame = Frame(time, _upright(page))
+                    time = shown
                 elif moves:  # pages of a TIFF have no times
-                    frame = Frame(index / frame_rate if frame_rate else math.nan, _upright(page))
-                else:
-                    frame = Frame(0.0, _upright(page))
-                yield frame
-                time += page.info.get("duration", 0) / 1000 or _UNSTATED_DURATION
+                    time = index / frame_rate if frame_rate else math.nan
+                # what cannot be decoded shows here, wanted or not
+                page.load()
+                if wanted(time):
+                    yield Frame(time, _upright(page))
+                shown += page.info.get("duration", 0) / 1000 or _UNSTATED_DURATION
                 index += 1
     except _PILLOW_ERRORS as error:
         if not index:
@@ -322,9 +350,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return to_frame(ImageOps.exif_transpose(image))
 
 
-def _iterate_video(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
+def _iterate_video(
+    path: Path, threads: int, on_damage: OnDamage, wanted: Wanted
+) -> Iterator[Frame]:
     try:
         import av
+        from av.video.reformatter import VideoReformatter
     except ImportError as error:
         raise MissingDependencyError(
             f"{path}: reading video needs PyAV; install it by: pip install 'uscl-zoo[video]'"
@@ -347,6 +378,8 @@ def _iterate_video(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Fr
             raise UnreadableError(f"{path}: holds no video")
         stream.codec_context.thread_count = threads
         clock = _Clock(stream.average_rate)
+        # kept: a new one for every frame takes longer than the conversion itself
+        converter = VideoReformatter()
         try:
             for packet in container.demux(stream):
                 try:
@@ -359,8 +392,11 @@ def _iterate_video(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Fr
                         break
                     continue
                 for frame in decoded:
-                    image = frame.to_image()  # type: ignore[no-untyped-call]
-                    yield Frame(clock.read(frame.time), _turn(image, frame.rotation))
+                    time = clock.read(frame.time)
+                    if wanted(time):
+                        rgb = converter.reformat(frame, format="rgb24", threads=threads)
+                        image = Image.fromarray(rgb.to_ndarray())
+                        yield Frame(time, _turn(image, frame.rotation))
                     count += 1
         except av.FFmpegError as error:
             trouble = _reason(error)
@@ -426,7 +462,9 @@ _DICOM_COLOURS = {
 }
 
 
-def _iterate_dicom(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterator[Frame]:
+def _iterate_dicom(
+    path: Path, frame_rate: float | None, on_damage: OnDamage, wanted: Wanted
+) -> Iterator[Frame]:
     try:
         import pydicom.pixels  # noqa: F401
     except ImportError as error:
@@ -454,13 +492,15 @@ def _iterate_dicom(path: Path, frame_rate: float | None, on_damage: OnDamage) ->
     while done < there:
         try:
             pixels = _quietly(lambda: next(frames))
-            image = Image.fromarray(to_bytes(pixels)).convert("RGB")
+            time = next(times)
+            image = Image.fromarray(to_bytes(pixels)).convert("RGB") if wanted(time) else None
         except StopIteration:
             break
         except Exception:
             trouble = f"frame {done + 1} of {promised} is damaged"
             break
-        yield Frame(next(times), image)
+        if image is not None:
+            yield Frame(time, image)
         done += 1
     if not done:
         raise UnreadableError(f"{path}: no frame can be decoded ({trouble})")
