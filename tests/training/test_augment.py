@@ -122,6 +122,18 @@ def test_the_whole_is_its_parts() -> None:
         assert torch.allclose(alone[0], whole[i], atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [32, 57])
+def test_one_after_another_is_the_whole_batch_at_once(size: int) -> None:
+    """What a CPU does, and what a GPU does, on the same draws."""
+    frames = augment.to_float(torch.from_numpy(images(24, side=64)[:, :size, :size]))
+    draws = augment.draw(RECIPE, 0, 8, size)
+    one_by_one = augment.augment(frames, draws, RECIPE)
+    at_once = augment.resized_crop(frames, draws.box, draws.flip)
+    at_once = augment.jitter(at_once, draws.factor, draws.order)
+    at_once = augment.normalise(at_once, RECIPE)
+    assert torch.allclose(one_by_one, at_once, atol=1e-3)
+
+
 # ------------------------------------------------------------------------------------ the draws
 
 

@@ -771,6 +771,26 @@ def test_bf16_is_used_when_asked_for(small_store: FrameStore) -> None:
     assert Trainer(RECIPE, small_store, CPU).precision == "float32"
 
 
+@pytest.mark.slow
+def test_compiling_changes_only_rounding(small_store: FrameStore) -> None:
+    plain, compiled = (
+        Trainer(RECIPE, small_store, Execution(CPU.device, compiled=compiled))
+        for compiled in (False, True)
+    )
+    assert torch.allclose(gradient(compiled), gradient(plain), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("switch", [{"channels_last": False}, {"fused": False}], ids=str)
+def test_a_switch_changes_only_rounding(small_store: FrameStore, switch: dict[str, Any]) -> None:
+    usual, other = (
+        Trainer(RECIPE, small_store, Execution(CPU.device, **change)) for change in ({}, switch)
+    )
+    for trainer in (usual, other):
+        for _ in range(2):
+            trainer.step()
+    assert other.progress.sums == pytest.approx(usual.progress.sums, rel=1e-3)
+
+
 def test_augmentation_is_drawn_once_a_frame_and_epoch(small_store: FrameStore) -> None:
     trainer = Trainer(RECIPE, small_store, CPU)
     draws = trainer.tables(1).draws
