@@ -122,7 +122,7 @@ class FrameStore:
                 stream.seek(self._offset + row * size)
                 if stream.readinto(frame.data) != size:
                     raise UnreadableError(
-                        f"{self.folder / FRAMES}: ends before frame {row}; prepare it again"
+                        f"{self.folder / FRAMES}: ends within frame {row}; prepare it again"
                     )
         return out
 

@@ -34,10 +34,13 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
         if path.exists():
             path.replace(run / PREVIOUS)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
+        # torch's archive, closed over a stream that failed, raises an error of its own
+        first = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(first, "strerror", None) or str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); the one before it is untouched"
+            f"{path}: cannot be written ({reason}); the one before it is untouched"
         ) from error
 
 

@@ -89,7 +89,7 @@ def test_an_error_of_the_reader_reaches_the_step(small_store: FrameStore, tmp_pa
     with file.open("r+b") as content:
         content.truncate(file.stat().st_size - 10)
     next(stream)
-    told = f"frames.npy: ends before frame {len(store.frames) - 1}; prepare it again$"
+    told = f"frames.npy: ends within frame {len(store.frames) - 1}; prepare it again$"
     with pytest.raises(UnreadableError, match=told):
         next(stream)
 
