@@ -1,0 +1,105 @@
+"""Stills and animations, by Pillow."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageOps, ImageSequence
+
+from ..errors import UnreadableError, reason
+from .clip import MAX_PIXELS, Facts, Frame, OnDamage
+from .transforms import to_frame
+
+#: Suffixes, whether they move or not; compared without case.
+SUFFIXES = frozenset({".apng", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+# What a file may be, whatever its name; Pillow would also start Ghostscript.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_TIMED = frozenset({"GIF", "PNG", "WEBP"})
+
+# Seconds a frame of an animation lasts that states none, as web browsers have it.
+_UNSTATED_DURATION = 0.1
+
+# A small file can hold endless changes of one pixel on a wide canvas. Ultrasound as GIF takes half
+# a byte a pixel; what takes less than a hundredth is let go on for so many pixels, a minute of
+# 640 x 480. A frame costs as much as 128 x 128 pixels, however small it is.
+_PIXELS_A_BYTE = 100
+_PIXELS_AT_LEAST = 2**29
+_PIXELS_A_FRAME = 2**14
+
+
+def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterator[Frame]:
+    """Decode a still, or an animation or stack of pages; see `reading.iterate`."""
+    time, index = 0.0, 0
+    try:
+        with _open(path) as image:
+            moves = _moves(image)
+            left = max(_PIXELS_AT_LEAST, _PIXELS_A_BYTE * path.stat().st_size)
+            for page in ImageSequence.Iterator(image) if moves else (image,):
+                _check(page)
+                left -= max(page.width * page.height, _PIXELS_A_FRAME)
+                if left < 0 and moves:
+                    raise ValueError("too many pixels for a file of its size")
+                if image.format in _TIMED:
+                    frame = Frame(time, _upright(page))
+                elif moves:  # pages of a TIFF have no times
+                    frame = Frame(index / frame_rate if frame_rate else math.nan, _upright(page))
+                else:
+                    frame = Frame(0.0, _upright(page))
+                yield frame
+                time += _duration(page) or _UNSTATED_DURATION
+                index += 1
+    # Pillow raises whatever a damaged byte leads to
+    except Exception as error:
+        if not index:
+            raise UnreadableError(f"{path}: cannot be read ({reason(error)})") from error
+        on_damage(f"{path}: breaks off after {index} frames ({reason(error)})")
+
+
+def facts(path: Path) -> Facts:
+    """The frame rate of an animation, if its first frame states how long it lasts."""
+    with _open(path) as image:
+        if not (_moves(image) and image.format in _TIMED):
+            return Facts()
+        image.load()  # durations of WebP are known then
+        duration = _duration(image)
+    return Facts(frame_rate=1 / duration if duration else None)
+
+
+def size(path: Path) -> tuple[int, int] | None:
+    """Width and height by the header, None if the file is no image."""
+    try:
+        with _open(path) as image:
+            return image.size
+    except Exception:  # as above
+        return None
+
+
+def _open(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check has its own bound
+        return Image.open(path, formats=_FORMATS)
+
+
+def _check(image: Image.Image) -> None:
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise ValueError(f"an image of {image.width} x {image.height} pixels")
+
+
+def _moves(image: Image.Image) -> bool:
+    # a JPEG with several pictures is one picture and its previews
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+
+
+def _duration(page: Image.Image) -> float:
+    """Seconds, 0 where none is stated."""
+    return max(0.0, float(page.info.get("duration", 0)) / 1000)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    frame = to_frame(ImageOps.exif_transpose(image))
+    frame.info = {}  # comments name people
+    return frame
