@@ -5,6 +5,11 @@ it and exits with status 2; in Python each class is also the built-in error a ca
 """
 
 import re
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def one_line(text: str) -> str:
@@ -17,6 +22,13 @@ def reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = re.sub(r"'?cannot identify image file .*", "not an image", str(text).splitlines()[0])
     return text.rstrip(".")
+
+
+def quietly(call: Callable[[], T]) -> T:
+    """Call a library without its warnings, which quote values of the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call()
 
 
 class UsclError(Exception):

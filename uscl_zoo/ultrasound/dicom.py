@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import accumulate, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import MissingDependencyError, UnreadableError
+from ..errors import MissingDependencyError, UnreadableError, quietly
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Region
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-T = TypeVar("T")
 
 #: Suffixes, compared without case; any file with `DICM` at byte 128 is DICOM too.
 SUFFIXES = frozenset({".dcm", ".dicom"})
@@ -92,10 +89,10 @@ def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterat
     if not is_dicom(path):
         raise UnreadableError(f"{path}: not a DICOM file by its content")
     try:
-        header, there, offset = _quietly(lambda: _read_header(path))
+        header, there, offset = quietly(lambda: _read_header(path))
         plugin = _plugin(path, header)
-        to_bytes = _quietly(lambda: _display(header))
-        times = _quietly(lambda: _times(header, frame_rate))
+        to_bytes = quietly(lambda: _display(header))
+        times = quietly(lambda: _times(header, frame_rate))
     except UnreadableError:
         raise
     # pydicom raises whatever a damaged byte leads to. What it says may quote the file, so it goes
@@ -108,7 +105,7 @@ def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterat
     done, trouble = 0, f"its header promises {promised}"
     while done < there:
         try:
-            pixels = _quietly(lambda: next(frames))
+            pixels = quietly(lambda: next(frames))
             image = Image.fromarray(to_bytes(pixels)).convert("RGB")
         except StopIteration:
             break
@@ -121,13 +118,6 @@ def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterat
         raise UnreadableError(f"{path}: no frame can be decoded ({trouble})")
     if done < promised:
         on_damage(f"{path}: breaks off after {done} frames ({trouble})")
-
-
-def _quietly(call: Callable[[], T]) -> T:
-    """Call without the warnings of pydicom, which quote values of the file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return call()
 
 
 def _read_header(path: Path) -> tuple[Dataset, int, int]:
@@ -386,7 +376,7 @@ def facts(path: Path) -> Facts:
         )
 
     try:
-        return _quietly(read)
+        return quietly(read)
     except Exception:  # as for the pixels
         return Facts()
 

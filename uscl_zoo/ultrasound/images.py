@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps, ImageSequence
 
-from ..errors import UnreadableError, reason
+from ..errors import UnreadableError, quietly, reason
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage
 from .transforms import to_frame
 
@@ -38,7 +37,8 @@ def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterat
         with _open(path) as image:
             moves = _moves(image)
             left = max(_PIXELS_AT_LEAST, _PIXELS_A_BYTE * path.stat().st_size)
-            for page in ImageSequence.Iterator(image) if moves else (image,):
+            pages = ImageSequence.Iterator(image) if moves else iter((image,))
+            while (page := quietly(lambda: next(pages, None))) is not None:
                 _check(page)
                 left -= max(page.width * page.height, _PIXELS_A_FRAME)
                 if left < 0 and moves:
@@ -62,10 +62,7 @@ def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterat
 def facts(path: Path) -> Facts:
     """The frame rate of an animation, if its first frame states how long it lasts."""
     with _open(path) as image:
-        if not (_moves(image) and image.format in _TIMED):
-            return Facts()
-        image.load()  # durations of WebP are known then
-        duration = _duration(image)
+        duration = quietly(lambda: _stated_duration(image))
     return Facts(frame_rate=1 / duration if duration else None)
 
 
@@ -79,9 +76,7 @@ def size(path: Path) -> tuple[int, int] | None:
 
 
 def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check has its own bound
-        return Image.open(path, formats=_FORMATS)
+    return quietly(lambda: Image.open(path, formats=_FORMATS))
 
 
 def _check(image: Image.Image) -> None:
@@ -94,12 +89,19 @@ def _moves(image: Image.Image) -> bool:
     return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
 
 
+def _stated_duration(image: Image.Image) -> float:
+    if not (_moves(image) and image.format in _TIMED):
+        return 0.0
+    image.load()  # durations of WebP are known then
+    return _duration(image)
+
+
 def _duration(page: Image.Image) -> float:
     """Seconds, 0 where none is stated."""
     return max(0.0, float(page.info.get("duration", 0)) / 1000)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    frame = to_frame(ImageOps.exif_transpose(image))
+    frame = quietly(lambda: to_frame(ImageOps.exif_transpose(image)))
     frame.info = {}  # comments name people
     return frame

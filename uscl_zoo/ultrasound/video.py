@@ -28,6 +28,8 @@ def iterate(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream):
             raise UnreadableError(f"{path}: holds no video")
+        if stream.codec_context is None:
+            raise UnreadableError(f"{path}: no decoder for its video")
         stream.codec_context.thread_count = threads
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         clock = _Clock(stream.average_rate)
