@@ -9,10 +9,14 @@ after 10 s, so that a crash or a hang is counted and not suffered.
 from __future__ import annotations
 
 import json
+import math
+import os
 import random
+import re
 import select
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +30,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
-from pydicom import uid
+from pydicom import Dataset, uid
 from test_dicom import encode, make, make_encoded, make_rle, write
+
+from uscl_zoo.errors import one_line
+from uscl_zoo.ultrasound.clip import MAX_PIXELS
 
 SECONDS = 10
 BYTES = 2 * 2**30
+#: Of the largest square that is read.
+SIDE = math.isqrt(MAX_PIXELS)
 READER = Path(__file__).with_name("reader.py")
 
 
@@ -270,6 +279,15 @@ def tally() -> Iterator[list[str]]:
     print("\n".join(rows))
 
 
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[list[str]]:
+    """The other table there."""
+    rows: list[str] = []
+    yield rows
+    print("\n\n| what | came to | seconds | memory |\n" + "| --- " * 4 + "|")
+    print("\n".join(rows))
+
+
 def test_two_thousand() -> None:
     assert sum(COUNTS.values()) * len(MUTATIONS) == 2000
 
@@ -294,8 +312,7 @@ def test_mutations(
             answer = reader.ask(path)
         finally:
             readers.put(reader)
-        answer["of"], answer["path"] = seed.name, str(path)
-        return answer
+        return {**answer, "of": seed.name, "path": path}
 
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(ask, range(COUNTS[what])))
@@ -306,14 +323,277 @@ def test_mutations(
     cells = " | ".join(map(str, (what, kind, len(answers), *columns)))
     tally.append(f"| {cells} | {longest:.1f} s | {most:.0f} MB |")
     for answer in answers:
-        check(answer)
+        check(answer, answer["path"])
 
 
-def check(answer: dict[str, Any]) -> None:
+def check(answer: dict[str, Any], path: Path) -> None:
     """A clip or one clear error."""
     assert answer["outcome"] in ("clip", "damaged", "refused"), answer
     assert not answer["stray"], answer
     if answer["outcome"] != "clip":
-        assert answer["told"].startswith(answer["path"]), answer
+        assert answer["told"].startswith(f"{one_line(str(path))}: "), answer
         assert len(answer["told"].splitlines()) == 1, answer
         assert "MemoryError" not in answer["told"], answer
+
+
+# ---------------------------------------------------------------------------------------- hostile
+
+
+def _save(path: Path, size: tuple[int, int] = (8, 8)) -> Path:
+    Image.new("L", size).save(path)
+    return path
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(name + data).to_bytes(4, "big")
+    return len(data).to_bytes(4, "big") + name + data + checksum
+
+
+def _png(path: Path, side: int, channels: int = 1, bits: int = 8, comment: bytes = b"") -> Path:
+    """Black, written row by row."""
+    colour = {1: 0, 3: 2, 4: 6}[channels]
+    header = 2 * side.to_bytes(4, "big") + bytes([bits, colour, 0, 0, 0])
+    pixels = _packed(bytes(1 + (side * channels * bits + 7) // 8), side)
+    with path.open("wb") as stream:
+        stream.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header))
+        if comment:
+            stream.write(_chunk(b"zTXt", b"Comment\0\0" + comment))
+        stream.write(_chunk(b"IDAT", pixels) + _chunk(b"IEND", b""))
+    return path
+
+
+def _packed(data: bytes, times: int) -> bytes:
+    packer = zlib.compressobj()
+    return b"".join(packer.compress(data) for _ in range(times)) + packer.flush()
+
+
+def _tiff(path: Path, side: int) -> Path:
+    """A picture of 8 x 8 that states more."""
+    data = bytearray(_save(path).read_bytes())
+    for tag in (256, 257):
+        entry = data.index(tag.to_bytes(2, "little") + b"\4\0\1\0\0\0\x08")
+        data[entry + 8 : entry + 12] = side.to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+def _webp(path: Path) -> Path:
+    """A picture of 8 x 8 that states all that WebP can."""
+    Image.new("RGB", (8, 8)).save(path, lossless=True)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"VP8L") + 9
+    data[at : at + 4] = (0x0FFFFFFF | data[at + 3] >> 4 << 28).to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+def _gif(path: Path, size: tuple[int, int], frames: int) -> Path:
+    """Frames of one pixel each on a canvas, to be shown over and over without end."""
+    width, height = (side.to_bytes(2, "little") for side in size)
+    head = b"GIF89a" + width + height + b"\x80\0\0\0\0\0\xff\xff\xff"
+    forever = b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
+    pixel = b"!\xf9\x04\0\x04\0\0\0," + bytes(4) + b"\1\0\1\0" + b"\0\x02\x02\x44\x01\0"
+    path.write_bytes(head + forever + pixel * frames + b";")
+    return path
+
+
+def _avi(path: Path, count: int, **stated: int) -> Path:
+    """Uncompressed video whose header states something else: `frames`, or a `side`."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("rawvideo", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.height = stream.width = 64
+        stream.pix_fmt = "bgr24"
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), index, np.uint8), "bgr24")
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    if "frames" in stated:
+        for at in (data.index(b"avih") + 8 + 16, data.index(b"strh") + 8 + 32):
+            data[at : at + 4] = stated["frames"].to_bytes(4, "little")
+    if "side" in stated:
+        for at in (data.index(b"avih") + 8 + 32, data.index(b"strf") + 8 + 4):
+            data[at : at + 8] = 2 * stated["side"].to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+def _no_frames(path: Path) -> Path:
+    """A film whose index names none."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.height = stream.width = 64
+        stream.pix_fmt = "yuv420p"
+        output.start_encoding()
+    return path
+
+
+def _dicom(path: Path, count: int = 1, side: int = 8, **tags: Any) -> Path:
+    return write(path, make(np.zeros((count, side, side), np.uint8), **tags))
+
+
+def _nan_spacing(path: Path) -> Path:
+    region = Dataset()
+    region.RegionSpatialFormat = region.RegionDataType = 1
+    region.RegionLocationMinX0 = region.RegionLocationMinY0 = 0
+    region.RegionLocationMaxX1 = region.RegionLocationMaxY1 = 7
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX = region.PhysicalDeltaY = math.nan
+    dataset = make(np.zeros((1, 8, 8), np.uint8), SequenceOfUltrasoundRegions=[region])
+    dataset.PixelSpacing = ["1.5555", "1.5555"]
+    write(path, dataset)
+    path.write_bytes(path.read_bytes().replace(b"1.5555", b"   NaN"))
+    return path
+
+
+def _dicom_jpeg_2000(path: Path) -> Path:
+    """A header of 8 x 8 pixels, and a codestream that states 13,000 x 13,000."""
+    frames = np.zeros((1, 8, 8, 3), np.uint8)
+    codestream = bytearray(encode(frames, "JPEG2000", no_jp2=True)[0])
+    size = codestream.index(b"\xff\x51") + 6  # the picture, and in 16 bytes its tiles
+    for at in (size, size + 16):
+        codestream[at : at + 8] = 2 * (13_000).to_bytes(4, "big")
+    return write(path, make_encoded(frames, [bytes(codestream)], "RGB", uid.JPEG2000Lossless))
+
+
+def _dicom_rle(path: Path) -> Path:
+    """Runs of zeros that unpack to more than is asked for."""
+    runs = b"\x81\0" * 2**20
+    header = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56)
+    frames = np.zeros((1, 8, 8), np.uint8)
+    return write(path, make_encoded(frames, [header + runs], "MONOCHROME2", uid.RLELossless))
+
+
+def _deflated(path: Path) -> Path:
+    return _dicom(path, syntax=uid.DeflatedExplicitVRLittleEndian, ImageComments="0" * 2**20)
+
+
+def _text(path: Path, head: bytes = b"") -> Path:
+    path.write_bytes(head + b"Dear Sir, the pictures you asked for are on the disk.\n" * 20)
+    return path
+
+
+def _touch(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def _pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def _empty(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _ring(path: Path) -> Path:
+    path.symlink_to(path)
+    return path
+
+
+#: What it is: the file's name, what makes it, and what must come of it: frames or an error.
+HOSTILE: dict[str, tuple[str, Callable[[Path], Path], int | str]] = {
+    "PNG of 1 x 1": ("a.png", lambda path: _save(path, (1, 1)), 1),
+    "JPEG of 1 x 1": ("a.jpg", lambda path: _save(path, (1, 1)), 1),
+    "GIF of 1 x 1": ("a.gif", lambda path: _gif(path, (1, 1), 1), 1),
+    "DICOM of 1 x 1": ("a.dcm", lambda path: _dicom(path, side=1), 1),
+    "PNG of 20,000 x 20,000": ("a.png", lambda path: _png(path, 20_000, bits=1), "400000000"),
+    "TIFF of 20,000 x 20,000": ("a.tif", lambda path: _tiff(path, 20_000), "400000000"),
+    "GIF of 20,000 x 20,000": ("a.gif", lambda path: _gif(path, (20_000,) * 2, 2), "400000000"),
+    "AVI of 20,000 x 20,000": ("a.avi", lambda path: _avi(path, 3, side=20_000), "no frame"),
+    "DICOM of 20,000 x 20,000": (
+        "a.dcm",
+        lambda path: _dicom(path, Rows=20_000, Columns=20_000),
+        "20000 x 20000",
+    ),
+    "GIF of 0 frames": ("a.gif", lambda path: _gif(path, (8, 8), 0), "cannot be read"),
+    "MP4 of 0 frames": ("a.mp4", _no_frames, "no frame|holds no video|cannot be read"),
+    "DICOM of 0 frames": (
+        "a.dcm",
+        lambda path: _dicom(path, NumberOfFrames=0, PixelData=b""),
+        "no frame can be decoded",
+    ),
+    "empty file": ("a.avi", _touch, "cannot be read"),
+    "empty folder": ("a", _empty, "holds no images"),
+    "AVI of 1 frame": ("a.avi", lambda path: _avi(path, 1), 1),
+    "DICOM of 1 frame": ("a.dcm", _dicom, 1),
+    "spacing that is NaN": ("a.dcm", _nan_spacing, 1),
+    "AVI of 3 frames that states 10,000": ("a.avi", lambda path: _avi(path, 3, frames=10_000), 3),
+    "DICOM of 3 frames that states 10,000": (
+        "a.dcm",
+        lambda path: _dicom(path, 3, NumberOfFrames=10_000, FrameTime=40),
+        3,
+    ),
+    "bomb: PNG, 169 million pixels": ("a.png", lambda path: _png(path, 13_000), "13000 x 13000"),
+    "bomb: PNG, as large as is read": ("a.png", lambda path: _png(path, SIDE, 4), 1),
+    "bomb: PNG of 16 bits, as large as is read": ("a.png", lambda path: _png(path, SIDE, 1, 16), 1),
+    "bomb: PNG with a gigabyte of text": (
+        "a.png",
+        lambda path: _png(path, 8, comment=_packed(bytes(2**20), 1024)),
+        "cannot be read",
+    ),
+    "bomb: WebP, 268 million pixels": ("a.webp", _webp, "cannot be read"),
+    "bomb: DICOM, JPEG 2000 of 169 million pixels": ("a.dcm", _dicom_jpeg_2000, "damaged"),
+    "bomb: DICOM, RLE without end": ("a.dcm", _dicom_rle, "damaged"),
+    "bomb: DICOM, deflated": ("a.dcm", _deflated, "deflated"),
+    "endless GIF: shown over and over": ("a.gif", lambda path: _gif(path, (64, 64), 10), 10),
+    "endless GIF: a million frames of a pixel": (
+        "a.gif",
+        lambda path: _gif(path, (640, 480), 10**6),
+        1747,
+    ),
+    "endless GIF: a million frames of 1 x 1": (
+        "a.gif",
+        lambda path: _gif(path, (1, 1), 10**6),
+        2**13,
+    ),
+    "text named .dcm": ("a.dcm", _text, "not a DICOM file by its content"),
+    "text named .dcm, DICM in its place": (
+        "a.dcm",
+        lambda path: _text(path, bytes(128) + b"DICM"),
+        "header is damaged",
+    ),
+    "text named .mp4": ("a.mp4", _text, "cannot be read"),
+    "text named .png": ("a.png", _text, "not an image"),
+    "path with a newline, a still": ("a\nb.png", _save, 1),
+    "path with a newline, a video": ("a\nb.avi", lambda path: _avi(path, 3), 3),
+    "path with a newline, DICOM": ("a\nb.dcm", _dicom, 1),
+    "path with a newline, nothing there": ("a\nb.dcm", lambda path: path, "no such file"),
+    "path with a newline, text": ("a\nb.mp4", _text, "cannot be read"),
+    "path too long": ("a" * 300 + ".png", lambda path: path, "cannot be read"),
+    "path with a null": ("a\0.png", lambda path: path, "cannot be read"),
+    "pipe": ("a.mp4", _pipe, "neither a file nor a folder"),
+    "folder named .mp4": ("a.mp4", _empty, "holds no images"),
+    "link to itself": ("a.mp4", _ring, "cannot be read|no such file"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile(
+    what: str, readers: SimpleQueue[Reader], hostile: list[str], tmp_path: Path
+) -> None:
+    name, build, expected = HOSTILE[what]
+    path = build(tmp_path / name)
+    reader = readers.get()
+    try:
+        answer = reader.ask(path)
+    finally:
+        readers.put(reader)
+    said = answer["told"].removeprefix(f"{one_line(str(path))}: ")
+    frames = answer.get("frames")
+    outcome = f"clip of {frames:,}" if frames else answer["outcome"]
+    told = f"{outcome}: {said}" if said else outcome
+    memory = answer["bytes"] / 2**20
+    hostile.append(f"| {what} | {told} | {answer['seconds']:.1f} s | {memory:.0f} MB |")
+    check(answer, path)
+    if isinstance(expected, int):
+        assert answer["frames"] == expected, answer
+        assert "nan" not in answer["facts"], answer
+    else:
+        assert answer["outcome"] == "refused", answer
+        assert re.search(expected, answer["told"]), answer

@@ -14,9 +14,9 @@ from PIL import Image
 
 from ..errors import DataError
 
-#: No frame has more, by far the most that a screen or a scanner has: 8,192 x 8,192. They decode
-#: within 2 GB whatever their depth.
-MAX_PIXELS = 2**26
+#: Larger frames are refused: no screen has more than 8K, 7,680 x 4,320. Whatever their depth, these
+#: decode within 10 s and 2 GB.
+MAX_PIXELS = 2**25
 
 OnDamage = Callable[[str], None]
 

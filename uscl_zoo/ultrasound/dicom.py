@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 from collections.abc import Callable, Iterator
 from itertools import accumulate, count
@@ -158,11 +159,33 @@ def _decode(
 
     if plugin == "av":
         return _decode_lossless_jpeg(path, header, there, offset)
-    packed = header.PhotometricInterpretation == "YBR_FULL_422"
-    if packed and not header.file_meta.TransferSyntaxUID.is_encapsulated:
-        # iter_pixels of pydicom 3.0 loses its place from the second such frame on
-        return (pixel_array(path, index=index, number_of_frames=there) for index in range(there))
-    return iter_pixels(path, decoding_plugin=plugin, number_of_frames=there or 1)
+    if not header.file_meta.TransferSyntaxUID.is_encapsulated:
+        if header.PhotometricInterpretation == "YBR_FULL_422":
+            # iter_pixels of pydicom 3.0 loses its place from the second such frame on
+            return (pixel_array(path, index=i, number_of_frames=there) for i in range(there))
+        return iter_pixels(path, number_of_frames=there or 1)
+    frames = iter_pixels(path, decoding_plugin=plugin, number_of_frames=there or 1)
+    return (next(frames) for _ in _encoded(path, header, there, offset, plugin))
+
+
+def _encoded(path: Path, header: Dataset, there: int, offset: int, plugin: str) -> Iterator[bytes]:
+    """The frames as they are stored, if decoding them takes no more than the header says."""
+    from pydicom import uid
+    from pydicom.encaps import generate_frames
+
+    rle = header.file_meta.TransferSyntaxUID == uid.RLELossless
+    size = header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated // 8
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        for data in generate_frames(stream, number_of_frames=there):
+            # RLE at its worst takes a byte in 128 more, and its table 64
+            if rle and len(data) > 2 * size + 64:
+                raise ValueError("not what the header says")
+            if plugin == "pillow":
+                with Image.open(io.BytesIO(data), formats=("JPEG", "JPEG2000")) as image:
+                    if image.size != (header.Columns, header.Rows):
+                        raise ValueError("not what the header says")
+            yield data
 
 
 def _decode_lossless_jpeg(
@@ -178,7 +201,7 @@ def _decode_lossless_jpeg(
         stream.seek(offset)
         for data in generate_frames(stream, number_of_frames=there):
             codec = av.CodecContext.create("mjpeg", "r")
-            codec.options = {"err_detect": "explode"}
+            codec.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
             (frame,) = [*codec.decode(av.Packet(data)), *codec.decode(None)]
             pixels = frame.to_ndarray()
             # FFmpeg calls three samples blue, green and red, whatever they are

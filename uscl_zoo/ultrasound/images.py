@@ -22,12 +22,12 @@ _TIMED = frozenset({"GIF", "PNG", "WEBP"})
 # Seconds a frame of an animation lasts that states none, as web browsers have it.
 _UNSTATED_DURATION = 0.1
 
-# A small file can hold endless changes of one pixel on a wide canvas. Ultrasound as GIF takes half
-# a byte a pixel; what takes less than a hundredth is let go on for so many pixels, a minute of
-# 640 x 480. A frame costs as much as 128 x 128 pixels, however small it is.
-_PIXELS_A_BYTE = 100
+# A small file can hold endless changes of one pixel on a wide canvas. Ultrasound as GIF has one or
+# two pixels a byte. What has more than twenty is let go on for 2**29 pixels, a minute of 640 x 480;
+# a frame counts as 256 x 256, however small it is.
+_PIXELS_A_BYTE = 20
 _PIXELS_AT_LEAST = 2**29
-_PIXELS_A_FRAME = 2**14
+_PIXELS_A_FRAME = 2**16
 
 
 def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterator[Frame]:
@@ -42,7 +42,9 @@ def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterat
                 _check(page)
                 left -= max(page.width * page.height, _PIXELS_A_FRAME)
                 if left < 0 and moves:
-                    raise ValueError("too many pixels for a file of its size")
+                    raise ValueError(
+                        "more pixels than a file of its size should hold; a video has no such bound"
+                    )
                 if image.format in _TIMED:
                     frame = Frame(time, _upright(page))
                 elif moves:  # pages of a TIFF have no times
