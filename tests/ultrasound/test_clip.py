@@ -11,7 +11,6 @@ from PIL import Image
 from uscl_zoo.errors import DataError
 from uscl_zoo.ultrasound import Clip, Facts, Frame, read
 
-
 Frames = NDArray[Any]
 
 

@@ -49,14 +49,14 @@ def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         UnreadableError: if there is no such file or folder, or a folder cannot be listed.
         DataError: if a folder holds no source.
     """
-    sources: dict[Path, Path] = {}
+    sources: dict[str, Path] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(path).expanduser()
         found = list(_search(path, visited=set())) if _is_folder(path) else [path]
         if not found:
             raise DataError(f"{path}: the folder holds no image or video that can be read")
         for source in found:
-            sources.setdefault(source.resolve(), source)
+            sources.setdefault(os.path.realpath(source), source)
     return list(sources.values())
 
 
