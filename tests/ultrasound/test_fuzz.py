@@ -419,6 +419,18 @@ def _avi(path: Path, count: int, **stated: int) -> Path:
     return path
 
 
+def _large(path: Path, side: int) -> Path:
+    """A video of one frame."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.height = stream.width = side
+        stream.pix_fmt = "yuvj420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((side, side), np.uint8), "gray")
+        output.mux([*stream.encode(frame.reformat(format="yuvj420p")), *stream.encode(None)])
+    return path
+
+
 def _no_frames(path: Path) -> Path:
     """A film whose index names none."""
     with av.open(str(path), "w") as output:
@@ -467,7 +479,7 @@ def _dicom_rle(path: Path) -> Path:
 
 
 def _deflated(path: Path) -> Path:
-    return _dicom(path, syntax=uid.DeflatedExplicitVRLittleEndian, ImageComments="0" * 2**20)
+    return _dicom(path, syntax=uid.DeflatedExplicitVRLittleEndian, TextValue="0" * 2**20)
 
 
 def _text(path: Path, head: bytes = b"") -> Path:
@@ -531,6 +543,18 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Path], int | str]] = {
     "bomb: PNG, 169 million pixels": ("a.png", lambda path: _png(path, 13_000), "13000 x 13000"),
     "bomb: PNG, as large as is read": ("a.png", lambda path: _png(path, SIDE, 4), 1),
     "bomb: PNG of 16 bits, as large as is read": ("a.png", lambda path: _png(path, SIDE, 1, 16), 1),
+    "bomb: DICOM in colour, as large as is read": (
+        "a.dcm",
+        lambda path: write(path, make(np.zeros((1, SIDE, SIDE, 3), np.uint8), "YBR_FULL")),
+        1,
+    ),
+    "bomb: DICOM of 16 bits, as large as is read": (
+        "a.dcm",
+        lambda path: write(path, make(np.zeros((1, SIDE, SIDE), np.uint16))),
+        1,
+    ),
+    "bomb: AVI, as large as is read": ("a.avi", lambda path: _large(path, SIDE), 1),
+    "bomb: AVI, larger": ("a.avi", lambda path: _large(path, SIDE + 8), "5800 x 5800"),
     "bomb: PNG with a gigabyte of text": (
         "a.png",
         lambda path: _png(path, 8, comment=_packed(bytes(2**20), 1024)),

@@ -201,7 +201,7 @@ def _decode_lossless_jpeg(
         stream.seek(offset)
         for data in generate_frames(stream, number_of_frames=there):
             codec = av.CodecContext.create("mjpeg", "r")
-            codec.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+            codec.options = {"err_detect": "explode", "max_pixels": str(2 * MAX_PIXELS)}
             (frame,) = [*codec.decode(av.Packet(data)), *codec.decode(None)]
             pixels = frame.to_ndarray()
             # FFmpeg calls three samples blue, green and red, whatever they are
@@ -286,9 +286,15 @@ def _display(header: Dataset) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
     else:
         table = _grey(stored, header)
 
+    as_stored = np.array_equal(table, np.arange(256))
+
     def to_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        shown: NDArray[np.uint8] = table.take(pixels.astype(np.int32) - lowest, 0, mode="clip")
-        return shown
+        if as_stored and pixels.dtype == np.uint8:
+            return pixels
+        # row by row: indices take eight bytes each
+        return np.stack(
+            [table.take(row.astype(np.int32) - lowest, 0, mode="clip") for row in pixels]
+        )
 
     return to_bytes
 

@@ -31,7 +31,8 @@ def iterate(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
         if stream.codec_context is None:
             raise UnreadableError(f"{path}: no decoder for its video")
         stream.codec_context.thread_count = threads
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        # FFmpeg counts in the margins it pads with
+        stream.codec_context.options = {"max_pixels": str(2 * MAX_PIXELS)}
         clock = _Clock(stream.average_rate)
         try:
             for packet in container.demux(stream):
@@ -45,6 +46,8 @@ def iterate(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
                         break
                     continue
                 for frame in decoded:
+                    if frame.width * frame.height > MAX_PIXELS:
+                        raise ValueError(f"an image of {frame.width} x {frame.height} pixels")
                     image = frame.to_image()  # type: ignore[no-untyped-call]
                     yield Frame(clock.read(frame.time), _turn(image, frame.rotation))
                     count += 1
