@@ -66,9 +66,9 @@ def main(limit: str) -> None:
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5")  # the most begins anew
-        before, began = memory("VmRSS"), time.monotonic()
+        before, began = memory("VmRSS"), time.process_time()
         answer = look(json.loads(line))
-        answer["seconds"] = time.monotonic() - began
+        answer["seconds"] = time.process_time() - began
         answer["bytes"] = memory("VmHWM") - before
         print(json.dumps(answer), flush=True)
 

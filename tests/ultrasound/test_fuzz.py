@@ -1,7 +1,7 @@
 """Two thousand seeded mutations of real files, and hostile ones: each a clip or one clear error.
 
 They are read in processes of their own that may take 2 GB more than they start with, and are ended
-after 10 s, so that a crash or a hang is counted and not suffered.
+after 10 s of a core, so that a crash or a hang is counted and not suffered.
 
     python -m pytest tests/ultrasound/test_fuzz.py -q -s
 """
@@ -43,6 +43,11 @@ SIDE = math.isqrt(MAX_PIXELS)
 READER = Path(__file__).with_name("reader.py")
 
 
+def _core_seconds(pid: int) -> float:
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
 class Reader:
     """A process that reads files, started again when it does not answer."""
 
@@ -59,9 +64,13 @@ class Reader:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(str(path)) + "\n")
         self.process.stdin.flush()
-        if not select.select([self.process.stdout], [], [], SECONDS)[0]:
-            self.close()
-            return {"outcome": "hung", "told": "", "seconds": SECONDS, "bytes": 0}
+        spent, waited = _core_seconds(self.process.pid), 0
+        while not select.select([self.process.stdout], [], [], 1)[0]:
+            # tests beside this one may have the cores
+            waited += 1
+            if _core_seconds(self.process.pid) - spent > SECONDS or waited > 6 * SECONDS:
+                self.close()
+                return {"outcome": "hung", "told": "", "seconds": SECONDS, "bytes": 0}
         line = self.process.stdout.readline()
         if not line:
             told = f"exit status {self.process.wait()}"
@@ -94,7 +103,9 @@ def readers() -> Iterator[SimpleQueue[Reader]]:
 
 def _first_packets(source: Path, path: Path, count: int = 10) -> Path:
     """The beginning of a video as it is, not encoded again."""
-    with av.open(str(source)) as whole, av.open(str(path), "w") as start:
+    # the index first, where changes of the header find it
+    options = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
+    with av.open(str(source)) as whole, av.open(str(path), "w", options=options) as start:
         stream = whole.streams.video[0]
         copy = start.add_stream_from_template(stream)
         for packet in islice(whole.demux(stream), count):
@@ -513,9 +524,17 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Path], int | str]] = {
     "JPEG of 1 x 1": ("a.jpg", lambda path: _save(path, (1, 1)), 1),
     "GIF of 1 x 1": ("a.gif", lambda path: _gif(path, (1, 1), 1), 1),
     "DICOM of 1 x 1": ("a.dcm", lambda path: _dicom(path, side=1), 1),
-    "PNG of 20,000 x 20,000": ("a.png", lambda path: _png(path, 20_000, bits=1), "400000000"),
-    "TIFF of 20,000 x 20,000": ("a.tif", lambda path: _tiff(path, 20_000), "400000000"),
-    "GIF of 20,000 x 20,000": ("a.gif", lambda path: _gif(path, (20_000,) * 2, 2), "400000000"),
+    "PNG of 20,000 x 20,000": (
+        "a.png",
+        lambda path: _png(path, 20_000, bits=1),
+        "many more pixels",
+    ),
+    "TIFF of 20,000 x 20,000": ("a.tif", lambda path: _tiff(path, 20_000), "many more pixels"),
+    "GIF of 20,000 x 20,000": (
+        "a.gif",
+        lambda path: _gif(path, (20_000,) * 2, 2),
+        "many more pixels",
+    ),
     "AVI of 20,000 x 20,000": ("a.avi", lambda path: _avi(path, 3, side=20_000), "no frame"),
     "DICOM of 20,000 x 20,000": (
         "a.dcm",
@@ -560,7 +579,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Path], int | str]] = {
         lambda path: _png(path, 8, comment=_packed(bytes(2**20), 1024)),
         "cannot be read",
     ),
-    "bomb: WebP, 268 million pixels": ("a.webp", _webp, "cannot be read"),
+    "bomb: WebP, 268 million pixels": ("a.webp", _webp, "many more pixels"),
     "bomb: DICOM, JPEG 2000 of 169 million pixels": ("a.dcm", _dicom_jpeg_2000, "damaged"),
     "bomb: DICOM, RLE without end": ("a.dcm", _dicom_rle, "damaged"),
     "bomb: DICOM, deflated": ("a.dcm", _deflated, "deflated"),

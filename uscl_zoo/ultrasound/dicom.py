@@ -178,8 +178,8 @@ def _encoded(path: Path, header: Dataset, there: int, offset: int, plugin: str) 
     with path.open("rb") as stream:
         stream.seek(offset)
         for data in generate_frames(stream, number_of_frames=there):
-            # RLE at its worst takes a byte in 128 more, and its table 64
-            if rle and len(data) > 2 * size + 64:
+            # RLE at its worst, of one column, takes twice as much, and its table 64 bytes
+            if rle and len(data) > 2 * size + 128:
                 raise ValueError("not what the header says")
             if plugin == "pillow":
                 with Image.open(io.BytesIO(data), formats=("JPEG", "JPEG2000")) as image:
@@ -223,7 +223,10 @@ def _check(path: Path, header: Dataset) -> None:
         if not isinstance(header[keyword].value, int):  # nor anything to quote
             raise TypeError(keyword)
     if not 0 < header.Rows * header.Columns <= MAX_PIXELS:
-        raise UnreadableError(f"{path}: an image of {header.Columns} x {header.Rows} pixels")
+        raise UnreadableError(
+            f"{path}: an image of {header.Columns} x {header.Rows} pixels; "
+            f"up to {MAX_PIXELS:,} are read"
+        )
     if header.PhotometricInterpretation not in _COLOURS.get(header.SamplesPerPixel, ()):
         known = ", ".join(sorted(set().union(*_COLOURS.values())))
         raise UnreadableError(

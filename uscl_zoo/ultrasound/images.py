@@ -78,12 +78,17 @@ def size(path: Path) -> tuple[int, int] | None:
 
 
 def _open(path: Path) -> Image.Image:
-    return quietly(lambda: Image.open(path, formats=_FORMATS))
+    try:
+        return quietly(lambda: Image.open(path, formats=_FORMATS))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"many more pixels than the {MAX_PIXELS:,} that are read") from error
 
 
 def _check(image: Image.Image) -> None:
     if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise ValueError(f"an image of {image.width} x {image.height} pixels")
+        raise ValueError(
+            f"an image of {image.width} x {image.height} pixels; up to {MAX_PIXELS:,} are read"
+        )
 
 
 def _moves(image: Image.Image) -> bool:

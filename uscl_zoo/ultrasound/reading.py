@@ -71,14 +71,15 @@ def iterate(
 
     Videos are turned upright as their metadata ask. Pixels are as stored: neither overlays nor
     non-square pixels are touched. DICOM is shown as it asks, by palette, look-up tables and the
-    first window; of its header nothing but these and the times is read.
+    first window; of its header nothing but these and the times is read. Frames of more pixels than
+    8K has are refused, and an animation that has many more pixels than bytes breaks off.
 
     Args:
         path: of a video, a DICOM file, an image, or a folder of frames.
         frame_rate: frames a second of what states none: a folder of frames, a stack of pages, and
             DICOM at times.
         threads: that decode one video; loaders with many processes want 1.
-        on_damage: called with one line if a video or DICOM file breaks off early, or a frame of a
+        on_damage: called with one line if a file breaks off early, or a frame of a
             folder is unreadable; a `DamageWarning` unless given.
 
     Yields:

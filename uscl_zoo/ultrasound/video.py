@@ -47,7 +47,10 @@ def iterate(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
                     continue
                 for frame in decoded:
                     if frame.width * frame.height > MAX_PIXELS:
-                        raise ValueError(f"an image of {frame.width} x {frame.height} pixels")
+                        raise ValueError(
+                            f"an image of {frame.width} x {frame.height} pixels; "
+                            f"up to {MAX_PIXELS:,} are read"
+                        )
                     image = frame.to_image()  # type: ignore[no-untyped-call]
                     yield Frame(clock.read(frame.time), _turn(image, frame.rotation))
                     count += 1
