@@ -63,8 +63,11 @@ def iterate(path: Path, frame_rate: float | None, on_damage: OnDamage) -> Iterat
 
 def facts(path: Path) -> Facts:
     """The frame rate of an animation, if its first frame states how long it lasts."""
-    with _open(path) as image:
-        duration = quietly(lambda: _stated_duration(image))
+    try:
+        with _open(path) as image:
+            duration = quietly(lambda: _stated_duration(image))
+    except Exception:  # as above; its first frame could be decoded
+        return Facts()
     return Facts(frame_rate=1 / duration if duration else None)
 
 

@@ -36,8 +36,15 @@ def iterate(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
         clock = _Clock(stream.average_rate)
         try:
             for packet in container.demux(stream):
+                # so says FFmpeg of one that ends with the file before it should
+                cut = packet.is_corrupt
+                if cut:
+                    trouble = "a frame is cut off"
+                    if not count:
+                        continue
                 try:
-                    decoded = stream.decode(packet)
+                    # instead of it, the frames that wait for their turn
+                    decoded = stream.decode(None if cut else packet)
                 except av.FFmpegError as error:
                     trouble = reason(error)
                     # what follows a damaged packet is predicted from it; before the first frame
@@ -54,6 +61,8 @@ def iterate(path: Path, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
                     image = frame.to_image()  # type: ignore[no-untyped-call]
                     yield Frame(clock.read(frame.time), _turn(image, frame.rotation))
                     count += 1
+                if cut:
+                    break
         except (av.FFmpegError, ValueError, MemoryError) as error:
             trouble = reason(error)
     if not count:
