@@ -210,12 +210,12 @@ class TestVideo:
         path = write_video(tmp_path / "clip.avi", noise(10), None, 10, "mjpeg", "yuvj444p")
         whole = [pixels(image) for _, image in iterate(path)]
         # without an index, nothing but the length of the last frame can tell
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
         with pytest.warns(
             DamageWarning, match=r"breaks off after \d frames \(a frame is cut off\)"
         ):
             read_frames = [pixels(image) for _, image in iterate(path)]
-        assert 3 <= len(read_frames) <= 6
+        assert 3 <= len(read_frames) < 8
         assert np.array_equal(read_frames, whole[: len(read_frames)])
 
     def test_without_pyav(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
