@@ -4,13 +4,39 @@ Every message is one line that says what happened, where, and what to do. The co
 it and exits with status 2; in Python each class is also the built-in error a caller would expect.
 """
 
+import re
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def one_line(text: str) -> str:
+    """A text with its line breaks and control characters escaped; file names may hold any."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, without the path, which the message already has."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = re.sub(r"'?cannot identify image file .*", "not an image", str(text).splitlines()[0])
+    return text.rstrip(".")
+
+
+def quietly(call: Callable[[], T]) -> T:
+    """Call a library without its warnings, which quote values of the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call()
+
 
 class UsclError(Exception):
     """Any error that a user of uscl-zoo can cause and mend."""
 
     def __str__(self) -> str:
         # KeyError would print its message quoted
-        return str(self.args[0]) if self.args else ""
+        return one_line(str(self.args[0])) if self.args else ""
 
 
 class UnknownModelError(UsclError, KeyError):

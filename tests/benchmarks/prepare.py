@@ -33,10 +33,10 @@ import av
 from PIL import Image, ImageSequence
 from uscl_zoo.training.labels import Annotation
 from uscl_zoo.training.prepare import prepare
-from uscl_zoo.ultrasound.reading import VIDEO_SUFFIXES
+from uscl_zoo.ultrasound.video import SUFFIXES
 
 def decode(source):
-    if Path(source).suffix.lower() in VIDEO_SUFFIXES:
+    if Path(source).suffix.lower() in SUFFIXES:
         with av.open(source) as container:
             stream = container.streams.best("video")
             stream.codec_context.thread_count = 1

@@ -2,11 +2,14 @@
 known because the test wrote them."""
 
 import base64
+import gc
 import io
 import math
+import pickle
 import shutil
 import sys
 import traceback
+import types
 import warnings
 import weakref
 from collections.abc import Callable
@@ -19,9 +22,9 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import uid
+from pydicom import datadict, uid
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.pixels.utils import compress, expand_ybr422
@@ -29,6 +32,8 @@ from pydicom.pixels.utils import compress, expand_ybr422
 from uscl_zoo.card import Card
 from uscl_zoo.embed import embed
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
+from uscl_zoo.ultrasound import Facts, Region
+from uscl_zoo.ultrasound import read as open_clip
 from uscl_zoo.ultrasound.reading import DamageWarning, find, iterate, sample
 
 Pixels = NDArray[Any]
@@ -170,9 +175,9 @@ def as_rgb(grey: Pixels) -> Pixels:
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def reference(path: Path) -> Pixels:
+def reference(path: Path, dataset: Dataset | None = None) -> Pixels:
     """What pydicom decodes at once, as RGB of 8 bits."""
-    dataset = pydicom.dcmread(path)
+    dataset = dataset or pydicom.dcmread(path)
     pixels = dataset.pixel_array
     if dataset.get("NumberOfFrames", 1) == 1:
         pixels = pixels[None]
@@ -471,6 +476,78 @@ class TestGreyValues:
         assert np.array_equal(read(path), frames)
 
 
+class TestReference:
+    """Against the handlers pydicom had before 3.0, which share no code with those used here."""
+
+    @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL"])
+    def test_uncompressed(self, tmp_path: Path, photometric: str, syntax: uid.UID) -> None:
+        frames = noise(3, 8, 6, 3) if photometric in ("RGB", "YBR_FULL") else noise(3, 8, 6)
+        self.compare(write(tmp_path / "a.dcm", make(frames, photometric, syntax)))
+
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL"])
+    def test_rle(self, tmp_path: Path, photometric: str) -> None:
+        frames = noise(3, 8, 6, 3) if photometric in ("RGB", "YBR_FULL") else noise(3, 8, 6)
+        self.compare(write(tmp_path / "a.dcm", make_rle(frames, photometric)))
+
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "RGB", "YBR_RCT"])
+    def test_jpeg_2000(self, tmp_path: Path, photometric: str) -> None:
+        colour = photometric in ("RGB", "YBR_RCT")
+        frames = noise(3, 40, 32, 3) if colour else noise(3, 40, 32)
+        mct = int(photometric == "YBR_RCT")
+        encoded = encode(frames, "JPEG2000", irreversible=False, mct=mct, no_jp2=True)
+        dataset = make_encoded(frames, encoded, photometric, uid.JPEG2000Lossless)
+        self.compare(write(tmp_path / "a.dcm", dataset))
+
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "YBR_ICT"])
+    def test_jpeg_2000_lossy(self, tmp_path: Path, photometric: str) -> None:
+        frames = np.stack([scene(3) if photometric == "YBR_ICT" else scene()] * 2)
+        mct = int(photometric == "YBR_ICT")
+        encoded = encode(frames, "JPEG2000", irreversible=True, mct=mct, no_jp2=True)
+        dataset = make_encoded(frames, encoded, photometric, uid.JPEG2000)
+        self.compare(write(tmp_path / "a.dcm", dataset))
+
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+    def test_jpeg(self, tmp_path: Path, photometric: str) -> None:
+        frames = np.stack([scene(), 255 - scene()])
+        encoded = encode(frames, "JPEG", quality=80)
+        dataset = make_encoded(frames, encoded, photometric, uid.JPEGBaseline8Bit)
+        self.compare(write(tmp_path / "a.dcm", dataset))
+
+    @pytest.mark.parametrize("photometric", ["YBR_FULL", "YBR_FULL_422"])
+    def test_jpeg_colour(self, tmp_path: Path, photometric: str) -> None:
+        frames = np.stack([scene(3), 255 - scene(3)]).copy()
+        frames[..., 0] //= 2
+        # 4:4:4 and 4:2:2
+        encoded = encode(frames, "JPEG", quality=80, subsampling=int(photometric[-3:] == "422"))
+        dataset = make_encoded(frames, encoded, photometric, uid.JPEGBaseline8Bit)
+        # the conversion to RGB is libjpeg's there and pydicom's here: both round
+        self.compare(write(tmp_path / "a.dcm", dataset), tolerance=2)
+
+    def test_real_files(self, data: Path) -> None:
+        for path in find(data / "dicom"):
+            self.compare(path)
+
+    @staticmethod
+    def compare(path: Path, tolerance: int = 0) -> None:
+        dataset = pydicom.dcmread(path)
+        dataset.pixel_array_options(use_v2_backend=True)
+        theirs = reference(path, dataset)
+        if dataset.PhotometricInterpretation == "YBR_FULL" and not tolerance:
+            theirs = convert_color_space(theirs, "YBR_FULL", "RGB")
+        elif tolerance:
+            stream = io.BytesIO(dataset.PixelData)
+            parts = generate_frames(stream, number_of_frames=dataset.NumberOfFrames)
+            theirs = np.stack(
+                [np.asarray(Image.open(io.BytesIO(part)).convert("RGB")) for part in parts]
+            )
+        elif dataset.PhotometricInterpretation == "MONOCHROME1":
+            theirs = 255 - theirs
+        ours = read(path)
+        assert ours.shape == theirs.shape
+        assert np.abs(ours.astype(int) - theirs).max() <= tolerance
+
+
 class TestTimes:
     @pytest.mark.parametrize(
         ("tags", "expected"),
@@ -509,6 +586,145 @@ class TestTimes:
         assert [round(30 * time) for time, _ in sample(path, 3)] == [0, 10, 20, 30, 40, 50]
         unknown = write(tmp_path / "b.dcm", make(noise(6, 8, 6)))
         assert len(list(sample(unknown, 3))) == 6
+
+
+def region(box: tuple[int, int, int, int] = (2, 1, 5, 6), **tags: Any) -> Dataset:
+    """Tissue, a centimetre in 40 rows and 50 columns; left, top, and the last pixel inside."""
+    item = Dataset()
+    corners = zip(("MinX0", "MinY0", "MaxX1", "MaxY1"), box, strict=True)
+    values: dict[str, Any] = {f"RegionLocation{corner}": value for corner, value in corners}
+    values |= {"RegionSpatialFormat": 1, "RegionDataType": 1}
+    values |= {"PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3}
+    values |= {"PhysicalDeltaX": 1 / 50, "PhysicalDeltaY": 1 / 40}
+    for keyword, value in (values | tags).items():
+        setattr(item, keyword, value)
+    return item
+
+
+class TestFacts:
+    @staticmethod
+    def facts(folder: Path, count: int = 1, **tags: Any) -> Facts:
+        return open_clip(write(folder / "a.dcm", make(noise(count, 8, 10), **tags))).facts
+
+    def test_of_a_real_file(self, data: Path) -> None:
+        facts = open_clip(data / "dicom/OBXXXX1A_rle_2frame.dcm").facts
+        # PhysicalDelta of 0.0262288 cm; the scanner takes the right and lower edge as outside
+        spacing = pytest.approx((0.2622878766, 0.2622878766))
+        tissue, trace = facts.regions
+        assert (tissue.box, tissue.kind) == ((120, 60, 800, 519), "2D")
+        assert tissue.spacing == spacing
+        assert trace == Region((176, 522, 744, 577), "other")
+        assert facts.spacing == spacing
+        assert facts.transducer == "CURVED LINEAR"
+        assert facts.frame_rate is None
+        assert open_clip(data / "dicom/color-px.dcm").facts == Facts()
+
+    @pytest.mark.parametrize(
+        ("layout", "content", "kind"),
+        [
+            (1, 1, "2D"),
+            (1, 2, "colour"),
+            (1, 15, "2D"),
+            (1, 14, "other"),
+            (2, 1, "M-mode"),
+            (2, 2, "M-mode"),
+            (3, 3, "spectral"),
+            (3, 4, "spectral"),
+            (4, 10, "other"),
+            (5, 13, "other"),
+            (0, 0, "other"),
+        ],
+    )
+    def test_kinds(self, tmp_path: Path, layout: int, content: int, kind: str) -> None:
+        item = region(RegionSpatialFormat=layout, RegionDataType=content)
+        (found,) = self.facts(tmp_path, SequenceOfUltrasoundRegions=[item]).regions
+        assert found == Region((2, 1, 6, 7), kind, (0.25, 0.2))
+
+    @pytest.mark.parametrize(
+        ("box", "expected"),
+        [
+            ((0, 0, 9, 7), (0, 0, 10, 8)),
+            ((0, 0, 10, 8), (0, 0, 10, 8)),
+            ((3, 2, 99, 99), (3, 2, 10, 8)),
+            ((3, 2, 3, 2), (3, 2, 4, 3)),
+            ((3, 2, 2, 5), None),
+            ((20, 2, 30, 5), None),
+        ],
+    )
+    def test_boxes_keep_to_the_picture(
+        self, tmp_path: Path, box: tuple[int, int, int, int], expected: tuple[int, ...] | None
+    ) -> None:
+        regions = self.facts(tmp_path, SequenceOfUltrasoundRegions=[region(box)]).regions
+        assert [found.box for found in regions] == ([expected] if expected else [])
+
+    @pytest.mark.parametrize(
+        "tags",
+        [
+            {"PhysicalUnitsXDirection": 4},
+            {"PhysicalUnitsYDirection": 7},
+            {"PhysicalDeltaX": 0.0},
+            {"PhysicalDeltaY": math.nan},
+            {"PhysicalDeltaY": math.inf},
+            {"PhysicalDeltaX": None},
+        ],
+    )
+    def test_what_is_no_length(self, tmp_path: Path, tags: dict[str, Any]) -> None:
+        facts = self.facts(tmp_path, SequenceOfUltrasoundRegions=[region(**tags)])
+        assert facts.regions[0].spacing is None
+        assert facts.spacing is None
+
+    def test_spacing(self, tmp_path: Path) -> None:
+        upward = region(PhysicalDeltaY=-1 / 40)
+        doppler = region(RegionSpatialFormat=3, RegionDataType=3, PhysicalUnitsXDirection=4)
+        zoomed = region(PhysicalDeltaX=1 / 100, PhysicalDeltaY=1 / 80)
+        assert self.facts(tmp_path, PixelSpacing=[0.3, 0.4]).spacing == (0.3, 0.4)
+        for items, spacing in [
+            ([region()], (0.25, 0.2)),
+            ([upward, doppler], (0.25, 0.2)),
+            ([region(), region()], (0.25, 0.2)),
+            ([region(), zoomed], None),
+            ([doppler], (0.3, 0.4)),
+        ]:
+            tags: dict[str, Any] = {
+                "SequenceOfUltrasoundRegions": items,
+                "PixelSpacing": [0.3, 0.4],
+            }
+            assert self.facts(tmp_path, **tags).spacing == spacing
+
+    @pytest.mark.parametrize(
+        ("tags", "rate"),
+        [
+            ({"FrameTime": 40}, 25),
+            ({"FrameTimeVector": [0, 40, 50, 60]}, 20),
+            ({"CineRate": 30}, 30),
+            ({"FrameTime": 0, "RecommendedDisplayFrameRate": 20}, 20),
+            ({"FrameTime": 1e-320}, None),
+            ({}, None),
+        ],
+    )
+    def test_frame_rate(self, tmp_path: Path, tags: dict[str, Any], rate: float | None) -> None:
+        assert self.facts(tmp_path, 4, **tags).frame_rate == pytest.approx(rate)
+        assert self.facts(tmp_path, 1, **tags).frame_rate is None
+
+    @pytest.mark.parametrize(
+        ("stated", "kept"),
+        [
+            ("CURVED LINEAR", "CURVED LINEAR"),
+            ("SECTOR_PHASED", "SECTOR PHASED"),
+            ("LINEAR", "LINEAR"),
+            ("QUORNDON", None),
+            ("", None),
+            (["LINEAR", "QUORNDON"], None),
+        ],
+    )
+    def test_transducer(self, tmp_path: Path, stated: str, kept: str | None) -> None:
+        assert self.facts(tmp_path, TransducerType=stated).transducer == kept
+
+    def test_damage_costs_no_frames(self, tmp_path: Path) -> None:
+        item = region(RegionLocationMaxX1=None, RegionDataType=None)
+        tags: dict[str, Any] = {"SequenceOfUltrasoundRegions": [item, region()], "PixelSpacing": 1}
+        facts = self.facts(tmp_path, **tags)
+        assert [found.box for found in facts.regions] == [(2, 1, 6, 7)]
 
 
 def split_jpeg(frames: Pixels) -> list[bytes]:
@@ -695,6 +911,33 @@ class TestPlugins:
             list(iterate(write(tmp_path / "a.dcm", dataset)))
 
 
+#: What could hold a name, by the kind of value, and the name; of codes those that are upper case.
+HIDING: dict[str, Any] = {
+    **dict.fromkeys(("PN", "LO", "SH", "ST", "LT", "UT", "UC"), "Quorndon"),
+    **dict.fromkeys(("DA", "DT"), "19330417"),
+    "AE": "Quorndon",
+}
+#: The same in tags that are read.
+HIDDEN: dict[str, Any] = {
+    "TransducerType": "QUORNDON",
+    "TransducerData": "Quorndon",
+    "ImageComments": "Quorndon",
+}
+
+
+def reachable(start: Any) -> list[Any]:
+    """All objects that can be reached from one, but for code."""
+    code = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+    seen, waiting = {}, [start]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in seen and not isinstance(part, code):
+            seen[id(part)] = part
+            waiting += gc.get_referents(part)
+            waiting += [getattr(part, name, None) for name in ("__dict__", "info")]
+    return list(seen.values())
+
+
 def assert_discreet(error: BaseException) -> None:
     """One line, and no person in it nor in the traceback that Python would print."""
     assert len(str(error).splitlines()) == 1
@@ -720,6 +963,34 @@ class TestDiscretion:
         assert not {*PERSON, "SOPInstanceUID"} & set(headers[0].dir())
         for text in (str(headers[0]), repr(frames), repr([image.info for _, image in frames])):
             assert not [secret for secret in SECRETS if secret in text]
+
+    def test_nothing_of_a_person_is_in_the_clip(self, tmp_path: Path) -> None:
+        item = region(**HIDDEN)
+        item.private_block(0x0019, "Quorndon", create=True).add_new(1, "LO", "Quorndon")
+        tags: dict[str, Any] = HIDDEN | {"FrameTime": 40, "SequenceOfUltrasoundRegions": [item]}
+        # wherever the standard has room for text
+        for tag, (kind, _, _, _, keyword) in datadict.DicomDictionary.items():  # type: ignore[attr-defined]
+            if kind in HIDING and keyword and tag >> 16 >= 0x0008:
+                tags.setdefault(keyword, HIDING[kind])
+        dataset = make(noise(2, 8, 10), **tags)
+        assert len(dataset) > 800
+        dataset.private_block(0x0019, "Quorndon", create=True).add_new(1, "PN", "Quorndon")
+        inner = Dataset()
+        inner.PatientName, inner.SequenceOfUltrasoundRegions = "Quorndon", [item]
+        dataset.RequestAttributesSequence = [inner]
+        path = write(tmp_path / "a.dcm", dataset)
+        assert path.read_bytes().count(b"Quorndon") > 700
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            clip = open_clip(path)
+            everything = [clip, clip.frames, *clip]
+        assert not caught
+        assert clip.facts.regions
+        assert clip.facts.spacing == (0.25, 0.2)
+        assert clip.facts.transducer is None
+        text = repr([repr(part) for part in reachable(everything)]) + repr(pickle.dumps(everything))
+        assert "a.dcm" in text
+        assert not [secret for secret in SECRETS if secret.casefold() in text.casefold()]
 
     @pytest.mark.parametrize("share", np.linspace(0.02, 0.98, 25))
     def test_wherever_the_file_ends(self, tmp_path: Path, share: float) -> None:

@@ -1,17 +1,30 @@
+import json
 import math
+import os
+import pickle
+import re
+import struct
+import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import islice, product
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from test_dicom import make
+from test_dicom import write as write_dicom
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
+from uscl_zoo.ultrasound import Facts, images, read
 from uscl_zoo.ultrasound.reading import DamageWarning, find, iterate, sample
 
 Frames = NDArray[np.uint8]
@@ -56,6 +69,52 @@ def write_gif(path: Path, levels: Sequence[int], duration: int | None) -> Path:
         first.save(path, save_all=True, append_images=rest)
     else:
         first.save(path, save_all=True, append_images=rest, duration=duration)
+    return path
+
+
+def shades() -> Frames:
+    """Smooth in three colours, so that JPEG keeps it."""
+    y, x = np.mgrid[0:48, 0:64]
+    return np.stack([4 * x, 5 * y, 2 * (x + y)], axis=-1).astype(np.uint8)
+
+
+def write_deep_png(path: Path, deep: NDArray[np.uint16]) -> Path:
+    """By hand: Pillow writes 16 bits in grey only."""
+    height, width, channels = deep.shape
+    rows = deep.astype(">u2").reshape(height, -1).view(np.uint8)
+    data = zlib.compress(np.insert(rows, 0, 0, axis=1).tobytes())
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    path = path.with_suffix(".png")
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+            for name, part in chunks
+        )
+    )
+    return path
+
+
+def write_deep_tiff(path: Path, deep: NDArray[np.uint16]) -> Path:
+    """By hand, too: one strip of interleaved samples."""
+    height, width, channels = deep.shape
+    extra = [(338, 3, 1, 2)] if channels == 4 else []
+    # tag, type (short or long), how many, value; the bits of each sample follow the tags
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, 0), (259, 3, 1, 1)]
+    tags += [(262, 3, 1, 2), (273, 4, 1, 0), (277, 3, 1, channels), (278, 4, 1, height)]
+    tags += [(279, 4, 1, deep.nbytes), *extra]
+    bits = 8 + 2 + 12 * len(tags) + 4
+    values = {258: bits, 273: bits + 2 * channels}
+    entries = [struct.pack("<HHII", t, kind, n, values.get(t, value)) for t, kind, n, value in tags]
+    path = path.with_suffix(".tif")
+    path.write_bytes(
+        struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+        + b"".join(entries)
+        + bytes(4)
+        + struct.pack(f"<{channels}H", *[16] * channels)
+        + deep.astype("<u2").tobytes()
+    )
     return path
 
 
@@ -175,6 +234,18 @@ class TestVideo:
         # lazily: the damage has not been met yet
         assert next(iterate(broken)).time == 0
 
+    def test_cut_off(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "clip.avi", noise(10), None, 10, "mjpeg", "yuvj444p")
+        whole = [pixels(image) for _, image in iterate(path)]
+        # without an index, nothing but the length of the last frame can tell
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
+        with pytest.warns(
+            DamageWarning, match=r"breaks off after \d frames \(a frame is cut off\)"
+        ):
+            read_frames = [pixels(image) for _, image in iterate(path)]
+        assert 3 <= len(read_frames) < 8
+        assert np.array_equal(read_frames, whole[: len(read_frames)])
+
     def test_without_pyav(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write_video(tmp_path / "clip.mkv", noise(1))
         monkeypatch.setitem(sys.modules, "av", None)
@@ -228,6 +299,63 @@ class TestImage:
             ((_, image),) = iterate(tmp_path / name)
             assert pixels(image)[0, :, 1].tolist() == [0, 1, 128, 255]
 
+    @pytest.mark.parametrize(
+        ("mode", "suffix"),
+        [
+            *product(("1", "L", "P", "RGB", "RGBA"), (".png", ".bmp", ".tif", ".webp")),
+            *product(("L", "RGB"), (".jpg",)),
+        ],
+    )
+    def test_channels(self, tmp_path: Path, mode: str, suffix: str) -> None:
+        image = Image.fromarray(shades()).convert(mode)
+        if mode == "RGBA":
+            image.putalpha(100)
+        image.save(tmp_path / f"a{suffix}", quality=95, lossless=True, exact=True)
+        ((_, read_image),) = iterate(tmp_path / f"a{suffix}")
+        expected = pixels(image.convert("RGB")).astype(int)
+        # alpha is dropped, not blended; only JPEG loses
+        assert np.abs(pixels(read_image) - expected).max() <= (5 if suffix == ".jpg" else 0)
+
+    @pytest.mark.parametrize("mode", ["LA", "CMYK", "I;16B"])
+    def test_other_modes(self, tmp_path: Path, mode: str) -> None:
+        image = Image.fromarray(shades()).convert("L")
+        if mode == "I;16B":
+            deep = pixels(image).astype(">u2") * 257
+            image, name = Image.frombytes(mode, image.size, deep.tobytes()), "a.tif"
+        else:
+            image, name = image.convert(mode), "a.jpg" if mode == "CMYK" else "a.png"
+        image.save(tmp_path / name)
+        ((_, read_image),) = iterate(tmp_path / name)
+        expected = pixels(Image.fromarray(shades()).convert("L")).astype(int)[..., None]
+        assert np.abs(pixels(read_image) - expected).max() <= (5 if mode == "CMYK" else 0)
+
+    @pytest.mark.parametrize("channels", [3, 4])
+    @pytest.mark.parametrize("write", [write_deep_png, write_deep_tiff])
+    def test_sixteen_bits_in_colour(
+        self, tmp_path: Path, write: Callable[[Path, NDArray[np.uint16]], Path], channels: int
+    ) -> None:
+        deep = np.random.default_rng(0).integers(0, 2**16, (9, 7, channels), np.uint16)
+        ((_, image),) = iterate(write(tmp_path / "deep", deep))
+        # Pillow takes the upper byte of each sample
+        assert np.array_equal(pixels(image), deep[..., :3] >> 8)
+
+    @pytest.mark.parametrize("content", ["EPS", "PPM", "ICO"])
+    def test_formats_that_are_not_meant(self, tmp_path: Path, content: str) -> None:
+        Image.new("RGB", (16, 16)).save(tmp_path / "a.png", content)
+        with pytest.raises(UnreadableError, match=r"a\.png: cannot be read \(not an image\)"):
+            list(iterate(tmp_path / "a.png"))
+
+    def test_an_animation_without_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(images, "_PIXELS_AT_LEAST", 5 * 2**16)
+        monkeypatch.setattr(images, "_PIXELS_A_BYTE", 1)
+        path = write_gif(tmp_path / "clip.gif", list(range(20)), duration=100)
+        with pytest.warns(
+            DamageWarning, match="breaks off after 5 frames .more pixels than a file"
+        ):
+            assert len(list(iterate(path))) == 5
+
     def test_camera_orientation(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # to be turned clockwise
@@ -241,6 +369,79 @@ class TestImage:
         assert [pixels(image).mean() for _, image in read] == [10, 90, 200]
         assert all(math.isnan(frame.time) for frame in read)
         assert [t for t, _ in iterate(path, frame_rate=4)] == [0, 0.25, 0.5]
+
+
+class TestRead:
+    def test_a_video(self, tmp_path: Path) -> None:
+        frames = noise(7)
+        clip = read(write_video(tmp_path / "clip.mkv", frames))
+        assert np.array_equal(clip.frames, frames)
+        assert clip.times == pytest.approx([i / 10 for i in range(7)])
+        assert clip.source == tmp_path / "clip.mkv"
+        assert clip.facts == Facts(frame_rate=10)
+
+    @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+    @pytest.mark.parametrize(("duration", "rate"), [(40, 25), (250, 4), (0, None)])
+    def test_an_animation(
+        self, tmp_path: Path, suffix: str, duration: int, rate: float | None
+    ) -> None:
+        clip = read(write_gif(tmp_path / f"clip{suffix}", [10, 90, 200], duration))
+        assert clip.facts == Facts(frame_rate=rate)
+        assert clip.frames.shape == (3, 10, 20, 3)
+        assert clip.times == pytest.approx([0, 1 / (rate or 10), 2 / (rate or 10)])
+
+    def test_what_states_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "clip").mkdir()
+        for index in range(2):
+            Image.new("L", (8, 8)).save(tmp_path / f"clip/f{index}.png")
+        clip = read(tmp_path / "clip", frame_rate=4)
+        assert clip.facts == read(tmp_path / "clip/f0.png").facts == Facts()
+        assert clip.times.tolist() == [0, 0.25]
+        assert read(write_gif(tmp_path / "stack.tif", [1, 2], None)).facts == Facts()
+
+    def test_lazily_and_anew_each_time(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "clip.mkv", noise(5))
+        clip = read(path)
+        assert len(list(clip)) == len(list(clip)) == 5
+        path.unlink()
+        with pytest.raises(UnreadableError, match="no such file or folder"):
+            list(clip)
+
+    def test_what_cannot_be_read_is_said_at_once(self, tmp_path: Path) -> None:
+        (tmp_path / "a.mp4").write_bytes(b"nothing")
+        with pytest.raises(UnreadableError, match=r"a\.mp4: cannot be read"):
+            read(tmp_path / "a.mp4")
+
+    def test_one_line_whatever_the_path(self, tmp_path: Path) -> None:
+        path = tmp_path / "a\nb\x1b[31m.png"
+        with pytest.raises(UnreadableError) as caught:
+            read(path)
+        assert str(caught.value) == f"{tmp_path}/a\\nb\\x1b[31m.png: no such file or folder"
+
+    @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.tif", "a.webp", "a.mp4"])
+    def test_comments_stay_behind(self, tmp_path: Path, name: str) -> None:
+        secret, path = "Quorndon^Zephyrine", tmp_path / name
+        if name == "a.mp4":
+            with av.open(str(path), "w") as output:
+                output.metadata["title"] = output.metadata["comment"] = secret
+                stream = output.add_stream("mpeg4", rate=10)
+                assert isinstance(stream, av.VideoStream)
+                frame = av.VideoFrame.from_ndarray(noise(1)[0], format="rgb24")
+                stream.height, stream.width = frame.height, frame.width
+                output.mux([*stream.encode(frame), *stream.encode(None)])
+        else:
+            exif = Image.Exif()
+            exif[0x010E] = exif[0x013B] = secret
+            text = PngInfo()
+            text.add_text("Patient", secret)
+            image = Image.fromarray(noise(1)[0])
+            image.save(path, exif=exif, comment=secret, pnginfo=text, description=secret)
+        assert secret.encode() in path.read_bytes()
+        clip = read(path)
+        everything = (
+            pickle.dumps([clip, *clip]) + repr([clip, [vars(f.image) for f in clip]]).encode()
+        )
+        assert b"Quorndon" not in everything
 
 
 class TestFolder:
@@ -407,7 +608,101 @@ def test_rubbish_is_named_in_one_line(tmp_path: Path, name: str, content: bytes)
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "neither a file nor a folder"),
+        (lambda path: path.symlink_to(path), "cannot be read"),
+        (lambda path: path.symlink_to("nowhere"), "no such file or folder"),
+    ],
+)
+def test_what_is_neither_file_nor_folder(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    for name in ("a.mp4", "a"):
+        path = tmp_path / name
+        make(path)
+        for call in (iterate, find, read):
+            with pytest.raises(UnreadableError, match=f"{name}: {reason}"):
+                call(path)
+    # and in a folder it does not keep the others from being found
+    Image.new("L", (8, 8)).save(tmp_path / "b.png")
+    assert tmp_path / "b.png" in find(tmp_path)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    """Of a video, an animation and DICOM: 20 frames and 120, which are 110 MB."""
+    frames = np.random.default_rng(0).integers(0, 256, (20, 480, 640), np.uint8)
+    paths = []
+    for times in (1, 6):
+        long = np.concatenate([frames] * times)
+        colour = np.broadcast_to(long[..., None], (*long.shape, 3))
+        paths += [
+            write_video(tmp_path / f"{times}.avi", colour, None, 10, "mjpeg", "yuvj420p"),
+            write_dicom(tmp_path / f"{times}.dcm", make(long)),
+        ]
+        first, *rest = (Image.fromarray(frame) for frame in long)
+        first.save(tmp_path / f"{times}.gif", save_all=True, append_images=rest)
+        paths.append(tmp_path / f"{times}.gif")
+    reader = Path(__file__).with_name("reader.py")
+    told = subprocess.run(
+        [sys.executable, reader, str(2**32)],
+        # first those that are short, so that libraries have what they need
+        input="".join(json.dumps(str(path)) + "\n" for path in paths[:3] + paths),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [json.loads(line) for line in told.stdout.splitlines()[1:]]
+    assert [answer["frames"] for answer in answers] == [20] * 6 + [120] * 3
+    for short, long in zip(answers[3:6], answers[6:], strict=True):
+        assert long["bytes"] < short["bytes"] + 20e6, (short, long)
+
+
 class TestSharedData:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "Cov-Atlas-suspectedCovid.mp4",  # BT.709
+            "Reg-NormalLungs.mp4",  # BT.601
+            "Reg_liftl_pneucase3_clip1.mp4",  # neither is said
+            "Pneu_Avi_Video_004.mp4",  # 4:4:4
+            "Reg_Avi_lung-sliding.MP4",
+            "Reg_recommendations_alines_mov1.mov",
+            "Cov_denault_proposedUS_vid1.mov",  # with sound
+            "Reg_northumbria_0409_set3_vid2.avi",  # MPEG-4 part 2
+            "Reg_northumbria_1009_vid6.avi",  # MP4 inside, 4:4:4
+            "Reg_northumbria_0409_set5_vid2.avi",  # MP4 inside
+            "Reg_pat1Image_133410.mpeg",
+            "Cov-Atlas+(45).gif",
+        ],
+    )
+    def test_as_ffmpeg_decodes_it(self, data: Path, tmp_path: Path, name: str) -> None:
+        """Each pixel and each time, of the first 20 frames."""
+        path, count = data / "pocus/videos/convex" / name, 20
+        raw = ["-map", "0:v:0", "-fps_mode", "passthrough", "-frames:v", str(count), "-f"]
+        command = [get_ffmpeg_exe(), "-v", "error", "-copyts", "-i", str(path)]
+        command += [*raw, "rawvideo", "-pix_fmt", "rgb24", str(tmp_path / "pixels")]
+        command += ["-enc_time_base", "demux", *raw, "framecrc", str(tmp_path / "times")]
+        subprocess.run(command, check=True, capture_output=True)
+        ours = list(islice(iterate(path), count))
+        shape = np.asarray(ours[0].image).shape
+        theirs = np.fromfile(tmp_path / "pixels", np.uint8).reshape(-1, *shape)
+        assert len(theirs) == len(ours)
+        # YUV to RGB may be rounded otherwise in another release of FFmpeg; another matrix, range or
+        # place of the chroma makes tens of levels, and a frame too few moves whole pictures
+        differences = [
+            np.abs(np.asarray(image).astype(int) - frame)
+            for (_, image), frame in zip(ours, theirs, strict=True)
+        ]
+        assert max(difference.max() for difference in differences) <= 3
+        told = (tmp_path / "times").read_text()
+        base = Fraction(re.findall(r"#tb 0: (.*)", told)[0])
+        stamps = [int(line.split(",")[2]) for line in told.splitlines() if line[0] != "#"]
+        times = [float((stamp - stamps[0]) * base) for stamp in stamps]
+        assert [time for time, _ in ours] == pytest.approx(times, abs=1e-6)
+
     def test_animations_agree_with_another_decoder(self, data: Path) -> None:
         gifs = sorted((data / "pocus/videos/convex").glob("*.gif"))[:4]
         assert gifs

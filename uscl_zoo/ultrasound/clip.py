@@ -14,6 +14,18 @@ from PIL import Image
 
 from ..errors import DataError
 
+#: Larger frames are refused: no screen has more than 8K, 7,680 x 4,320. Whatever their depth, these
+#: decode within 10 s and 2 GB.
+MAX_PIXELS = 2**25
+
+OnDamage = Callable[[str], None]
+#: Whether the frame at a time, in seconds or NaN, is to be made an image.
+Wanted = Callable[[float], bool]
+
+
+class DamageWarning(UserWarning):
+    """Part of a source could not be decoded; the frames that could were used."""
+
 
 class Frame(NamedTuple):
     """One frame.
@@ -48,9 +60,10 @@ class Facts:
 
     Attributes:
         regions: parts of the picture the scanner declared.
-        spacing: height and width of a pixel in mm, None if unknown.
-        transducer: type or geometry as the scanner has it, None if unknown.
-        frame_rate: frames a second, None if unknown.
+        spacing: height and width of a pixel in mm, None if unknown or not the same everywhere.
+        transducer: type, a defined term of DICOM with spaces for underscores, such as
+            `CURVED LINEAR`; None if unknown or anything else.
+        frame_rate: frames a second of what moves, None if unknown.
     """
 
     regions: tuple[Region, ...] = ()
@@ -121,11 +134,22 @@ class Clip:
     @cached_property
     def _decoded(self) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         times, images = zip(*self.decode(), strict=True)
+        sizes = sorted({image.size for image in images})
+        if len(sizes) > 1:
+            (width, height), (other_width, other_height) = sizes[:2]
+            raise DataError(
+                f"{self.source}: frames of {width} x {height} and {other_width} x {other_height} "
+                "pixels make no array; iterate over the clip instead"
+            )
         return np.stack([np.asarray(image) for image in images]), np.array(times, np.float64)
 
     @property
     def frames(self) -> NDArray[np.uint8]:
-        """All frames, uint8 (T, H, W, 3)."""
+        """All frames, uint8 (T, H, W, 3).
+
+        Raises:
+            DataError: if they have different sizes, as the pages of a TIFF may.
+        """
         return self._decoded[0]
 
     @property
