@@ -90,7 +90,9 @@ class Statistics:
     def of(cls, textures: NDArray[np.float32]) -> Statistics:
         """The statistics of some images, (N, D)."""
         values = textures.astype(np.float64)
-        spread = values.std(axis=0) + 1e-6
+        spread = values.std(axis=0)
+        # a channel that the training images hardly move says little of an image that does
+        spread = np.maximum(spread, 0.1 * np.median(spread) + 1e-6)
         scaled = (values - values.mean(axis=0)) / spread
         width = values.shape[1]
         covariance = (1 - cls.SHRINKAGE) * scaled.T @ scaled / len(values)

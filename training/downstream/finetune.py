@@ -67,7 +67,7 @@ from ..pretrain import (
 )
 from ..recipe import Recipe
 from .metrics import Judged, measure
-from .probe import Bootstrap, Score, Task
+from .probe import PENALTIES, Bootstrap, Score, Task, _regression
 
 Rows = npt.NDArray[np.int64]
 
@@ -90,7 +90,9 @@ class Settings:
             classifier (the paper's); `all`. What is not is frozen, batch statistics included.
         batch_statistics: let batch-norm in what is trained use and learn those of the batches. Of
             few steps it would not learn enough, and judge by statistics that fit no data.
-        epochs: at most.
+        probe: begin with the classifier that a logistic regression on the frozen features gives,
+            its penalty chosen on the validation subjects; otherwise with a random one.
+        epochs: at most; 0 leaves it at the beginning.
         patience: epochs without a lower loss on the validation subjects before it stops; 0 never
             stops, and the last epoch is the result.
         batch_size: frames a step.
@@ -106,10 +108,11 @@ class Settings:
 
     train: str = "last"
     batch_statistics: bool = False
+    probe: bool = True
     epochs: int = 20
     patience: int = 5
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     label_smoothing: float = 0.1
     class_weights: bool = True
@@ -122,6 +125,7 @@ class Settings:
 #: The paper's downstream protocol (METHOD, baselines): the last epoch is the result.
 PAPER = Settings(
     batch_statistics=True,
+    probe=False,
     epochs=100,
     patience=0,
     learning_rate=1e-2,
@@ -131,8 +135,6 @@ PAPER = Settings(
     brightness=0.0,
     contrast=0.0,
 )
-
-_RATES = {"head": 1e-2, "last": 1e-3, "all": 3e-4}
 
 
 def sensible(subjects: int, clips: int, train: str | None = None, **given: Any) -> Settings:
@@ -157,9 +159,9 @@ def sensible(subjects: int, clips: int, train: str | None = None, **given: Any) 
     epochs = int(np.clip(round(3000 * batch / max(clips, 1)), 5, 30))
     chosen: dict[str, Any] = {
         "batch_statistics": many,
-        "epochs": epochs,
+        # a regression has nothing left to descend to
+        "epochs": 0 if train == "head" else epochs,
         "batch_size": batch,
-        "learning_rate": _RATES[train],
     }
     fixed = {key: value for key, value in given.items() if value is not None}
     return Settings(train=train, **{**chosen, **fixed})
@@ -335,8 +337,37 @@ class Tuner:
         )
         self.steps = len(cut(np.arange(len(seen)), self.recipe))
         self.progress = Progress()
-        self.best: dict[str, Tensor] = self._kept()
+        self.best = self._kept()
         self._drawn: tuple[int, Sample, list[Rows], augment.Draws] | None = None
+
+    def begin(self) -> None:
+        """Fit the first classifier, which training then has to improve on; once, if at all."""
+        state = self.progress
+        if not self.settings.probe or state.history or state.epoch or state.step:
+            return
+        sample = self.train.take(self.train.thin(self.settings.frames_per_clip))
+        rng = stream(self.settings.seed, 0, Purpose.VIDEOS)
+        sample = sample.take(np.sort(rng.permutation(len(sample))[:SURVEYED]))
+        known = self._forward(sample.rows, pooled=True)
+        others = self._looked_at()
+        asked = None if others is None else self._forward(others.rows, pooled=True)
+        lowest, chosen = np.inf, None
+        # without validation subjects there is nothing to choose by, and the middle has to do
+        for penalty in PENALTIES if others is not None else PENALTIES[3:4]:
+            weight, bias = linear_classifier(known, sample.target, penalty)
+            loss = 0.0
+            if others is not None and asked is not None:
+                loss = _look_at(others, asked @ weight.T + bias)["validation loss"]
+            if loss < lowest:
+                lowest, chosen = loss, (weight, bias)
+        assert chosen is not None
+        head: Any = self.network.get_classifier()  # type: ignore[operator]
+        with torch.no_grad():
+            for parameter, value in zip((head.weight, head.bias), chosen, strict=True):
+                parameter.copy_(torch.from_numpy(value))
+        self.best = self._kept()
+        if others is not None:
+            state.history.append({"epoch": 0.0} | self._validate(others))
 
     @property
     def finished(self) -> bool:
@@ -392,7 +423,9 @@ class Tuner:
         if self.validation is None:
             state.best, self.best = state.epoch, self._kept()
         else:
-            row |= self._validate(self.validation)
+            looked_at = self._looked_at()
+            assert looked_at is not None
+            row |= self._validate(looked_at)
             earlier = [past["validation loss"] for past in state.history]
             if self.settings.patience == 0 or row["validation loss"] < min(earlier, default=np.inf):
                 state.best, self.best = state.epoch, self._kept()
@@ -402,16 +435,6 @@ class Tuner:
         """Put the weights of the best epoch back: of the last one, where nothing stops it."""
         self.network.load_state_dict(self.network.state_dict() | self.best)
         self.network.eval()
-
-    @torch.inference_mode()
-    def logits(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """Logits of frames as they are, (len(rows), classes)."""
-        self.network.eval()
-        parts = []
-        for start in range(0, len(rows), 64):
-            images = augment.to_float(self._gather(rows[start : start + 64]))
-            parts.append(self.network(augment.normalise(images, self.recipe)).float().cpu())
-        return np.asarray(torch.cat(parts).numpy())
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
@@ -462,21 +485,60 @@ class Tuner:
     def _gather(self, rows: Rows) -> Tensor:
         return torch.from_numpy(self.frames[rows]).to(self.device, non_blocking=True)
 
+    @torch.inference_mode()
+    def _forward(self, rows: Rows, pooled: bool = False) -> npt.NDArray[np.float32]:
+        """Logits, or the pooled features they are made of, of frames as they are."""
+        network: Any = self.network.eval()
+        parts = []
+        for start in range(0, len(rows), 64):
+            images = augment.to_float(self._gather(rows[start : start + 64]))
+            maps = network.forward_features(augment.normalise(images, self.recipe))
+            parts.append(network.forward_head(maps, pre_logits=pooled).float().cpu())
+        return np.asarray(torch.cat(parts).numpy())
+
+    def _looked_at(self) -> Sample | None:
+        """The validation frames that are looked at after an epoch: some of every clip."""
+        if self.validation is None:
+            return None
+        return self.validation.take(self.validation.thin(2 * self.settings.frames_per_clip))
+
     def _validate(self, sample: Sample) -> dict[str, float]:
-        """Loss and balanced accuracy; every subject counts the same, and every class."""
-        sample = sample.take(sample.thin(2 * self.settings.frames_per_clip))
-        logits = torch.from_numpy(self.logits(sample.rows))
-        losses = nn.functional.cross_entropy(
-            logits, torch.from_numpy(sample.target), reduction="none"
-        ).numpy()
-        weights = sample.weights()
-        weights = weights / np.bincount(sample.target, weights)[sample.target]
-        weights /= weights.sum()
-        right = logits.numpy().argmax(axis=1) == sample.target
-        return {
-            "validation loss": float(weights @ losses),
-            "validation balanced accuracy": float(weights @ right),
-        }
+        return _look_at(sample, self._forward(sample.rows))
+
+
+def _look_at(sample: Sample, logits: npt.NDArray[Any]) -> dict[str, float]:
+    """Loss and balanced accuracy; every subject counts the same within its class."""
+    chances = prediction.softmax(logits, 1)[np.arange(len(sample)), sample.target]
+    weights = sample.weights()
+    weights = weights / np.bincount(sample.target, weights)[sample.target]
+    weights /= weights.sum()
+    return {
+        "validation loss": float(-(weights @ np.log(chances + 1e-12))),
+        "validation balanced accuracy": float(weights @ (logits.argmax(axis=1) == sample.target)),
+    }
+
+
+def linear_classifier(
+    features: npt.NDArray[np.float32], target: Rows, inverse_penalty: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The probe's logistic regression as a layer on features that are not standardised.
+
+    Args:
+        features: (N, D).
+        target: (N,), every class among them.
+        inverse_penalty: scikit-learn's C.
+
+    Returns:
+        Weight (classes, D) and bias (classes,).
+    """
+    scaler, regression = _regression(inverse_penalty).fit(features.astype(np.float64), target)
+    slope, start = regression.coef_, regression.intercept_
+    if len(slope) == 1:
+        # of two classes there is one logit, the second's over the first's
+        slope, start = (np.concatenate([-part / 2, part / 2]) for part in (slope, start))
+    slope = slope / scaler.scale_
+    bias = start - slope @ scaler.mean_
+    return slope.astype(np.float32), bias.astype(np.float32)
 
 
 def fit(tuner: Tuner, work: Path | None = None, progress: bool = True) -> Progress:
@@ -498,6 +560,7 @@ def fit(tuner: Tuner, work: Path | None = None, progress: bool = True) -> Progre
         unit="step",
         disable=not progress,
     )
+    tuner.begin()
     with _listening() as asked, bar:
         while not tuner.finished:
             while state.step < tuner.steps:
@@ -506,7 +569,8 @@ def fit(tuner: Tuner, work: Path | None = None, progress: bool = True) -> Progre
                 state.seconds += time.perf_counter() - clock
                 bar.update()
                 told = state.history[-1] if state.history else {}
-                shown = f", validation loss {told['validation loss']:.3f}" if len(told) > 3 else ""
+                seen = "validation loss" in told
+                shown = f", validation loss {told['validation loss']:.3f}" if seen else ""
                 bar.set_postfix_str(
                     f"epoch {state.epoch + 1}/{epochs}, loss {state.total / state.step:.3f}{shown}"
                 )
@@ -941,7 +1005,7 @@ def finetune(
     _resume(tuner, work, about, overwrite)
     fit(tuner, work, progress)
     answers, statistics = calibrate(tuner, parts.validation, labels, shape, confidence, rate)
-    verdict = judge(tuner, parts.held_out, answers, statistics, shape, subjects, resamples)
+    verdict = judge(tuner, frames, parts.held_out, answers, statistics, shape, subjects, resamples)
     card = _card(
         output, base, shape, labels, parts, frames, tuner, verdict, name, subjects, licence
     )
@@ -1112,6 +1176,7 @@ class Verdict:
 
 def judge(
     tuner: Tuner,
+    frames: FrameStore,
     videos: Sequence[Video],
     answers: Answers,
     statistics: Statistics,
@@ -1123,6 +1188,7 @@ def judge(
 
     Args:
         tuner: trained.
+        frames: the store.
         videos: of subjects that neither trained nor chose anything.
         answers: how logits become answers.
         statistics: of the training images.
@@ -1132,13 +1198,13 @@ def judge(
     """
     sample = Sample.of(videos, answers.classes)
     logits, textures = _look(tuner, sample.rows, shape)
-    frames, clips, people = prediction.answer(
+    pictures, clips, people = prediction.answer(
         answers,
         prediction.softmax(logits, answers.temperature),
         statistics.distance(textures),
         owner=sample.clip,
         number=np.concatenate([np.arange(video.count) for video in videos]),
-        time=np.zeros(len(sample)),
+        time=frames.times[sample.rows],
         sources=[Path(video.name) for video in videos],
         subjects=[video.subject if subjects else None for video in videos],
     )
@@ -1164,7 +1230,7 @@ def judge(
         tuner.settings.seed,
     )
     units = []
-    for table in (frames if len(frames) > len(clips) else [], clips, people):
+    for table in (pictures if len(pictures) > len(clips) else [], clips, people):
         known = [a for a in table if str(a.source or a.subject) in labels]
         if known:
             whose = [a.subject or owner[str(a.source)] for a in known]
@@ -1181,7 +1247,7 @@ def judge(
                 )
             )
     return Verdict(
-        frames=frames,
+        frames=pictures,
         clips=clips,
         subjects=people,
         rows=sample.rows,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 PAGE, HELD_OUT = "report.html", "heldout.csv"
 #: The pictures, in the order of the page, and what is to be seen in them.
 PICTURES = {
-    "curves.png": "Learning curves. The dashed line is the epoch whose weights were kept: the "
-    "lowest loss on the validation subjects.",
+    "curves.png": "Learning curves. Epoch 0 is a logistic regression on the frozen features. The "
+    "dashed line is the epoch whose weights were kept: the lowest loss on the validation subjects.",
     CONFUSION: "Confusion matrix of the held-out {unit}s: shares of the true class, and counts.",
     "roc.png": "ROC curves, one class against the rest, held-out {unit}s.",
     "reliability.png": "Reliability of the held-out {unit}s' probabilities: dots on the diagonal "
@@ -89,8 +89,9 @@ def draw_curves(history: Sequence[dict[str, float]], best: int) -> Figure:
     """Loss and balanced accuracy over the epochs."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    left.plot(epochs, [row["loss"] for row in history], color=_GREY, label="training, smoothed")
+    losses = [(row["epoch"], row["loss"]) for row in history if "loss" in row]
+    if losses:
+        left.plot(*zip(*losses, strict=True), color=_GREY, label="training, smoothed labels")
     for axes, name, title in (
         (left, "validation loss", "Cross-entropy"),
         (right, "validation balanced accuracy", "Balanced accuracy"),
@@ -124,7 +125,7 @@ def draw_confusion(judged: Judged) -> Figure:
             f"{share[true, said]:.2f}\n{table[true, said]}",
             ha="center",
             va="center",
-            color="white" if share[true, said] > 0.6 else "black",
+            color="white" if share[true, said] > 0.5 else "black",
         )
     ticks = range(count)
     axes.set_xticks(ticks, judged.classes, rotation=30, ha="right")
