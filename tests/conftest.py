@@ -179,7 +179,7 @@ def tuned(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from uscl_zoo.training.downstream.finetune import finetune
 
     folder = tmp_path_factory.mktemp("tuned")
-    return finetune(
+    finetune(
         classes,
         folder / "model",
         model="resnet18_uscl.pocus",
@@ -192,4 +192,5 @@ def tuned(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         device="cpu",
         progress=False,
         tell=lambda text: None,
-    ).folder
+    )
+    return folder / "model"

@@ -76,7 +76,7 @@ TRAIN = ("head", "last", "all")
 #: Training subjects from which on everything is trained.
 MANY = 1000
 #: Frames at most whose textures make the statistics of the training images.
-SURVEYED = 2000
+SURVEYED = 1000
 #: Of the validation frames' distances from the training images.
 QUANTILE = 0.99
 
@@ -287,6 +287,7 @@ class Tuner:
 
     Attributes:
         progress: how far it is.
+        show: bars while it looks at many frames.
     """
 
     def __init__(
@@ -300,7 +301,7 @@ class Tuner:
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.25, 0.25, 0.25),
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.frames, self.train, self.validation = frames, train, validation
         self.settings, self.device = settings, device
         # what augmentation and batches take from a recipe
@@ -335,6 +336,7 @@ class Tuner:
             if settings.class_weights
             else None
         )
+        self.show = False
         self.steps = len(cut(np.arange(len(seen)), self.recipe))
         self.progress = Progress()
         self.best = self._kept()
@@ -361,7 +363,7 @@ class Tuner:
             if loss < lowest:
                 lowest, chosen = loss, (weight, bias)
         assert chosen is not None
-        head: Any = self.network.get_classifier()  # type: ignore[operator]
+        head: Any = self.network.get_classifier()
         with torch.no_grad():
             for parameter, value in zip((head.weight, head.bias), chosen, strict=True):
                 parameter.copy_(torch.from_numpy(value))
@@ -490,7 +492,8 @@ class Tuner:
         """Logits, or the pooled features they are made of, of frames as they are."""
         network: Any = self.network.eval()
         parts = []
-        for start in range(0, len(rows), 64):
+        starts = range(0, len(rows), 64)
+        for start in tqdm(starts, unit="batch", leave=False, disable=not self.show):
             images = augment.to_float(self._gather(rows[start : start + 64]))
             maps = network.forward_features(augment.normalise(images, self.recipe))
             parts.append(network.forward_head(maps, pre_logits=pooled).float().cpu())
@@ -553,14 +556,15 @@ def fit(tuner: Tuner, work: Path | None = None, progress: bool = True) -> Progre
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
         NotFiniteError: if the loss is not finite.
     """
+    tuner.show = progress
+    tuner.begin()
     state, epochs = tuner.progress, tuner.settings.epochs
     bar = tqdm(
         total=epochs * tuner.steps,
         initial=state.epoch * tuner.steps + state.step,
         unit="step",
-        disable=not progress,
+        disable=not progress or tuner.finished,
     )
-    tuner.begin()
     with _listening() as asked, bar:
         while not tuner.finished:
             while state.step < tuner.steps:
@@ -985,8 +989,12 @@ def finetune(
     )
     tell(
         f"{len(parts.train)} files to train on, {len(parts.validation)} to stop on, "
-        f"{len(parts.held_out)} to be judged on; trains {settings.train}, at most "
-        f"{settings.epochs} epochs of {settings.batch_size} frames a step"
+        f"{len(parts.held_out)} to be judged on; trains {settings.train}, "
+        + (
+            f"at most {settings.epochs} epochs, {settings.batch_size} frames a step"
+            if settings.epochs
+            else "by regression alone"
+        )
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -1135,7 +1143,8 @@ def _look(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Logits and textures of frames, by the way that `uscl predict` goes."""
     transform = FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
-    return prediction.run(tuner.network, transform, (tuner.frames[row] for row in rows))
+    shown = tqdm(rows, unit="frame", leave=False, disable=not tuner.show)
+    return prediction.run(tuner.network, transform, (tuner.frames[row] for row in shown))
 
 
 def pack(statistics: Statistics) -> bytes:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,7 +229,7 @@ def test_it_stops_when_patience_ends_and_keeps_the_best(small_store: FrameStore)
         close()
         kept.append(copy_of(tuner.network))
 
-    tuner.close_epoch = closing  # type: ignore[method-assign]
+    tuner.close_epoch = closing
     progress = fit(tuner, progress=False)
     losses = [row["validation loss"] for row in progress.history]
     assert progress.best == int(np.argmin(losses)) + 1
@@ -249,7 +250,7 @@ def test_a_resumed_run_ends_with_the_same_weights(small_store: FrameStore) -> No
     first.step()
     # the same backbone, and a classifier to be overwritten
     second = make_tuner(small_store, settings)
-    nn.init.zeros_(second.network.fc.weight)  # type: ignore[union-attr,arg-type]
+    nn.init.zeros_(second.network.fc.weight)
     second.restore(first.state())
     fit(second, progress=False)
     assert second.progress.history == whole.progress.history
@@ -374,7 +375,7 @@ def test_the_model_is_a_folder_of_plain_files(tuned: Path) -> None:
 def test_timm_and_the_zoo_load_it(tuned: Path) -> None:
     state = load_file(tuned / "model.safetensors")
     for create in (timm.create_model, uscl_zoo.create_model):
-        model = create(f"local-dir:{tuned}", pretrained=True)
+        model: Any = create(f"local-dir:{tuned}", pretrained=True)
         assert all(torch.equal(t, state[k]) for k, t in model.state_dict().items())
         assert model.pretrained_cfg["label_names"] == list(TINTS)
     features = timm.create_model(f"local-dir:{tuned}", pretrained=True, num_classes=0).eval()
@@ -430,7 +431,7 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
         finetune(
             classes,
             output,
-            **{  # type: ignore[arg-type]
+            **{
                 "model": "resnet18_uscl.trial",
                 "size": 32,
                 "epochs": 3,
