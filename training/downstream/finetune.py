@@ -930,6 +930,9 @@ def finetune(
         raise DataError(f"confidence should be a probability, not {confidence}")
     if (output / ANSWERS).exists() and not overwrite:
         raise DataError(f"{output}: holds a model already; add --overwrite or choose another")
+    ours = (output / ANSWERS).exists() or work.is_dir()
+    if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output}: is not an empty folder; name another")
     base = _backbone(model)
     shape = base.input if size is None else dataclasses.replace(base.input, size=(3, size, size))
     notes: list[str] = []
@@ -1014,6 +1017,8 @@ def finetune(
     fit(tuner, work, progress)
     answers, statistics = calibrate(tuner, parts.validation, labels, shape, confidence, rate)
     verdict = judge(tuner, frames, parts.held_out, answers, statistics, shape, subjects, resamples)
+    # without it the folder is no model, so that half of one and half of another never are
+    (output / ANSWERS).unlink(missing_ok=True)
     card = _card(
         output, base, shape, labels, parts, frames, tuner, verdict, name, subjects, licence
     )

@@ -406,6 +406,13 @@ def test_a_finished_model_is_not_overwritten(tuned: Path, classes: Path) -> None
         finetune(classes, tuned, tell=str)
 
 
+def test_a_folder_in_use_is_left_alone(classes: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.yaml").touch()
+    with pytest.raises(DataError, match="not an empty folder"):
+        finetune(classes, tmp_path, overwrite=True, tell=str)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.yaml"]
+
+
 def test_it_can_be_published(tuned: Path, tmp_path: Path) -> None:
     built = publish.build(str(tuned), tmp_path / "repository", "me/tuned")
     names = {path.name for path in built.iterdir()}
