@@ -363,7 +363,8 @@ class Tuner:
             if loss < lowest:
                 lowest, chosen = loss, (weight, bias)
         assert chosen is not None
-        head: Any = self.network.get_classifier()
+        network: Any = self.network
+        head = network.get_classifier()
         with torch.no_grad():
             for parameter, value in zip((head.weight, head.bias), chosen, strict=True):
                 parameter.copy_(torch.from_numpy(value))

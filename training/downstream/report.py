@@ -100,7 +100,7 @@ def draw_curves(history: Sequence[dict[str, float]], best: int) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), color=_BLUE, marker=".", label="validation")
         axes.axvline(best, color=_RED, linestyle="--", linewidth=1)
-        axes.set(title=title, xlabel="epoch")
+        axes.set(title=title, xlabel="epoch", xlim=(-0.5, history[-1]["epoch"] + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
         _plain(axes)
