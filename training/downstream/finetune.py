@@ -353,24 +353,25 @@ class Tuner:
         known = self._forward(sample.rows, pooled=True)
         others = self._looked_at()
         asked = None if others is None else self._forward(others.rows, pooled=True)
-        lowest, chosen = np.inf, None
+        lowest, chosen, row = np.inf, None, {}
         # without validation subjects there is nothing to choose by, and the middle has to do
         for penalty in PENALTIES if others is not None else PENALTIES[3:4]:
             weight, bias = linear_classifier(known, sample.target, penalty)
-            loss = 0.0
             if others is not None and asked is not None:
-                loss = _look_at(others, asked @ weight.T + bias)["validation loss"]
-            if loss < lowest:
-                lowest, chosen = loss, (weight, bias)
+                row = _look_at(others, asked @ weight.T + bias)
+            if chosen is None or row["validation loss"] < lowest:
+                chosen = weight, bias, row
+                lowest = row.get("validation loss", np.inf)
         assert chosen is not None
+        weight, bias, row = chosen
         network: Any = self.network
         head = network.get_classifier()
         with torch.no_grad():
-            for parameter, value in zip((head.weight, head.bias), chosen, strict=True):
-                parameter.copy_(torch.from_numpy(value))
+            head.weight.copy_(torch.from_numpy(weight))
+            head.bias.copy_(torch.from_numpy(bias))
         self.best = self._kept()
-        if others is not None:
-            state.history.append({"epoch": 0.0} | self._validate(others))
+        if row:
+            state.history.append({"epoch": 0.0} | row)
 
     @property
     def finished(self) -> bool:
