@@ -102,7 +102,7 @@ class Statistics:
     def distance(self, textures: NDArray[np.float32]) -> Floats:
         """Mahalanobis distance of each image, (N,), as root mean square over the D numbers."""
         away = textures.astype(np.float64) - self.mean
-        squares = np.einsum("ij,jk,ik->i", away, self.precision, away) / away.shape[1]
+        squares = (away @ self.precision * away).mean(axis=1)
         return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
