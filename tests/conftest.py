@@ -155,3 +155,42 @@ def installed(home: Path, made: Path) -> Callable[..., Card]:
         return read_card(folder / f"{name}.yaml")
 
     return install
+
+
+def draw_classes(folder: Path, each: int = 9) -> Path:
+    """A folder per class of numbered stills of one size, as a reader would take for a clip."""
+    for place, (label, tint) in enumerate(TINTS.items()):
+        (folder / label).mkdir(parents=True)
+        for i in range(each):
+            frame = draw_clip(1000 * place + i, 1, tint)[0]
+            Image.fromarray(frame).save(folder / label / f"{i + 1}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a folder per class, nine stills in each."""
+    return draw_classes(tmp_path_factory.mktemp("classes") / "data")
+
+
+@pytest.fixture(scope="session")
+def tuned(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model fine-tuned on `classes`; copy it before changing anything."""
+    from uscl_zoo.training.downstream.finetune import finetune
+
+    folder = tmp_path_factory.mktemp("tuned")
+    finetune(
+        classes,
+        folder / "model",
+        model="resnet18_uscl.pocus",
+        size=64,
+        epochs=10,
+        confidence=0.5,
+        licence="CC-BY-NC-SA-4.0",
+        resamples=100,
+        workers=1,
+        device="cpu",
+        progress=False,
+        tell=lambda text: None,
+    )
+    return folder / "model"

@@ -343,3 +343,59 @@ def probe(
 
         add_metrics(card, report.metrics(f"uscl probe {model} --data STORE"))
         click.echo(f"{card}: figures written")
+
+
+@click.command(short_help="Fine-tune a backbone on classes of your own.")
+@click.option("--data", required=True, type=_PATH, help="Folder per class, CSV, or store.")
+@click.option("-o", "--output", required=True, type=_PATH, help="Folder of the model.")
+@click.option("--model", default="resnet18_uscl", show_default=True, help="To begin with.")
+@click.option(
+    "--train",
+    type=click.Choice(["head", "last", "all"]),
+    help="What is not frozen; by default the last block, or all from 1,000 training subjects.",
+)
+@click.option("--file-column", default="Filename", show_default=True, help="Names, stems or paths.")
+@click.option("--label-column", help="Class of the file.")
+@click.option("--subject-column", help="Patient; a subject is never split.")
+@click.option("--subject-pattern", help="Of a folder: regex whose group is the subject.")
+@click.option("--class", "classes", multiple=True, help="One of the only classes; repeat.")
+@click.option(
+    "--exclude", multiple=True, default=["*_mask*"], show_default=True, help="File names; repeat."
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
+@click.option("--size", type=click.IntRange(32, 4096), help="By default the backbone's.")
+@click.option("--holdout", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
+@click.option("--validation", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="Below it the model will say that it cannot tell.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="At most.")
+@click.option("--patience", type=click.IntRange(min=0), help="Epochs; 0 takes the last epoch.")
+@click.option("--batch-size", type=click.IntRange(min=2))
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
+@click.option("--label-smoothing", type=click.FloatRange(0, 0.5))
+@click.option("--class-weights/--no-class-weights", default=None, help="Default: weights.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--licence", help="Of the weights, as an SPDX identifier.")
+@click.option("--name", help="Of the collection, for the card.")
+@click.option("--overwrite", is_flag=True, help="Replace a model or an interrupted run.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def finetune(data: Path, output: Path, **options: Any) -> None:
+    """Fine-tune a backbone on images and videos of classes of your own.
+
+    Writes a model that `uscl predict`, `uscl publish` and timm take, with a report. Subjects are
+    split into those to train on, to stop on and to be judged on. Run it again after an interruption
+    and it continues.
+    """
+    from .downstream.finetune import finetune as run
+
+    options["classes"] = options["classes"] or None
+    done = run(data, output, tell=lambda text: click.echo(text, err=True), **options)
+    click.echo(str(done))
+    click.echo(f"report: {output / 'report.html'}")
+    click.echo(f"next: uscl predict {output} FILES...")

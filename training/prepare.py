@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class Report:
 
 
 def prepare(
-    videos: Sequence[Path],
+    videos: Sequence[Path] | Mapping[str, Path],
     output: Path,
     annotate: Callable[[str], Annotation | None],
     *,
@@ -83,7 +83,7 @@ def prepare(
     continues where it was and memory holds one frame a worker, however many videos there are.
 
     Args:
-        videos: files and folders; folders are searched.
+        videos: files and folders, which are searched; or sources by the names to give them.
         output: folder of the store.
         annotate: subject, label and licence of a video by its name; None where it has no row.
         sampling: rate and size; 3 frames a second of 224x224 by default.
@@ -105,7 +105,7 @@ def prepare(
         UnreadableError: if nothing can be decoded, or something cannot and `strict`.
     """
     sampling = sampling or Sampling()
-    sources = _name_sources(videos)
+    sources = dict(videos) if isinstance(videos, Mapping) else _name_sources(videos)
     if not sources:
         raise DataError(f"{', '.join(map(str, videos))}: no video or folder of frames in it")
 

@@ -1,9 +1,11 @@
 """Backbones pretrained on ultrasound video. Importing this registers them in timm."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from .card import Card
-from .errors import UsclError
+from .errors import MissingDependencyError, UsclError
 from .registry import create_model, list_models, model_info
 from .ultrasound.transforms import create_transform
 
@@ -12,4 +14,31 @@ try:
 except PackageNotFoundError:  # a checkout that is not installed, as torch.hub makes
     __version__ = "0+checkout"
 
-__all__ = ["Card", "UsclError", "create_model", "create_transform", "list_models", "model_info"]
+__all__ = [
+    "Card",
+    "UsclError",
+    "create_model",
+    "create_transform",
+    "finetune",
+    "list_models",
+    "model_info",
+    "predict",
+]
+
+#: Imported when they are first asked for. No module of this package may have one of these names:
+#: importing it would put it in the function's place.
+_LAZY = {
+    "finetune": "uscl_zoo.training.downstream.finetune",
+    "predict": "uscl_zoo.prediction",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"{name} needs {error.name}: pip install 'uscl-zoo[training]'"
+        ) from error

@@ -152,6 +152,7 @@ class Card:
         intended_use: a sentence or two.
         limits: known limits, a sentence each.
         metrics: measured figures.
+        classes: what the outputs of the classifier stand for; empty for a backbone.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Card:
     intended_use: str
     limits: tuple[str, ...]
     metrics: tuple[Metric, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -255,6 +257,11 @@ def read_card(path: Path) -> Card:
         "should be 3 channels and sides between 32 and 4096 pixels",
     )
     check(all(s > 0 for s in card.input.std), "input.std", "should be positive")
+    check(
+        len(card.classes) != 1 and len(set(card.classes)) == len(card.classes),
+        "classes",
+        "should be none, or at least two different ones",
+    )
     return card
 
 

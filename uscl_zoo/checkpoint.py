@@ -19,23 +19,25 @@ Shape = tuple[int, ...]
 
 
 @lru_cache
-def backbone_shapes(architecture: str) -> dict[str, Shape]:
-    """Names and shapes of the tensors of a backbone in timm's keys, without a classifier.
+def backbone_shapes(architecture: str, classes: int = 0) -> dict[str, Shape]:
+    """Names and shapes of the tensors of a backbone in timm's keys, by default without classifier.
 
-    ResNet-18 has 120, ResNet-50 has 318.
+    ResNet-18 has 120, ResNet-50 has 318; a classifier has two more.
     """
     with torch.device("meta"):
-        model = timm.create_model(architecture, num_classes=0)
+        model = timm.create_model(architecture, num_classes=classes)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_shapes(found: Mapping[str, Shape], architecture: str, where: str) -> None:
-    """Refuse anything but exactly the backbone's tensors.
+def check_shapes(
+    found: Mapping[str, Shape], architecture: str, where: str, classes: int = 0
+) -> None:
+    """Refuse anything but exactly the tensors of the backbone, and of a classifier if there is one.
 
     Raises:
         CheckpointError: listing what is missing, extra and mis-shaped.
     """
-    expected = backbone_shapes(architecture)
+    expected = backbone_shapes(architecture, classes)
     faults = {
         "missing": [name for name in expected if name not in found],
         "extra": [name for name in found if name not in expected],
@@ -59,7 +61,7 @@ def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def check_file(path: Path, architecture: str) -> None:
+def check_file(path: Path, architecture: str, classes: int = 0) -> None:
     """Check names, shapes and types in the header of a safetensors file, reading no tensor.
 
     timm loads non-strictly whenever the class counts differ, so a file with none of the right keys
@@ -75,7 +77,7 @@ def check_file(path: Path, architecture: str) -> None:
             types = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
-    check_shapes(shapes, architecture, str(path))
+    check_shapes(shapes, architecture, str(path), classes)
     for name, kind in types.items():
         allowed = ("I64",) if name.endswith("num_batches_tracked") else ("F16", "BF16", "F32")
         if kind not in allowed:
@@ -85,7 +87,11 @@ def check_file(path: Path, architecture: str) -> None:
 
 
 def write_backbone(
-    state: Mapping[str, Tensor], path: Path, architecture: str, half: bool = True
+    state: Mapping[str, Tensor],
+    path: Path,
+    architecture: str,
+    half: bool = True,
+    classes: int = 0,
 ) -> None:
     """Write a backbone in timm's keys, by default its convolutions in half precision.
 
@@ -94,15 +100,17 @@ def write_backbone(
     Batch-norm's running variances span more than half precision does, and stay as they are.
 
     Args:
-        state: tensors by timm's names, without a classifier.
+        state: tensors by timm's names.
         path: of the safetensors file, replaced whole.
         architecture: whose tensors they should be.
         half: round convolutions to float16; otherwise every tensor is written bit for bit.
+        classes: of the classifier, 0 for none.
 
     Raises:
         CheckpointError: if tensors are missing, extra, mis-shaped or not finite.
     """
-    check_shapes({k: tuple(v.shape) for k, v in state.items()}, architecture, "the state dict")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(shapes, architecture, "the state dict", classes)
     tensors = {}
     for name, tensor in state.items():
         stored = tensor.detach().cpu().contiguous()

@@ -20,6 +20,7 @@ _LAZY = {
     "throughput": ("uscl_zoo.training.cli", "Time pretraining on this machine."),
     "export": ("uscl_zoo.training.cli", "Turn a run into weights and a card."),
     "probe": ("uscl_zoo.training.cli", "Judge frozen features on held-out subjects."),
+    "finetune": ("uscl_zoo.training.cli", "Fine-tune a backbone on classes of your own."),
 }
 
 
@@ -174,6 +175,54 @@ def embed(
 
 
 @cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=".csv or .json")
+@click.option("--subject-pattern", help="Regex whose group, in a file's path, is the subject.")
+@click.option("--confidence", type=click.FloatRange(0, 1), help="Below it: cannot tell.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Frames a second.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def predict(
+    model: Path,
+    files: tuple[Path, ...],
+    output: Path | None,
+    subject_pattern: str | None,
+    confidence: float | None,
+    rate: float | None,
+    batch_size: int,
+    device: str | None,
+) -> None:
+    """Classify images, videos and DICOM files with a MODEL that `uscl finetune` wrote."""
+    from . import prediction
+
+    if output is not None:
+        prediction.check_suffix(output)  # before an hour of work, not after
+    result = prediction.predict(
+        model,
+        files,
+        subjects=subject_pattern,
+        confidence=confidence,
+        rate=rate,
+        batch_size=batch_size,
+        device=device,
+    )
+    for source, reason in result.skipped:
+        click.echo(f"skipped {source}: {reason}", err=True)
+    if output is None:
+        for answer in (*result.clips, *result.subjects):
+            click.echo(str(answer))
+        return
+    result.save(output)
+    told = sum(answer.answer is not None for answer in result.clips)
+    unlike = sum(answer.unlike for answer in result.clips)
+    click.echo(
+        f"{output}: {len(result.clips)} files, {told} answered, {unlike} unlike the training "
+        f"images; {len(result.skipped)} skipped"
+    )
+
+
+@cli.command()
 @click.argument("clip", required=False, type=click.Path(path_type=Path, exists=True))
 @click.option("--model", default="resnet18_uscl", show_default=True)
 @click.option(
@@ -268,7 +317,7 @@ def import_(
 @click.option("--dry-run", is_flag=True, help="Write the repository to a folder only.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to keep it in.")
 def publish(name: str, namespace: str, dry_run: bool, output: Path | None) -> None:
-    """Push a checkpoint to the Hub and print the commit to pin."""
+    """Push a checkpoint, or the folder of a fine-tuned model, to the Hub; print the commit."""
     from .publish import publish as push
 
     click.echo(str(push(name, namespace, dry_run=dry_run, folder=output)))

@@ -19,13 +19,15 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from . import checkpoint, store
+from . import checkpoint, prediction, store
 from .card import Card, Metric, Source
 from .errors import CardError, DataError, HubError
-from .records import write_text
+from .records import write_text, write_yaml
 from .registry import model_info
 
 CONFIG, README, FIGURE = "config.json", "README.md", "similarity.png"
+#: The figure of a fine-tuned model.
+CONFUSION = "confusion.png"
 
 #: Channels of the last stage, which are the numbers of an embedding.
 _WIDTHS = {"resnet18": 512, "resnet50": 2048}
@@ -82,7 +84,7 @@ def publish(
     What is there already is updated; where nothing has changed, nothing is committed.
 
     Args:
-        name: of the checkpoint or model.
+        name: of the checkpoint or model, or the folder of a fine-tuned model.
         namespace: user or organisation on the Hub.
         dry_run: write the folder only.
         token: with the right to write; that of `HF_TOKEN` or `hf auth login` when None.
@@ -100,11 +102,11 @@ def publish(
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", namespace):
         raise DataError(f"--to {namespace}: should be a user or organisation on the Hub, as `me`")
-    card = model_info(name)
+    card, _ = _find(name)
     repo = f"{namespace}/{card.name}"
     temporary = Path(tempfile.mkdtemp(prefix="uscl-publish-")) if folder is None else None
     try:
-        built = build(card.name, temporary / card.name if temporary else Path(folder or ""), repo)
+        built = build(name, temporary / card.name if temporary else Path(folder or ""), repo)
         files = {path.name: path.stat().st_size for path in sorted(built.iterdir())}
         if dry_run:
             temporary = None
@@ -120,12 +122,13 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
     """Write the files of a Hub repository, all or none.
 
     Args:
-        name: of the checkpoint or model.
+        name: of the checkpoint or model, or the folder of a fine-tuned model.
         folder: to write to; made, with its parents. It has to be empty.
         repo: `namespace/name`, for the examples in the model card.
 
     Returns:
-        The folder, with `model.safetensors`, `config.json`, `README.md` and a figure.
+        The folder, with `model.safetensors`, `config.json`, `README.md` and a figure; and, of a
+        fine-tuned model, what `uscl predict` takes.
 
     Raises:
         CardError: if the card states no licence: nobody could use what is published.
@@ -134,7 +137,7 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
         DigestError: if they are not the card's.
         CheckpointError: if they are not the architecture's.
     """
-    card = model_info(name)
+    card, tuned = _find(name)
     if card.licence is None:
         raise CardError(
             f"{card.name}: its card states no licence, so others may not use it; ask the authors "
@@ -143,8 +146,8 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is not an empty folder; name another")
-    located = store.locate(card)
-    checkpoint.check_file(located.path, card.architecture)
+    located = store.locate(card, folder=tuned)
+    checkpoint.check_file(located.path, card.architecture, len(card.classes))
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -153,7 +156,14 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
         store.verify(partial / store.HUB_FILE, card)
         write_text(partial / CONFIG, json.dumps(config(card), indent=2) + "\n")
         write_text(partial / README, model_card(card, repo or f"NAMESPACE/{card.name}"))
-        _draw(card, partial / FIGURE)
+        if tuned is None:
+            _draw(card, partial / FIGURE)
+        else:
+            # the confusion matrix, and none of the pictures of patients
+            shutil.copyfile(tuned / CONFUSION, partial / CONFUSION)
+            write_yaml(partial / f"{card.name}.yaml", card)
+            for part in (prediction.ANSWERS, prediction.STATISTICS):
+                shutil.copyfile(tuned / part, partial / part)
         if folder.exists():
             folder.rmdir()
         partial.replace(folder)
@@ -166,6 +176,14 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
     return folder
 
 
+def _find(name: str) -> tuple[Card, Path | None]:
+    """The card of a checkpoint of the zoo, or of a model's folder, and that folder."""
+    folder = Path(name).expanduser()
+    if (folder / prediction.ANSWERS).is_file():
+        return prediction.read_model(folder)[0], folder
+    return model_info(name), None
+
+
 def config(card: Card) -> dict[str, Any]:
     """The `config.json` that timm and transformers read.
 
@@ -173,9 +191,12 @@ def config(card: Card) -> dict[str, Any]:
     `pretrained_cfg`. There is no `model_args`: transformers hands it on together with a class count
     of its own, and dies of having two.
     """
+    # timm's own field for the names of the classes
+    names = {"label_names": list(card.classes)} if card.classes else {}
     return {
         "architecture": card.architecture,
-        "num_classes": 0,
+        "num_classes": len(card.classes),
+        **names,
         "num_features": _WIDTHS[card.architecture],
         "global_pool": "avg",
         "pretrained_cfg": {
@@ -189,7 +210,7 @@ def config(card: Card) -> dict[str, Any]:
             "crop_mode": card.input.crop_mode,
             "mean": list(card.input.mean),
             "std": list(card.input.std),
-            "num_classes": 0,
+            "num_classes": len(card.classes),
             "first_conv": "conv1",
             "classifier": "fc",
             "license": card.licence,
@@ -208,16 +229,12 @@ def model_card(card: Card, repo: str) -> str:
         card: to print.
         repo: `namespace/name`, for the examples.
     """
-    training, width = card.training, _WIDTHS[card.architecture]
+    training = card.training
     sections = [
         f"---\n{_metadata(card)}\n---",
         f"# {card.name}",
-        f"{card.summary}. A {_spoken(card.architecture)} that embeds an ultrasound frame in "
-        f"{width:,} numbers; it has no classifier.",
-        f"![Cosine similarity of the frames of one clip]({FIGURE})",
-        f"The frames of a *synthetic* lung clip as `{card.name}` and the same network with random "
-        f"weights see them; `uscl demo {card.name}` draws it.",
-        f"## Use\n\n{_usage(card, repo)}",
+        *(_classifier(card) if card.classes else _backbone(card)),
+        f"## Use\n\n{_answering(repo) if card.classes else _usage(card, repo)}",
         f"## Intended use and limits\n\n{card.intended_use}\n\n" + _items(card.limits),
         f"## Licence\n\n{_licence(card)}",
         "## Training\n\n" + _items(_training(card)),
@@ -242,6 +259,43 @@ def model_card(card: Card, repo: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _backbone(card: Card) -> tuple[str, ...]:
+    return (
+        f"{card.summary}. A {_spoken(card.architecture)} that embeds an ultrasound frame in "
+        f"{_WIDTHS[card.architecture]:,} numbers; it has no classifier.",
+        f"![Cosine similarity of the frames of one clip]({FIGURE})",
+        f"The frames of a *synthetic* lung clip as `{card.name}` and the same network with random "
+        f"weights see them; `uscl demo {card.name}` draws it.",
+    )
+
+
+def _classifier(card: Card) -> tuple[str, ...]:
+    return (
+        f"{card.summary}. A {_spoken(card.architecture)} with a classifier; its classes are "
+        f"{', '.join(card.classes)}.",
+        f"![Confusion matrix]({CONFUSION})",
+        "What it says of held-out data that neither trained nor chose it.",
+    )
+
+
+def _answering(repo: str) -> str:
+    return f"""\
+```python
+import timm
+
+model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+logits = model(transform(image)[None])  # image: a Pillow image in RGB
+```
+
+With uscl-zoo, which reads videos and DICOM, calibrates, and says when it cannot tell:
+
+```sh
+hf download {repo} --local-dir MODEL
+uscl predict MODEL FILES... -o answers.csv
+```"""
+
+
 def _metadata(card: Card) -> str:
     assert card.licence is not None
     licence = card.licence.lower()
@@ -253,7 +307,7 @@ def _metadata(card: Card) -> str:
         license=licence if known else "other",
         license_name=None if known else re.sub(r"[^a-z0-9.-]+", "-", licence),
         library_name="timm",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag="image-classification" if card.classes else "image-feature-extraction",
         tags=["timm", "transformers", "uscl-zoo", "ultrasound", "medical-imaging"],
         eval_results=[_result(metric) for metric in measured] or None,
     )

@@ -1,0 +1,484 @@
+"""Fine-tuning: what is read, who is held out, what is frozen, and the model that is left."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import TINTS, draw_classes, draw_clip
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import Tensor, nn
+from uscl_zoo.training.downstream import finetune as tuning
+from uscl_zoo.training.downstream.finetune import (
+    PAPER,
+    Sample,
+    Settings,
+    Tuner,
+    collect,
+    finetune,
+    fit,
+    fit_temperature,
+    linear_classifier,
+    sensible,
+    split,
+)
+from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
+from uscl_zoo.training.downstream.probe import PENALTIES, Bootstrap, Task, fit_predict
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.pretrain import Interrupted
+
+import uscl_zoo
+from uscl_zoo import prediction, publish
+from uscl_zoo.card import Card
+from uscl_zoo.errors import CardError, DataError
+
+# ------------------------------------------------------------------------------------- the data
+
+
+def test_numbered_stills_of_a_class_are_no_clip(classes: Path) -> None:
+    found = collect(classes)
+    assert len(found.sources) == 27
+    assert {row.label for row in found.annotations.values()} == set(TINTS)
+    assert found.annotations["Cov/2.png"].subject == "Cov/2.png"
+    assert any("each file counts as its own" in note for note in found.notes)
+
+
+def test_clips_within_a_class_are_clips(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        folder = tmp_path / label / "P1_x"
+        folder.mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(draw_clip(i, 1, (9, 9, 9))[0]).save(folder / f"f{i}.png")
+    found = collect(tmp_path, subject_pattern=r"(P\d+)_")
+    assert sorted(found.sources) == ["a/P1_x", "b/P1_x"]
+    assert found.annotations["a/P1_x"].subject == "P1"
+    assert found.subjects
+
+
+def test_masks_beside_the_images_are_left_out_and_said(tmp_path: Path) -> None:
+    data = draw_classes(tmp_path / "data", each=2)
+    mask = (data / "Cov" / "1.png").read_bytes()
+    (data / "Cov" / "1_mask.png").write_bytes(mask)
+    (data / "Cov" / "1_mask_1.png").write_bytes(mask)
+    found = collect(data)
+    assert len(found.sources) == 6
+    assert any("2 files left out by name" in note for note in found.notes)
+    assert len(collect(data, exclude=()).sources) == 8
+
+
+def write_table(path: Path, rows: list[tuple[str, str, str]]) -> Path:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("Filename", "diagnosis", "patient"), *rows])
+    return path
+
+
+def test_a_table_names_paths_or_stems(tmp_path: Path) -> None:
+    draw_classes(tmp_path / "images", each=2)
+    rows = [
+        ("images/Cov/1.png", "x", "p1"),
+        ("images/Cov/2.png", "x", "p1"),
+        ("images/Reg/1.png", "y", "p2"),
+        ("lost.png", "y", "p3"),
+        ("images/Pneu/1.png", "z", "p4"),
+    ]
+    found = collect(
+        write_table(tmp_path / "t.csv", rows),
+        label_column="diagnosis",
+        subject_column="patient",
+        classes=("X", "y"),
+    )
+    assert sorted(found.sources) == ["images/Cov/1.png", "images/Cov/2.png", "images/Reg/1.png"]
+    assert found.annotations["images/Cov/2.png"].subject == "p1"
+    told = " ".join(found.notes)
+    assert "1 rows of t.csv have no file, the first: lost.png" in told
+    assert "1 files left out by class (z 1)" in told
+    assert "counts as its own" not in told
+    for i in range(2):
+        Image.fromarray(draw_clip(i, 1, (9, 9, 9))[0]).save(tmp_path / f"stem{i}.png")
+    stems = write_table(tmp_path / "s.csv", [("stem0", "a", "p1"), ("STEM1", "b", "p2")])
+    found = collect(stems, label_column="diagnosis", subject_column="patient")
+    assert sorted(found.sources) == ["stem0.png", "stem1.png"]
+    assert not any("no file" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: write_table(folder / "t.csv", [("a", "x", "p")]), "--label-column"),
+        (lambda folder: folder, "less than two classes"),
+    ],
+)
+def test_data_that_is_none(tmp_path: Path, make: Callable[[Path], Path], told: str) -> None:
+    (tmp_path / "one").mkdir()
+    Image.fromarray(draw_clip(0, 1, (9, 9, 9))[0]).save(tmp_path / "one" / "a.png")
+    with pytest.raises(DataError, match=told):
+        collect(make(tmp_path))
+
+
+def test_no_subject_is_on_two_sides(small_store: FrameStore) -> None:
+    parts = split(small_store, 0.4, seed=0)
+    sides = [parts.train, parts.validation, parts.held_out]
+    subjects = [{video.subject for video in side} for side in sides]
+    assert not subjects[0] & subjects[1]
+    assert not subjects[2] & (subjects[0] | subjects[1])
+    assert all({video.label for video in side} == set(TINTS) for side in sides)
+    assert sum(map(len, sides)) == len(small_store.videos)
+
+
+def test_two_subjects_of_a_class_are_too_few(tmp_path: Path, installed: Callable[[], Card]) -> None:
+    installed()
+    data = draw_classes(tmp_path / "data", each=2)
+    with pytest.raises(DataError, match=r"at least three subjects each.*Cov 2, Pneu 2, Reg 2"):
+        finetune(data, tmp_path / "model", size=32, workers=1, progress=False, tell=str)
+
+
+def test_thinning_keeps_some_frames_of_every_clip() -> None:
+    clip = np.repeat([0, 1, 2], [10, 2, 5])
+    sample = Sample(np.arange(17), clip, clip, clip)
+    for kept in (sample.thin(4), sample.thin(4, np.random.default_rng(0).random(17))):
+        assert np.bincount(clip[kept]).tolist() == [4, 2, 4]
+    assert sample.thin(4)[:4].tolist() == [0, 3, 5, 8]
+    assert len(sample.thin(0)) == 17
+    # every subject counts the same
+    assert np.bincount(clip, sample.weights()) == pytest.approx([1 / 3] * 3)
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def test_few_images_train_little_and_many_train_all() -> None:
+    few, many = sensible(30, 30), sensible(64_000, 64_000)
+    assert (few.train, few.batch_size, few.epochs, few.batch_statistics) == ("last", 8, 30, False)
+    assert (many.train, many.batch_size, many.epochs) == ("all", 64, 5)
+    assert sensible(30, 30, "head", epochs=3, patience=None).epochs == 3
+    with pytest.raises(DataError, match="head, last, all"):
+        sensible(30, 30, "tail")
+
+
+def make_tuner(
+    store: FrameStore, settings: Settings, validation: bool = True, seed: int = 0
+) -> Tuner:
+    torch.manual_seed(seed)
+    network = timm.create_model("resnet18", num_classes=3, zero_init_last=False)
+    parts = split(store, 0.4, 0)
+    return Tuner(
+        network,
+        store.frames,
+        Sample.of(parts.train, store.labels),
+        Sample.of(parts.validation, store.labels) if validation else None,
+        settings,
+        torch.device("cpu"),
+    )
+
+
+def copy_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("train", "batch_statistics", "prefixes"),
+    [
+        ("head", False, ("fc.",)),
+        ("head", True, ("fc.",)),
+        ("last", False, ("layer4.1.", "fc.")),
+        ("last", True, ("layer4.1.", "fc.")),
+        ("all", False, ("",)),
+    ],
+)
+def test_frozen_means_frozen(
+    train: str, batch_statistics: bool, prefixes: tuple[str, ...], small_store: FrameStore
+) -> None:
+    settings = Settings(train, batch_statistics, probe=False, epochs=1, batch_size=8)
+    tuner = make_tuner(small_store, settings)
+    before = copy_of(tuner.network)
+    fit(tuner, progress=False)
+    changed = {k for k, t in tuner.network.state_dict().items() if not torch.equal(t, before[k])}
+    statistics = {k for k in before if k.rpartition(".")[2].startswith(("running_", "num_"))}
+    expected = {k for k in before if k.startswith(prefixes)}
+    assert changed == (expected if batch_statistics else expected - statistics)
+
+
+def test_the_last_epoch_is_the_result_without_validation(small_store: FrameStore) -> None:
+    settings = dataclasses.replace(PAPER, epochs=3, batch_size=8)
+    tuner = make_tuner(small_store, settings, validation=False)
+    assert fit(tuner, progress=False).best == 3
+    # all frames of every clip
+    assert sum(len(batch) for batch in tuner._draw(0)[1]) == len(tuner.train)
+    assert "validation loss" not in tuner.progress.history[0]
+
+
+def test_it_stops_when_patience_ends_and_keeps_the_best(small_store: FrameStore) -> None:
+    # a rate that ruins the network after an epoch or two
+    settings = Settings("all", epochs=12, patience=2, batch_size=8, learning_rate=0.5, probe=False)
+    tuner = make_tuner(small_store, settings)
+    kept: list[dict[str, Tensor]] = []
+    close = tuner.close_epoch
+
+    def closing() -> None:
+        close()
+        kept.append(copy_of(tuner.network))
+
+    tuner.close_epoch = closing
+    progress = fit(tuner, progress=False)
+    losses = [row["validation loss"] for row in progress.history]
+    assert progress.best == int(np.argmin(losses)) + 1
+    assert len(losses) == progress.best + 2 < 12
+    best = kept[progress.best - 1]
+    assert all(torch.equal(t, best[k]) for k, t in tuner.network.state_dict().items())
+
+
+def test_a_resumed_run_ends_with_the_same_weights(small_store: FrameStore) -> None:
+    settings = Settings("last", True, epochs=3, patience=0, batch_size=8, learning_rate=1e-3)
+    whole = make_tuner(small_store, settings)
+    fit(whole, progress=False)
+    first = make_tuner(small_store, settings)
+    first.begin()
+    for _ in range(first.steps):
+        first.step()
+    first.close_epoch()
+    first.step()
+    # the same backbone, and a classifier to be overwritten
+    second = make_tuner(small_store, settings)
+    nn.init.zeros_(second.network.fc.weight)
+    second.restore(first.state())
+    fit(second, progress=False)
+    assert second.progress.history == whole.progress.history
+    expected = whole.network.state_dict()
+    assert all(torch.equal(t, expected[k]) for k, t in second.network.state_dict().items())
+
+
+def test_the_first_classifier_is_the_regression(small_store: FrameStore) -> None:
+    tuner = make_tuner(small_store, Settings("head", epochs=0, frames_per_clip=0))
+    before = copy_of(tuner.network)
+    progress = fit(tuner, progress=False)
+    assert [row["epoch"] for row in progress.history] == [0.0]
+    after = tuner.network.state_dict()
+    assert {k for k in before if not torch.equal(before[k], after[k])} == {"fc.weight", "fc.bias"}
+    features = tuner._forward(tuner.train.rows, pooled=True)
+    said = {
+        tuple(fit_predict(features, tuner.train.target, features, penalty)) for penalty in PENALTIES
+    }
+    assert tuple(tuner._forward(tuner.train.rows).argmax(axis=1)) in said
+
+
+def test_two_classes_make_two_logits() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(3, 2, (40, 5)).astype(np.float32)
+    target = (features[:, 0] > 3).astype(np.int64)
+    weight, bias = linear_classifier(features, target, 1.0)
+    predicted = (features @ weight.T + bias).argmax(axis=1)
+    assert np.array_equal(predicted, fit_predict(features, target, features, 1.0))
+
+
+def test_class_weights_make_classes_count_the_same(small_store: FrameStore) -> None:
+    tuner = make_tuner(small_store, Settings(batch_size=8))
+    assert tuner.weight is not None
+    kept = tuner.train.take(tuner.train.thin(4))
+    counts = torch.bincount(torch.from_numpy(kept.target))
+    assert (tuner.weight * counts).tolist() == pytest.approx([len(kept) / 3] * 3)
+    assert make_tuner(small_store, Settings(class_weights=False)).weight is None
+
+
+# ------------------------------------------------------------------------------------ the answers
+
+
+def test_the_temperature_undoes_overconfidence() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4000, 3)).astype(np.float32)
+    chances = prediction.softmax(logits, 1)
+    target = np.array([rng.choice(3, p=p) for p in chances])
+    weights = np.full(4000, 1 / 4000)
+    assert fit_temperature(3 * logits, target, weights, 4000) == pytest.approx(3, rel=0.1)
+    assert fit_temperature(logits / 2, target, weights, 4000) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_few_subjects_told_right_do_not_make_certainty() -> None:
+    logits = 5 * np.eye(3, dtype=np.float32)
+    temperature = fit_temperature(logits, np.arange(3), np.full(3, 1 / 3), 3)
+    sure = prediction.softmax(logits, temperature).max()
+    assert sure == pytest.approx((3 + 1) / (3 + 3), abs=1e-3)
+
+
+def judged_by_chance(seed: int = 0) -> tuple[Judged, Bootstrap]:
+    rng = np.random.default_rng(seed)
+    target, subject = rng.integers(0, 3, 60), np.repeat(np.arange(12), 5)
+    probabilities = rng.dirichlet((1, 1, 1), 60).round(1)  # with ties
+    every = np.ones(60, bool)
+    judged = Judged("frame", ("a", "b", "c"), probabilities, target, subject, every, ~every)
+    rows = np.arange(60)
+    names = tuple(map(str, range(12)))
+    task = Task(judged.classes, rows, rows, target, target, subject, names)
+    return judged, Bootstrap.draw(task, 200)
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    judged, bootstrap = judged_by_chance()
+    figures = measure(judged, bootstrap)
+    expected = balanced_accuracy_score(judged.target, judged.predicted)
+    assert figures["balanced accuracy"].value == pytest.approx(expected)
+    again = bootstrap.score(bootstrap.balanced_accuracy(judged.predicted))
+    assert dataclasses.astuple(figures["balanced accuracy"]) == pytest.approx(
+        dataclasses.astuple(again)
+    )
+    weights = bootstrap.counts[:5][:, judged.subject].astype(float)
+    areas = auroc(judged.probabilities[:, 0], judged.target == 0, weights)
+    for area, weight in zip(areas, weights, strict=True):
+        expected = roc_auc_score(
+            judged.target == 0, judged.probabilities[:, 0], sample_weight=weight
+        )
+        assert area == pytest.approx(expected)
+    assert figures["share answered"].value == 1
+    assert figures["share flagged as unlike"].value == 0
+
+
+def test_calibration_error_is_the_gap_between_claim_and_truth() -> None:
+    sure = np.tile([0.9, 0.1], (10, 1))
+    target, every = np.repeat([0, 1], [6, 4]), np.ones(10, bool)
+    judged = Judged("clip", ("a", "b"), sure, target, np.arange(10), every, every)
+    assert calibration_error(judged, np.ones((1, 10)))[0] == pytest.approx(0.9 - 0.6)
+
+
+# -------------------------------------------------------------------------------------- the model
+
+
+def test_the_model_is_a_folder_of_plain_files(tuned: Path) -> None:
+    assert {path.name for path in tuned.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "resnet18_uscl.model.yaml",
+        "predict.json",
+        "statistics.safetensors",
+        "report.html",
+        "heldout.csv",
+        *("curves.png", "confusion.png", "roc.png", "reliability.png", "cases.png"),
+    }
+    page = (tuned / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 5
+    assert "http" not in page.replace("https://github.com", "")
+    assert "each file counts as its own" in page
+    card, answers = prediction.read_model(tuned)
+    assert card.classes == answers.classes == tuple(TINTS)
+    assert {metric.unit for metric in card.metrics} == {"clip"}
+
+
+def test_timm_and_the_zoo_load_it(tuned: Path) -> None:
+    state = load_file(tuned / "model.safetensors")
+    for create in (timm.create_model, uscl_zoo.create_model):
+        model: Any = create(f"local-dir:{tuned}", pretrained=True)
+        assert all(torch.equal(t, state[k]) for k, t in model.state_dict().items())
+        assert model.pretrained_cfg["label_names"] == list(TINTS)
+    features = timm.create_model(f"local-dir:{tuned}", pretrained=True, num_classes=0).eval()
+    assert features(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+
+
+def test_it_learns_what_it_is_shown(tuned: Path) -> None:
+    card, _ = prediction.read_model(tuned)
+    figures = {metric.metric: metric for metric in card.metrics}
+    assert figures["balanced accuracy"].value == 1
+    assert figures["macro AUROC"].value == 1
+
+
+def test_held_out_files_get_the_same_answers_from_predict(tuned: Path, classes: Path) -> None:
+    with (tuned / "heldout.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["unit"] == "clip"]
+    assert len(rows) == 6
+    assert all(row["source"].startswith(f"{row['label']}/") for row in rows)
+    paths = [classes / row["source"] for row in rows]
+    told = prediction.predict(tuned, paths, device="cpu", progress=False)
+    for row, answer in zip(rows, told.clips, strict=True):
+        for label in TINTS:
+            assert answer.probabilities[label] == pytest.approx(float(row[f"p_{label}"]), abs=1e-4)
+
+
+def test_a_finished_model_is_not_overwritten(tuned: Path, classes: Path) -> None:
+    with pytest.raises(DataError, match="holds a model already"):
+        finetune(classes, tuned, tell=str)
+
+
+def test_a_folder_in_use_is_left_alone(classes: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.yaml").touch()
+    with pytest.raises(DataError, match="not an empty folder"):
+        finetune(classes, tmp_path, overwrite=True, tell=str)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.yaml"]
+
+
+def test_it_can_be_published(tuned: Path, tmp_path: Path) -> None:
+    built = publish.build(str(tuned), tmp_path / "repository", "me/tuned")
+    names = {path.name for path in built.iterdir()}
+    assert {"model.safetensors", "config.json", "README.md", "confusion.png"} <= names
+    # pictures and names of patients stay
+    assert not names & {"cases.png", "report.html", "heldout.csv"}
+    text = (built / "README.md").read_text(encoding="utf-8")
+    assert "image-classification" in text
+    assert "uscl predict" in text
+    assert prediction.read_model(built)[1] == prediction.read_model(tuned)[1]
+    assert prediction.Classifier(built, "cpu").card.name == "resnet18_uscl.model"
+
+
+def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
+    classes: Path,
+    tmp_path: Path,
+    installed: Callable[[], Card],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed()
+
+    def call(output: Path, **changes: object) -> None:
+        finetune(
+            classes,
+            output,
+            **{
+                "model": "resnet18_uscl.trial",
+                "size": 32,
+                "epochs": 3,
+                "resamples": 100,
+                "workers": 1,
+                "device": "cpu",
+                "progress": False,
+                "tell": str,
+                **changes,
+            },
+        )
+
+    call(tmp_path / "whole")
+    step, steps = Tuner.step, []
+
+    def stepping(tuner: Tuner) -> None:
+        step(tuner)
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Tuner, "step", stepping)
+    with pytest.raises(Interrupted, match="the same command continues it"):
+        call(tmp_path / "parted")
+    assert not (tmp_path / "parted" / "predict.json").exists()
+    with pytest.raises(DataError, match="other data or settings"):
+        call(tmp_path / "parted", epochs=2)
+    call(tmp_path / "parted")
+    assert len(steps) == 6
+    whole, parted = (load_file(tmp_path / k / "model.safetensors") for k in ("whole", "parted"))
+    assert all(torch.equal(whole[k], parted[k]) for k in whole)
+    # without a licence nobody could use what is published
+    with pytest.raises(CardError, match="states no licence"):
+        publish.build(str(tmp_path / "parted"), tmp_path / "repository")
+
+
+def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) -> None:
+    card = uscl_zoo.model_info("resnet18_uscl.pocus")
+    base = tuning._Base(card.name, None, "resnet18", card.input, card)
+    parts = split(small_store, 0.4, 0)
+    assert tuning._warnings(parts, small_store, base, "mine") == []
+    told = tuning._warnings(parts, small_store, base, card.training.sources[0].name)
+    assert told[0].startswith("in corpus: resnet18_uscl.pocus was pretrained on POCUS")

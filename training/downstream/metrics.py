@@ -1,0 +1,145 @@
+"""Figures of a classifier, each with its interval from a bootstrap over subjects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .probe import Bootstrap, Floats, Score
+
+#: Bins of the expected calibration error and of the reliability diagram.
+BINS = 10
+# resamples at a time: weights of 100 by 100,000 frames are 80 MB
+_CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Frames, clips or subjects whose class is known, and what was said of them.
+
+    Attributes:
+        unit: `frame`, `clip` or `subject`.
+        classes: in the order of the columns.
+        probabilities: (N, classes).
+        target: int64 (N,).
+        subject: int64 (N,), an index into the subjects of the bootstrap.
+        answered: bool (N,), False for "cannot tell".
+        unlike: bool (N,), flagged as another kind of image.
+    """
+
+    unit: str
+    classes: tuple[str, ...]
+    probabilities: Floats
+    target: npt.NDArray[np.int64]
+    subject: npt.NDArray[np.int64]
+    answered: npt.NDArray[np.bool_]
+    unlike: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """The most probable class, int64 (N,)."""
+        return np.asarray(self.probabilities.argmax(axis=1))
+
+
+def measure(judged: Judged, bootstrap: Bootstrap) -> dict[str, Score]:
+    """Every figure by its name, with 95 % intervals.
+
+    A class that is absent, from the data or from a resample, counts in no mean over classes.
+
+    Args:
+        judged: N of them.
+        bootstrap: resampled subjects.
+
+    Returns:
+        Accuracy, balanced accuracy, macro F1, macro AUROC (one against the rest), recall and
+        precision of each class, expected calibration error, the share answered, the accuracy among
+        the answered, and the share flagged as another kind of image.
+    """
+    parts: list[dict[str, Floats]] = []
+    for start in range(0, len(bootstrap.counts), _CHUNK):
+        weights = bootstrap.counts[start : start + _CHUNK][:, judged.subject].astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            parts.append(_figures(judged, weights))
+    return {name: _score(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+
+
+def _score(values: Floats) -> Score:
+    """As `Bootstrap.score`, over the resamples that have a value; NaN where none has."""
+    known = values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(values[0]) or not len(known):
+        return Score(np.nan, np.nan, np.nan)
+    return Bootstrap.score(np.concatenate([values[:1], known]))
+
+
+def _figures(judged: Judged, weights: Floats) -> dict[str, Floats]:
+    predicted, target = judged.predicted, judged.target
+    is_class = target[:, None] == np.arange(len(judged.classes))
+    is_said = predicted[:, None] == np.arange(len(judged.classes))
+    hit = (predicted == target).astype(np.float64)
+    there, said = weights @ is_class, weights @ is_said
+    right = weights @ (is_class & is_said)
+    total = weights.sum(axis=1)
+    recall = right / there
+    f1 = np.where(there > 0, 2 * right / (there + said), np.nan)
+    columns = zip(judged.probabilities.T, is_class.T, strict=True)
+    aurocs = np.stack([auroc(scores, positive, weights) for scores, positive in columns], axis=1)
+    answered = weights @ judged.answered
+    figures = {
+        "accuracy": weights @ hit / total,
+        "balanced accuracy": _mean(recall),
+        "macro F1": _mean(f1),
+        "macro AUROC": _mean(aurocs),
+        "expected calibration error": calibration_error(judged, weights),
+        "share answered": answered / total,
+        "accuracy where answered": weights @ (hit * judged.answered) / answered,
+        "share flagged as unlike": weights @ judged.unlike / total,
+    }
+    for i, label in enumerate(judged.classes):
+        figures[f"recall of {label}"] = recall[:, i]
+        figures[f"precision of {label}"] = right[:, i] / said[:, i]
+    return figures
+
+
+def _mean(values: Floats) -> Floats:
+    """Mean over the classes that have a value, (R,); NaN where none has."""
+    known = np.isfinite(values)
+    return np.asarray(np.where(known, values, 0).sum(axis=1) / known.sum(axis=1))
+
+
+def auroc(scores: Floats, positive: npt.NDArray[np.bool_], weights: Floats) -> Floats:
+    """Area under the ROC curve under several weightings, ties counted half.
+
+    Args:
+        scores: (N,).
+        positive: (N,).
+        weights: (R, N), how often each counts.
+
+    Returns:
+        (R,), NaN where one side has no weight.
+    """
+    order = scores.argsort(kind="stable")
+    _, start = np.unique(scores[order], return_index=True)
+    ups = np.add.reduceat(weights[:, order] * positive[order], start, axis=1)
+    downs = np.add.reduceat(weights[:, order] * ~positive[order], start, axis=1)
+    below = downs.cumsum(axis=1) - downs
+    return np.asarray((ups * (below + downs / 2)).sum(axis=1) / (ups.sum(axis=1) * downs.sum(1)))
+
+
+def bins(judged: Judged) -> tuple[npt.NDArray[np.bool_], Floats, Floats]:
+    """Which bin of confidence each falls in, bool (N, BINS); confidence and hit, (N,)."""
+    confidence = judged.probabilities.max(axis=1)
+    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    hit = (judged.predicted == judged.target).astype(np.float64)
+    return number[:, None] == np.arange(BINS), confidence, hit
+
+
+def calibration_error(judged: Judged, weights: Floats) -> Floats:
+    """Expected calibration error of the most probable class in ten equal bins, (R,)."""
+    member, confidence, hit = bins(judged)
+    gaps = weights @ (member * (confidence - hit)[:, None])
+    return np.asarray(np.abs(gaps).sum(axis=1) / weights.sum(axis=1))

@@ -1,0 +1,298 @@
+"""A fine-tuned model in pictures, and the one page that holds them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from uscl_zoo.card import Card
+from uscl_zoo.embed import written_whole
+from uscl_zoo.prediction import Answers, write_rows
+from uscl_zoo.publish import CONFUSION
+from uscl_zoo.records import write_text
+
+from .metrics import BINS, Judged, bins
+
+if TYPE_CHECKING:
+    from .finetune import Verdict
+
+PAGE, HELD_OUT = "report.html", "heldout.csv"
+#: The pictures, in the order of the page, and what is to be seen in them.
+PICTURES = {
+    "curves.png": "Learning curves. Epoch 0 is a logistic regression on the frozen features. The "
+    "dashed line is the epoch whose weights were kept: the lowest loss on the validation subjects.",
+    CONFUSION: "Confusion matrix of the held-out {unit}s: shares of the true class, and counts.",
+    "roc.png": "ROC curves, one class against the rest, held-out {unit}s.",
+    "reliability.png": "Reliability of the held-out {unit}s' probabilities: dots on the diagonal "
+    "are calibrated; bars count the {unit}s.",
+    "cases.png": "Held-out {unit}s: above the surest right ones, below the surest wrong ones.",
+}
+#: Cases of a row, and of either kind.
+_ROW = 6
+_BLUE, _RED, _GREY = "#2b6cb0", "#c53030", "#888888"
+
+
+def write(
+    folder: Path,
+    card: Card,
+    verdict: Verdict,
+    history: Sequence[dict[str, float]],
+    answers: Answers,
+    frames: npt.NDArray[np.uint8],
+    notes: Sequence[str],
+) -> None:
+    """Write the pictures, `report.html` and `heldout.csv`, each whole.
+
+    Args:
+        folder: of the model; made if need be.
+        card: of the model.
+        verdict: on the held-out subjects.
+        history: a row an epoch.
+        answers: how logits became answers.
+        frames: uint8 (N, H, W, 3), of the store.
+        notes: what the reader of the figures should know.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # pictures are of clips: a clip is what a user asks about
+    judged = next(unit for unit in verdict.units if unit.unit == "clip")
+    figures = {
+        "curves.png": draw_curves(history, card.training.epochs or 0),
+        CONFUSION: draw_confusion(judged),
+        "roc.png": draw_roc(judged),
+        "reliability.png": draw_reliability(judged),
+        "cases.png": draw_cases(judged, verdict, frames),
+    }
+    pictures = {}
+    for name, figure in figures.items():
+        with written_whole(folder / name) as partial:
+            FigureCanvasAgg(figure).print_png(str(partial))
+        pictures[name] = (folder / name).read_bytes()
+    with (
+        written_whole(folder / HELD_OUT) as partial,
+        partial.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        tables = verdict.frames, verdict.clips, verdict.subjects
+        write_rows(stream, card.classes, *tables, truth=verdict.label)
+    write_text(folder / PAGE, page(card, verdict, answers, notes, pictures))
+
+
+def draw_curves(history: Sequence[dict[str, float]], best: int) -> Figure:
+    """Loss and balanced accuracy over the epochs."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    losses = [(row["epoch"], row["loss"]) for row in history if "loss" in row]
+    if losses:
+        left.plot(*zip(*losses, strict=True), color=_GREY, label="training, smoothed labels")
+    for axes, name, title in (
+        (left, "validation loss", "Cross-entropy"),
+        (right, "validation balanced accuracy", "Balanced accuracy"),
+    ):
+        points = [(row["epoch"], row[name]) for row in history if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=_BLUE, marker=".", label="validation")
+        axes.axvline(best, color=_RED, linestyle="--", linewidth=1)
+        axes.set(title=title, xlabel="epoch", xlim=(-0.5, history[-1]["epoch"] + 0.5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+        _plain(axes)
+    right.set_ylim(0, 1.02)
+    return figure
+
+
+def draw_confusion(judged: Judged) -> Figure:
+    """Rows are the truth; shares of each row, with counts."""
+    count = len(judged.classes)
+    table = np.zeros((count, count), int)
+    np.add.at(table, (judged.target, judged.predicted), 1)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    side = 2.2 + 0.8 * count
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for true, said in np.ndindex(count, count):
+        axes.text(
+            said,
+            true,
+            f"{share[true, said]:.2f}\n{table[true, said]}",
+            ha="center",
+            va="center",
+            color="white" if share[true, said] > 0.5 else "black",
+        )
+    ticks = range(count)
+    axes.set_xticks(ticks, judged.classes, rotation=30, ha="right")
+    axes.set_yticks(ticks, judged.classes)
+    axes.set(xlabel="most probable class", ylabel="true class")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class")
+    return figure
+
+
+def draw_roc(judged: Judged) -> Figure:
+    """A curve a class against the rest."""
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
+    for i, label in enumerate(judged.classes):
+        positive = judged.target == i
+        if positive.all() or not positive.any():
+            continue
+        scores = judged.probabilities[:, i]
+        cuts = np.unique(scores)[::-1]
+        up = np.array([0, *((scores[positive][:, None] >= cuts).mean(axis=0))])
+        across = np.array([0, *((scores[~positive][:, None] >= cuts).mean(axis=0))])
+        area = float(np.sum(np.diff(across) * (up[1:] + up[:-1]) / 2))
+        axes.plot(across, up, label=f"{label}, {area:.2f}")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.legend(frameon=False, title="area under the curve", loc="lower right")
+    _plain(axes)
+    return figure
+
+
+def draw_reliability(judged: Judged) -> Figure:
+    """Share of right answers by confidence."""
+    member, confidence, hit = bins(judged)
+    counts = member.sum(axis=0)
+    filled = np.flatnonzero(counts)
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    above.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
+    above.plot(
+        (confidence @ member)[filled] / counts[filled],
+        (hit @ member)[filled] / counts[filled],
+        color=_BLUE,
+        marker="o",
+    )
+    above.set(ylabel="share right", ylim=(0, 1.02), xlim=(0, 1))
+    below.bar((np.arange(BINS) + 0.5) / BINS, counts, width=0.9 / BINS, color=_BLUE)
+    below.set(xlabel="probability of the most probable class", ylabel=f"{judged.unit}s")
+    _plain(above)
+    _plain(below)
+    return figure
+
+
+def draw_cases(judged: Judged, verdict: Verdict, frames: npt.NDArray[np.uint8]) -> Figure:
+    """The surest right and the surest wrong clips, by the middle frame of each."""
+    sure = judged.probabilities.max(axis=1)
+    right = judged.predicted == judged.target
+    figure = Figure(figsize=(1.75 * _ROW, 4.6), layout="constrained")
+    grid: Any = figure.subplots(2, _ROW)
+    starts = np.cumsum([0, *(clip.frames for clip in verdict.clips)])
+    for line, (title, chosen) in enumerate((("right", right), ("wrong", ~right))):
+        order = np.flatnonzero(chosen)[np.argsort(-sure[chosen], kind="stable")]
+        # one of each class in turn, so that one easy class does not fill the row
+        turn = [
+            int((judged.target[order[:i]] == judged.target[k]).sum()) for i, k in enumerate(order)
+        ]
+        order = order[np.argsort(turn, kind="stable")][:_ROW]
+        for place in range(_ROW):
+            axes = grid[line, place]
+            axes.axis("off")
+            if place >= len(order):
+                if place == 0:
+                    axes.set_title(f"none {title}", fontsize=8)
+                continue
+            index = int(order[place])
+            row = verdict.rows[(starts[index] + starts[index + 1] - 1) // 2]
+            axes.imshow(frames[row])
+            said, true = (
+                judged.classes[k] for k in (judged.predicted[index], judged.target[index])
+            )
+            text = (
+                f"{said} {sure[index]:.2f}" if line == 0 else f"{said} {sure[index]:.2f}\nis {true}"
+            )
+            axes.set_title(text, fontsize=8, color=_RED if line else "black")
+    return figure
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+# ------------------------------------------------------------------------------------- the page
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
+td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
+img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;font-size:.9rem}
+.note{border-left:4px solid #c53030;padding-left:.8rem} code{font-size:.9em}
+@media print{body{margin:0;font-size:11px} figure{break-inside:avoid}}
+"""
+
+
+def page(
+    card: Card,
+    verdict: Verdict,
+    answers: Answers,
+    notes: Sequence[str],
+    pictures: dict[str, bytes],
+) -> str:
+    """The report as one HTML file that needs no other."""
+    units = list(verdict.figures)
+    count = len(verdict.bootstrap.task.subjects)
+    names = list(dict.fromkeys(n for scores in verdict.figures.values() for n in scores))
+    rows = [[name, *(_shown(str(verdict.figures[unit][name])) for unit in units)] for name in names]
+    sizes = ", ".join(f"{len(judged)} {judged.unit}s" for judged in verdict.units)
+    training = card.training
+    facts = [
+        ("classes", ", ".join(card.classes)),
+        ("method", training.method),
+        ("trained", f"{training.recipe['train']}; weights of epoch {training.epochs}"),
+        ("seed", str(training.seed)),
+        ("hardware", f"{training.hardware}, {training.hours} h of training"),
+        ("code", str(training.code)),
+        ("temperature", f"{answers.temperature:.3f}, fitted on the validation subjects"),
+        ("cannot tell", f"below a probability of {answers.confidence:g}"),
+        (
+            "unlike the training images",
+            f"beyond a distance of {answers.threshold:.3f}, the {answers.quantile:g} quantile of "
+            f"{answers.validation_frames} validation frames",
+        ),
+    ]
+    facts += [
+        (source.name, f"{source.videos} files, {source.frames} frames, {source.subjects} subjects")
+        for source in training.sources
+    ]
+    figures = "".join(
+        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,'
+        f'{base64.b64encode(pictures[name]).decode()}"><figcaption>'
+        f"{escape(text.format(unit='clip'))}</figcaption></figure>"
+        for name, text in PICTURES.items()
+    )
+    warned = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    limits = "".join(f"<li>{escape(limit)}</li>" for limit in card.limits)
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(card.name)}</title><style>{_STYLE}</style>"
+        f"<h1>{escape(card.name)}</h1><p>{escape(card.summary)}.</p>{warned}"
+        f"<h2>Figures</h2><p>Held-out data: {sizes}. In brackets 95 % intervals, bootstrap over "
+        f"{count} held-out subjects within classes. A still is a clip of one frame.</p>"
+        f"{_table(['', *units], rows)}{figures}"
+        f"<h2>How it was made</h2>{_table([], [list(fact) for fact in facts])}"
+        f"<h2>Limits</h2><ul>{limits}</ul></html>\n"
+    )
+
+
+def _shown(score: str) -> str:
+    return "-" if "nan" in score else score
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    out = io.StringIO()
+    out.write("<table>")
+    if head:
+        out.write("<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>")
+    for row in rows:
+        out.write("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+    out.write("</table>")
+    return out.getvalue()
