@@ -192,11 +192,11 @@ class TestSave:
         with np.load(path, allow_pickle=False) as saved:
             assert saved["skipped"].shape == (0, 2)
 
-    @pytest.mark.parametrize("name", ["out.parquet", "out", "out.npz.gz"])
+    @pytest.mark.parametrize("name", ["out.xlsx", "out", "out.npz.gz"])
     def test_other_suffixes(self, embeddings: Embeddings, tmp_path: Path, name: str) -> None:
-        with pytest.raises(DataError, match=r"should end in \.npz or \.csv"):
+        with pytest.raises(DataError, match=r"should end in \.npz, \.csv or \.parquet"):
             check_suffix(tmp_path / name)
-        with pytest.raises(DataError, match=r"should end in \.npz or \.csv"):
+        with pytest.raises(DataError, match=r"should end in \.npz, \.csv or \.parquet"):
             embeddings.save(tmp_path / name)
         assert not list(tmp_path.iterdir())
 

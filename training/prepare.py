@@ -22,6 +22,7 @@ from tqdm import tqdm
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.sources import files_of, state_of
 
 from .frames import COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore
 from .labels import Annotation, hold_out, unify
@@ -184,20 +185,6 @@ def _name_sources(videos: Sequence[Path]) -> dict[str, Path]:
     return sources
 
 
-def _files(source: Path) -> list[Path]:
-    """The file that a source is, or the files of a folder of frames, hidden ones left out."""
-    if not source.is_dir():
-        return [source]
-    return sorted(file for file in source.iterdir() if not file.name.startswith("."))
-
-
-def _state(source: Path) -> list[list[Any]]:
-    """Size and modification time of a source: whether a part is still its image."""
-    # a dangling link has none; decoding it says so
-    files = [file for file in _files(source) if file.exists()]
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-
-
 def _fingerprint(
     sources: dict[str, Path],
     sampling: Sampling,
@@ -206,7 +193,7 @@ def _fingerprint(
     seed: int,
 ) -> str:
     """One digest of all that a store depends on, without reading any video."""
-    rows = [[name, _state(sources[name]), asdict(annotations[name])] for name in sources]
+    rows = [[name, state_of(sources[name]), asdict(annotations[name])] for name in sources]
     return _digest([rows, asdict(sampling), holdout, seed])
 
 
@@ -282,7 +269,7 @@ def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
     except (OSError, ValueError):
         return False
     return bool(
-        about["state"] == _state(source)
+        about["state"] == state_of(source)
         and about["sampling"] == asdict(sampling)
         and size == len(about["times"]) * sampling.size**2 * 3
     )
@@ -296,7 +283,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     times: list[float] = []
     partial = part.with_suffix(".u8.partial")
     try:
-        state = _state(source)
+        state = state_of(source)
         with partial.open("wb") as stream:
             for time, frame in reading.sample(source, rate=sampling.rate):
                 side = (sampling.size, sampling.size)
@@ -325,7 +312,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
 def _content(source: Path) -> str:
     """SHA-256 of a file, or of the files of a folder in order."""
     digest = hashlib.sha256()
-    for file in _files(source):
+    for file in files_of(source):
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)

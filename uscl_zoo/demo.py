@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from . import store
-from .embed import embed_frames, written_whole
+from .embed import embed_frames
+from .embeddings import written_whole
 from .errors import DataError
 from .registry import create_model, model_info
 from .ultrasound.clip import Frame
