@@ -234,6 +234,71 @@ def embed(
 
 
 @cli.command()
+@click.argument("model")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help=".png, .mp4 or .gif; repeat. By default FILE_explained.png, and for clips .mp4.",
+)
+@click.option("--class", "label", help="To explain; by default the most probable.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True
+)
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def explain(
+    model: str,
+    file: Path,
+    outputs: tuple[Path, ...],
+    label: str | None,
+    rate: float,
+    device: str | None,
+) -> None:
+    """Draw where in FILE the evidence for MODEL's answer is.
+
+    MODEL is a checkpoint of the zoo or a folder that `uscl finetune` wrote.
+    """
+    from . import gradcam
+
+    for output in outputs:
+        gradcam.check_suffix(output)
+    result = gradcam.explain(model, file, label, rate, device)
+    if not outputs:
+        stem = f"{file.stem if file.suffix else file.resolve().name}_explained"
+        outputs = (Path(f"{stem}.png"), *([Path(f"{stem}.mp4")] if len(result) > 1 else []))
+    click.echo(f"{result.title}; {result.subtitle}")
+    for output in outputs:
+        click.echo(f"{result.save(output)}: written")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".html")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def shortcut(
+    model: str, data: tuple[Path, ...], output: Path, rate: float, device: str | None
+) -> None:
+    """Measure how far MODEL's answers move when what is not ultrasound is blanked.
+
+    Writes a report with the worst cases, and a table beside it. Run it again after an interruption
+    and it continues.
+    """
+    from . import shortcuts
+
+    result = shortcuts.shortcut(model, data, output, rate, device)
+    for source, reason in result.skipped:
+        click.echo(f"skipped {source}: {reason}", err=True)
+    for name, value in result.summary():
+        click.echo(f"{value:>8}  {name}")
+    click.echo(f"{output}: written, and {output.with_suffix('.csv').name}")
+
+
+@cli.command()
 @click.argument("clip", required=False, type=click.Path(path_type=Path, exists=True))
 @click.option("--model", default="resnet18_uscl", show_default=True)
 @click.option(

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice
@@ -119,7 +120,7 @@ def embed(
         MissingDependencyError: if there are videos or DICOM files whose library is not installed.
     """
     sources, whose = _survey(paths, pool, subjects)
-    network, transform = _prepare(model, device)
+    network, transform = prepare(model, device)
     skipped: list[tuple[Path, str]] = []
     blocks = []
     run = _rows(network, transform, sources, rate, batch_size, workers, progress, skipped)
@@ -173,7 +174,7 @@ def embed_to(
     """
     output = check_suffix(output)
     sources, whose = _survey(paths, pool, subjects)
-    network, transform = _prepare(model, device)
+    network, transform = prepare(model, device)
     key = [_release(), digest(network), repr(transform), rate, pool == "frame"]
     parts = _Parts(output.with_name(f"{output.name}.parts"), json.dumps(key))
     states = [json.dumps(state_of(source)) for source in sources]
@@ -227,9 +228,8 @@ def embed_frames(
     Raises:
         DataError: if there are no frames, or one is not an image.
     """
-    network, transform = _prepare(model, device)
-    run = _infer(network, transform, map(transform.resize, frames), batch_size)
-    features = list(run)
+    network, transform = prepare(model, device)
+    features = list(infer(network, transform, map(transform.resize, frames), batch_size))
     if not features:
         raise DataError("there are no frames to embed")
     return np.concatenate(features)
@@ -351,9 +351,12 @@ def _rows(
 
     given = frames()
     held: list[NDArray[np.float32]] = []
-    with contextlib.closing(given):
+    with (
+        contextlib.closing(given),
+        contextlib.closing(infer(network, transform, given, batch_size)) as run,
+    ):
         # once more at the end: the last source is known to be whole when there are no more frames
-        for features in chain(_infer(network, transform, given, batch_size), [None]):
+        for features in chain(run, [None]):
             if features is not None:
                 held.append(features)
             count = sum(map(len, held))
@@ -370,33 +373,80 @@ def _rows(
         warnings.warn(message, DamageWarning, stacklevel=3)
 
 
-@torch.inference_mode()
-def _infer(
+def infer(
     network: nn.Module,
     transform: FrameTransform,
     frames: Iterator[NDArray[np.uint8]],
     batch_size: int,
-) -> Iterator[NDArray[np.float32]]:
-    """Embed frames as `transform.resize` leaves them, a batch at a time: (batch, D)."""
+    answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> Generator[NDArray[np.float32], None, None]:
+    """Put frames through a network, a batch at a time.
+
+    On the CPU as many batches are computed side by side as torch has threads, each by one: threads
+    that share a batch wait for each other at every layer. On a GPU there are two, so that it has
+    work while the results of the other are fetched.
+
+    Args:
+        network: of timm.
+        transform: its input.
+        frames: as `transform.resize` leaves them.
+        batch_size: frames at a time.
+        answer: what to take of the network, a vector a frame; `pooled` if None.
+
+    Yields:
+        float32 (batch, D), in order.
+    """
     if batch_size < 1:
         raise DataError(f"batch_size should be at least 1, not {batch_size}")
     parameter = next(network.parameters())
-    before: Tensor | None = None
+
+    @torch.inference_mode()
+    def compute(batch: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        pixels = torch.from_numpy(np.stack(batch)).to(parameter.device)
+        inputs = transform.normalise(pixels).to(parameter.dtype)
+        result: NDArray[np.float32] = (answer or pooled)(network, inputs).float().cpu().numpy()
+        return result
+
+    threads = torch.get_num_threads()
+    side_by_side = threads if parameter.device.type == "cpu" else 2
+    batches = iter(lambda: list(islice(frames, batch_size)), [])
+    first = list(islice(batches, 2))
     with _evaluating(network):
-        while batch := list(islice(frames, batch_size)):
-            pixels = torch.from_numpy(np.stack(batch)).to(parameter.device)
-            features = _pooled(network, transform.normalise(pixels).to(parameter.dtype)).float()
-            if before is not None:
-                # a batch late: fetching waits for a GPU, which has the next to work on by now
-                yield before.cpu().numpy()
-            before = features
-        if before is not None:
-            yield before.cpu().numpy()
+        if len(first) < 2 or side_by_side == 1:
+            for batch in chain(first, batches):
+                yield compute(batch)
+            return
+        # counted by thread; what is set last is what later threads begin with
+        pool = ThreadPoolExecutor(side_by_side, "network", lambda: torch.set_num_threads(1))
+        running: deque[Future[NDArray[np.float32]]] = deque()
+        try:
+            for batch in chain(first, batches):
+                running.append(pool.submit(compute, batch))
+                if len(running) > side_by_side:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
-def _prepare(
+def prepare(
     model: nn.Module | str, device: str | torch.device | None
 ) -> tuple[nn.Module, FrameTransform]:
+    """Create a network if it is named, and put it where it is to compute.
+
+    Args:
+        model: as for `embed`.
+        device: as for `embed`.
+
+    Returns:
+        The network, and its input.
+
+    Raises:
+        DataError: if the device cannot be used.
+        UnknownModelError: if no model is of that name.
+    """
     if isinstance(model, str):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = create_model(model, pretrained=True)
@@ -409,8 +459,12 @@ def _prepare(
     return model, create_transform(model)
 
 
-def _pooled(model: Any, inputs: Tensor) -> Tensor:
-    # past the classifier, if there is one
+def pooled(model: Any, inputs: Tensor) -> Tensor:
+    """Embeddings (N, D): what comes before the classifier, if there is one.
+
+    Raises:
+        DataError: if the network does not give one vector a frame.
+    """
     if hasattr(model, "forward_head"):
         features = model.forward_head(model.forward_features(inputs), pre_logits=True)
     else:

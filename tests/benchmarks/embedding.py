@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.embedding DATA... [--repeats 5] [--pool clip]
 
-Two ways run in turn, each in a fresh interpreter and after a warm-up: `ahead`, as `embed` works now,
-with threads that decode ahead of a network that computes on every core; and `in turn`, as it worked
-until 0.1, decoding and computing one after the other in one thread. Three figures each:
+Two ways run in turn, each in a fresh interpreter and after a warm-up: `ahead`, as `embed` works
+now, with threads that decode ahead of a network that computes on every core; and `in turn`, as it
+worked until 0.1, decoding and computing one after the other in one thread. Three figures each:
 
 - CPU time of the process / (wall time x cores): what it got. On a machine that does other work as
   well it cannot reach 1.
@@ -32,7 +32,7 @@ _CODE = """
 import contextlib, resource, sys, time, warnings
 import torch
 from uscl_zoo import create_model, create_transform
-from uscl_zoo.embed import embed, _infer
+from uscl_zoo.embed import embed, infer
 from uscl_zoo.ultrasound.reading import find, sample
 from uscl_zoo.errors import UsclError
 way, pool, device, batch, *data = sys.argv[1:]
@@ -47,7 +47,8 @@ def in_turn():
             with contextlib.suppress(UsclError):
                 for _, image in sample(source, 3.0):
                     yield transform.resize(image)
-    return sum(map(len, _infer(model, transform, frames(), int(batch))))
+    # on one thread, batch by batch
+    return sum(map(len, infer(model, transform, frames(), int(batch))))
 def ahead():
     result = embed(model, data, pool=pool, batch_size=int(batch), progress=False)
     return int(result.counts.sum())
