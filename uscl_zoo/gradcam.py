@@ -154,12 +154,12 @@ class Explanation:
         aspect = self.frames[0].width / self.frames[0].height
         single = count == 1
         longest = 420 if single else 330
-        width = min((1090 - gap * (count - 1)) / count, longest * aspect, 1.6 * longest)
+        width = min((1080 - gap * (count - 1)) / count, longest * aspect, 1.6 * longest)
         height = width / aspect
         # a single frame has its evidence beside it, several have it below
         step = (width + gap, 0.0) if single else (0.0, height + gap)
         right = left + (2 if single else count) * (width + gap)
-        page = Page(max(round(right + 70), 760), round(top + height + step[1] + 44))
+        page = Page(max(round(right + 72), 760), round(top + height + step[1] + 44))
         self._head(page, left, wrap=right < 900)
         for column, index in enumerate(np.linspace(0, len(self) - 1, count).round().astype(int)):
             x, y = left + column * (width + gap), float(top)

@@ -46,6 +46,7 @@ class Case:
         source: the file or folder.
         frames: how many were looked at.
         beam: its kind, `unknown` where none was found and so nothing outside it blanked.
+        confidence: of the beam, see `ultrasound.beam.Beam`.
         blanked: share of the pixels that lie outside the beam.
         removed: share of the pixels in it that text and calipers were removed from.
         outside: how far the answer moves when what is outside the beam is blanked: total variation
@@ -60,6 +61,7 @@ class Case:
     source: Path
     frames: int
     beam: str
+    confidence: float
     blanked: float
     removed: float
     outside: float
@@ -108,15 +110,15 @@ class Shortcuts:
         moved = np.array([case.moved for case in self.cases])
         lines = [
             ("files", f"{len(self.cases)}"),
-            (f"{self.unit}, median", f"{np.median(moved):.3f}"),
-            ("90 % of files below", f"{np.quantile(moved, 0.9):.3f}"),
-            ("largest", f"{moved.max():.3f}"),
+            (f"{self.unit}, median", f"{np.median(moved):.2g}"),
+            ("90 % of files below", f"{np.quantile(moved, 0.9):.2g}"),
+            ("largest", f"{moved.max():.2g}"),
         ]
         if self.classes:
             changed = sum(case.changed for case in self.cases)
             lines.append(("another class is most probable", f"{changed} of {len(self.cases)}"))
         elif self.typical is not None:
-            lines.append(("between two files, mean", f"{self.typical:.3f}"))
+            lines.append(("between two files, mean", f"{self.typical:.2g}"))
         unknown = sum(case.beam == UNKNOWN for case in self.cases)
         lines.append(("no beam found, nothing outside it blanked", f"{unknown}"))
         return lines
@@ -140,12 +142,21 @@ class Shortcuts:
     def _table(self) -> str:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
-        head = ["source", "frames", "beam", "blanked", "removed", "moved_outside", "moved"]
+        head = [
+            "source",
+            "frames",
+            "beam",
+            "confidence",
+            "blanked",
+            "removed",
+            "moved_outside",
+            "moved",
+        ]
         for when in ("before", "after") if self.classes else ():
             head += [f"class_{when}", *(f"p_{name}_{when}" for name in self.classes)]
         writer.writerow(head)
         for case in self.cases:
-            row = [case.source, case.frames, case.beam]
+            row = [case.source, case.frames, case.beam, f"{case.confidence:.3g}"]
             row += [f"{v:.6g}" for v in (case.blanked, case.removed, case.outside, case.moved)]
             for values in (case.before, case.after) if self.classes else ():
                 row += [self.classes[int(np.argmax(values))], *(f"{v:.6g}" for v in values)]
@@ -178,12 +189,13 @@ class Shortcuts:
         )
 
     def _block(self, case: Case) -> str:
-        figures = f"{self.unit} {case.moved:.3f}"
+        figures = f"{self.unit} {case.moved:.2g}"
         if self.typical:
             figures += f", {case.moved / self.typical:.2f} of that between two files"
-        figures += f"; {case.outside:.3f} from outside the beam alone"
+        figures += f"; {case.outside:.2g} from outside the beam alone"
         about = (
-            f"beam {case.beam}, {100 * case.blanked:.0f} % of the picture outside it, text and "
+            f"beam {case.beam} (confidence {case.confidence:.2f}), {100 * case.blanked:.0f} % of the "
+            "picture outside it, text and "
             f"calipers on {100 * case.removed:.1f} % of it; {case.frames} frames"
         )
         pictures = []
@@ -225,7 +237,8 @@ figure {{ margin: 0 }} figcaption {{ color: #69707a }} img {{ display: block; ma
 blanked. The rest of the picture stays where it is. {rate} frames a second, at most {most} a clip;
 answers are means over the frames, and movement is {unit}.</p>
 <p>A network that goes by ultrasound moves little. One that moves may go by what was blanked, or
-only be unused to pictures without it: look at the cases.</p>
+only be unused to pictures without it; and where the beam was found wrongly, ultrasound was blanked
+as well. Look at the cases.</p>
 <table>{rows}</table>
 <p>All files: {table}</p>
 <h2>The {shown} that move farthest</h2>
@@ -322,6 +335,7 @@ class _Blanked(NamedTuple):
         outside: without what is outside the beam, uint8 (T, H, W, 3).
         all: without text and calipers in it either.
         beam: its kind.
+        confidence: of the beam.
         blanked: share of the pixels that lie outside it.
         removed: share of those in it that were painted over.
     """
@@ -329,6 +343,7 @@ class _Blanked(NamedTuple):
     outside: NDArray[np.uint8]
     all: NDArray[np.uint8]
     beam: str
+    confidence: float
     blanked: float
     removed: float
 
@@ -348,6 +363,7 @@ def _blank(clip: Clip) -> _Blanked:
         outside,
         everything,
         cleaner.beam.kind if cleaner.sure else UNKNOWN,
+        cleaner.beam.confidence,
         1 - float(mask.mean()),
         painted / (len(outside) * max(int(mask.sum()), 1)),
     )
@@ -363,6 +379,7 @@ def _judge(scorer: Scorer, source: Path, rate: float) -> tuple[Case, NDArray[np.
         source,
         len(clip.frames),
         less.beam,
+        less.confidence,
         less.blanked,
         less.removed,
         outside=_distance(means[0], means[1], bool(scorer.classes)),
