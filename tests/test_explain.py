@@ -124,7 +124,8 @@ def test_the_most_probable_class_is_explained(clip: Path) -> None:
 def test_as_grad_cam_is_defined(still: Path) -> None:
     """Where the map is averaged and weighted by a matrix, Grad-CAM has a closed form."""
     torch.manual_seed(0)
-    network: Any = timm.create_model("test_resnet", num_classes=3).eval()
+    network: Any = timm.create_model("test_resnet", num_classes=3)
+    network.eval()
     scorer = Scorer.of(network)
     frames = [scorer.transform.resize(Image.open(still))]
     maps = _maps(scorer, frames, 1, progress=False)
@@ -154,7 +155,7 @@ def test_without_a_classifier(clip: Path, still: Path) -> None:
 
 
 def test_the_network_is_left_as_it_was(still: Path) -> None:
-    network = timm.create_model("test_resnet", num_classes=2).train()
+    network: Any = timm.create_model("test_resnet", num_classes=2).train()
     network.get_classifier().weight.grad = torch.ones_like(network.get_classifier().weight)
     explain(network, still, progress=False)
     assert network.training
@@ -174,9 +175,9 @@ def test_other_networks_and_classes(still: Path) -> None:
 
 def test_a_model_of_ones_own(still: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = timm.create_model("test_resnet", num_classes=2)
+    network: Any = timm.create_model("test_resnet", num_classes=2)
     nn.init.normal_(network.get_classifier().weight)
-    save_for_hf(network, tmp_path, {"label_names": ["ill", "well"]}, safe_serialization=True)
+    save_for_hf(network, str(tmp_path), {"label_names": ["ill", "well"]}, safe_serialization=True)
     raw = explain(tmp_path, still, "well", progress=False)
     assert raw.title.startswith("well: probability")
     (tmp_path / "predict.json").write_text(json.dumps({"temperature": 3.0}))
@@ -238,4 +239,4 @@ def test_no_module_takes_the_place_of_a_function() -> None:
     assert modules.isdisjoint(uscl_zoo._LAZY)
     assert set(uscl_zoo._LAZY) <= set(dir(uscl_zoo))
     with pytest.raises(AttributeError, match="no attribute 'explian'"):
-        uscl_zoo.explian  # type: ignore[attr-defined]  # noqa: B018
+        uscl_zoo.explian  # noqa: B018

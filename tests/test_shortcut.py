@@ -17,6 +17,7 @@ pytest.importorskip("uscl_zoo.ultrasound.beam")
 
 from uscl_zoo import shortcuts
 from uscl_zoo.shortcuts import Shortcuts, shortcut
+from uscl_zoo.ultrasound.sources import state_of
 
 
 class Corner(nn.Module):
@@ -185,7 +186,7 @@ def test_continues_after_an_interruption(
 def test_another_network_begins_anew(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "r.html"
     journal = shortcuts._Journal(tmp_path / "r.html.parts", json.dumps(["another"]))
-    state = shortcuts.state_of(data / "bare.gif")
+    state = state_of(data / "bare.gif")
     case = shortcuts.Case(data / "bare.gif", 1, "linear", 1, 0, 0, 0.9, 0.9, (1, 0), (0, 1))
     journal.add(data / "bare.gif", state, case, np.ones(2))
     journal.close()

@@ -194,9 +194,9 @@ class Shortcuts:
             figures += f", {case.moved / self.typical:.2f} of that between two files"
         figures += f"; {case.outside:.2g} from outside the beam alone"
         about = (
-            f"beam {case.beam} (confidence {case.confidence:.2f}), {100 * case.blanked:.0f} % of the "
-            "picture outside it, text and "
-            f"calipers on {100 * case.removed:.1f} % of it; {case.frames} frames"
+            f"beam {case.beam} (confidence {case.confidence:.2f}), {100 * case.blanked:.0f} % of "
+            f"the picture outside it, text and calipers on {100 * case.removed:.1f} % of it; "
+            f"{case.frames} frames"
         )
         pictures = []
         for name, values, image in zip(
