@@ -20,6 +20,7 @@ from torch import nn
 import uscl_zoo
 from uscl_zoo import embed as embedding
 from uscl_zoo.card import Card
+from uscl_zoo.cli import main
 from uscl_zoo.embed import (
     Embeddings,
     check_suffix,
@@ -332,27 +333,27 @@ class TestEmbedTo:
     @pytest.mark.slow
     def test_killed_while_it_works(self, folder: Path, tmp_path: Path) -> None:
         """No process gets to tidy up here; what was put on disk counts."""
-        for i in range(12):
+        for i in range(8):
             gif(folder / f"e{i}.gif", seed=i, frames=6)
         output = tmp_path / "out.parquet"
+        torch.manual_seed(0)
+        network = timm.create_model("test_resnet", num_classes=0)
         code = (
-            "import torch, sys, uscl_zoo; from uscl_zoo import embed as e; e._PART_ROWS = 1\n"
-            "torch.manual_seed(0); m = uscl_zoo.create_model('resnet18_uscl')\n"
-            "done = e.embed_to(sys.argv[1], m, sys.argv[2], rate=100, batch_size=8)\n"
-            "print(done.resumed, done.rows)"
+            "import sys, time, timm, torch; from uscl_zoo import embed as e; e._PART_ROWS = 1\n"
+            "torch.manual_seed(0); m = timm.create_model('test_resnet', num_classes=0)\n"
+            "m.register_forward_pre_hook(lambda *_: time.sleep(0.5))\n"
+            "e.embed_to(sys.argv[1], m, sys.argv[2], rate=100, batch_size=4, progress=False)\n"
         )
-        command = [sys.executable, "-c", code, str(output), str(folder)]
-        process = subprocess.Popen(command)
+        process = subprocess.Popen([sys.executable, "-c", code, str(output), str(folder)])
         while not list(tmp_path.glob("out.parquet.parts/*.npz")):
             assert process.poll() is None
-            time.sleep(0.02)
+            time.sleep(0.05)
         process.kill()
         process.wait()
         assert not output.exists()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        resumed, rows = map(int, done.stdout.split())
-        assert resumed >= 1
-        assert rows == 9 + 12 * 6
+        done = embed_to(output, network, folder, rate=100, progress=False)
+        assert done.resumed >= 1
+        assert done.rows == 9 + 8 * 6
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clips", "out.parquet"]
 
     def test_nothing_readable_leaves_nothing(
@@ -360,6 +361,66 @@ class TestEmbedTo:
     ) -> None:
         with pytest.raises(DataError, match="none of 1 sources"):
             embed_to(tmp_path / "out.npz", model, folder / "b.png", progress=False)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["clips"]
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        network = timm.create_model("test_resnet", num_classes=0)
+        monkeypatch.setattr(embedding, "create_model", lambda name, pretrained: network)
+
+    def run(self, *arguments: str | Path) -> int:
+        try:
+            main(["embed", *map(str, arguments)])
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    def test_subjects_of_a_table(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        table, output = tmp_path / "t.csv", tmp_path / "out.csv"
+        table.write_text("video,patient\na,P1\nD.png,P1\n")
+        where = ("--csv", table, "--file-column", "video", "--subject-column", "patient")
+        assert self.run(folder, "-o", output, "--pool", "subject", *where) == 0
+        with output.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["subject"] for row in rows] == ["P1", "c.gif"]
+        told = capsys.readouterr()
+        # b.png cannot be read either
+        assert f"2 files have no row in {table}, each its own subject; the first: b.png" in told.err
+        assert "2 subjects of 3 files, " in told.out
+
+    def test_subjects_of_names(self, folder: Path, tmp_path: Path) -> None:
+        output = tmp_path / "out.csv"
+        assert self.run(folder, "-o", output, "--subject-pattern", "^(.)") == 0
+        with output.open(newline="", encoding="utf-8") as stream:
+            assert [row["subject"] for row in csv.DictReader(stream)] == [*"aaa", "c", "c", "d"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--pool", "subject"], "needs --csv with --subject-column, or --subject-pattern"),
+            (["--csv", "t.csv"], "--csv: needs --subject-column"),
+            (["--subject-column", "p"], "--subject-column p: needs --csv"),
+            (["--subject-pattern", "("], "is no regular expression"),
+            (["--subject-pattern", "^(P)"], "a.gif: the subject pattern '^(P)' finds no group"),
+            (["--csv", "t.csv", "--subject-pattern", "(.)"], "exclude each other"),
+        ],
+    )
+    def test_mistakes(
+        self,
+        folder: Path,
+        tmp_path: Path,
+        arguments: list[str],
+        words: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert self.run(folder, "-o", tmp_path / "out.csv", *arguments) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
         assert [entry.name for entry in tmp_path.iterdir()] == ["clips"]
 
 

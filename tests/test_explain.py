@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import uscl_zoo
+from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError
 from uscl_zoo.ultrasound.phantom import lung_clip
 
@@ -220,6 +221,38 @@ def test_films(explanation: Explanation, tmp_path: Path) -> None:
         assert picture.info["duration"] == 100
 
 
+def test_the_command(
+    clip: Path,
+    still: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_for_hf(
+        timm.create_model("test_resnet", num_classes=2),
+        str(tmp_path / "m"),
+        safe_serialization=True,
+    )
+    monkeypatch.chdir(tmp_path)
+    main(["explain", "m", str(still)])
+    assert "class " in capsys.readouterr().out
+    main(["explain", "m", str(clip), "--class", "class 1", "--rate", "2"])
+    assert "class 1: probability 0." in capsys.readouterr().out
+    made = ["phantom_explained.mp4", "phantom_explained.png", "still_explained.png"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m", *made]
+    for wrong, words in (
+        (["m", str(still), "-o", "x.bmp"], "x.bmp: the name should end in"),
+        (["m", str(still), "--class", "ill"], "no class 'ill'"),
+        (["n", str(still)], "no model 'n'"),
+        (["m", "absent.png"], "absent.png: no such file"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["explain", *wrong])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
+
+
 def test_whatever_is_imported_first() -> None:
     import uscl_zoo.embed
     import uscl_zoo.gradcam
@@ -237,6 +270,6 @@ def test_no_module_takes_the_place_of_a_function() -> None:
 
     modules = {module.name for module in pkgutil.iter_modules(uscl_zoo.__path__)}
     assert modules.isdisjoint(uscl_zoo._LAZY)
-    assert set(uscl_zoo._LAZY) <= set(dir(uscl_zoo))
+    assert set(uscl_zoo._LAZY) <= set(uscl_zoo.__all__)
     with pytest.raises(AttributeError, match="no attribute 'explian'"):
         uscl_zoo.explian  # noqa: B018

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError
 from uscl_zoo.ultrasound.phantom import lung_clip
 
@@ -199,3 +200,18 @@ def test_nothing_to_look_at(data: Path, tmp_path: Path) -> None:
         shortcut(Corner(slice(0, 9), slice(0, 9)), data / "broken.png", progress=False)
     with pytest.raises(DataError, match=r"should end in \.html"):
         shortcut("resnet18_uscl", data, tmp_path / "r.pdf")
+
+
+def test_the_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=0)
+    monkeypatch.setattr("uscl_zoo.embed.create_model", lambda name, pretrained: network)
+    output = tmp_path / "r.html"
+    main(["shortcut", "resnet18_uscl", str(data), "-o", str(output)])
+    told = capsys.readouterr()
+    assert "cosine distance, median" in told.out
+    assert "between two files, mean" in told.out
+    assert "broken.png" in told.err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["r.csv", "r.html"]

@@ -1,6 +1,6 @@
 """Backbones pretrained on ultrasound video. Importing this registers them in timm."""
 
-import importlib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,22 +14,26 @@ try:
 except PackageNotFoundError:  # a checkout that is not installed, as torch.hub makes
     __version__ = "0+checkout"
 
-#: Functions imported when they are first asked for: name → module. No module is named as one of
-#: them, or importing it would put the module in the function's place.
+__all__ = [
+    "Card",
+    "UsclError",
+    "create_model",
+    "create_transform",
+    "explain",
+    "list_models",
+    "model_info",
+    "shortcut",
+]
+
+#: Imported when they are first asked for. No module of this package may have one of these names:
+#: importing it would put it in the function's place.
 _LAZY = {
-    "explain": "gradcam",
-    "shortcut": "shortcuts",
+    "explain": "uscl_zoo.gradcam",
+    "shortcut": "uscl_zoo.shortcuts",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
-
-
-__all__ = ["Card", "UsclError", "create_model", "create_transform", "list_models", "model_info"]
+    return getattr(import_module(_LAZY[name]), name)

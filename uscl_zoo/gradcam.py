@@ -145,8 +145,11 @@ class Explanation:
         return 1 / step if step > 0 else min(self.rate, 10.0)
 
     def _caption(self, index: int) -> str:
-        when = f"{self.times[index]:.2f} s" if not math.isnan(self.times[index]) else f"{index}"
-        return f"{when}, {'cosine' if self.label is None else 'p'} {self.scores[index]:.2f}"
+        score = f"{'cosine' if self.label is None else 'p'} {self.scores[index]:.2f}"
+        if len(self) == 1:
+            return score
+        time = self.times[index]
+        return f"frame {index}, {score}" if math.isnan(time) else f"{time:.2f} s, {score}"
 
     def _strip(self) -> Image.Image:
         left, top, gap = 40, 96, 8
