@@ -114,18 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # every other round the other way, so that neither always runs after the other
         for way in sorted(measured, reverse=bool(i % 2)):
             measured[way].append(measure(way, options))
-    load = os.getloadavg()[0]
-    print(f"{CORES} cores, torch {torch.__version__}, load {load:.1f} (1 min, at the end)")
+            got, asked, speed, _ = measured[way][-1]
+            print(
+                f"  {way:8} got {got:.2f}, asked for {asked:.2f}; {speed:.1f} frames a second; "
+                f"load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+    print(f"medians; {CORES} cores, torch {torch.__version__}")
     for way, rows in measured.items():
         got, asked, speed, memory = (
             statistics.median(column) for column in zip(*rows, strict=True)
         )
-        spread = " to ".join(
-            f"{value:.1f}" for value in (min(r[2] for r in rows), max(r[2] for r in rows))
-        )
         print(
-            f"{way:8} got {got:.2f}, asked for {asked:.2f} of the cores; "
-            f"{speed:.1f} frames a second ({spread}), peak {memory:.0f} MB"
+            f"  {way:8} got {got:.2f}, asked for {asked:.2f} of the cores; "
+            f"{speed:.1f} frames a second, peak {memory:.0f} MB"
         )
 
 
