@@ -1,6 +1,11 @@
+import copy
 import csv
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +18,18 @@ from PIL import Image
 from torch import nn
 
 import uscl_zoo
+from uscl_zoo import embed as embedding
 from uscl_zoo.card import Card
-from uscl_zoo.embed import Embeddings, check_suffix, embed, embed_frames, written_whole
-from uscl_zoo.errors import DataError, UnknownModelError, UnreadableError
+from uscl_zoo.cli import main
+from uscl_zoo.embed import (
+    Embeddings,
+    check_suffix,
+    embed,
+    embed_frames,
+    embed_to,
+    written_whole,
+)
+from uscl_zoo.errors import DataError, MissingDependencyError, UnknownModelError, UnreadableError
 from uscl_zoo.ultrasound.reading import sample
 from uscl_zoo.ultrasound.transforms import create_transform
 
@@ -100,7 +114,8 @@ def test_nothing_readable(model: nn.Module, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pool": "video"}, {"batch_size": 0}, {"rate": -1}, {"device": "abacus"}]
+    "wrong",
+    [{"pool": "video"}, {"batch_size": 0}, {"rate": -1}, {"device": "abacus"}, {"workers": 0}],
 )
 def test_wrong_arguments(model: nn.Module, folder: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=next(iter(wrong))):
@@ -152,6 +167,263 @@ def test_by_name(installed: Callable[..., Card], folder: Path) -> None:
         embed("resnet18_uscl.trail", folder, progress=False)
 
 
+def test_a_row_a_subject_is_the_mean_of_its_clips(model: nn.Module, folder: Path) -> None:
+    clips = embed(model, folder, pool="clip", rate=10, progress=False)
+    whose = {"a.gif": "P1", "b.png": "P1", "c.gif": "P2", "d.png": "P1"}.get
+    result = embed(model, folder, pool="subject", rate=10, progress=False, subjects=whose)
+    assert result.subjects == ["P1", "P2"]
+    assert result.counts.tolist() == [6, 3]
+    assert [path.name for path in result.sources] == ["a.gif", "c.gif"]
+    expected = [(clips.features[0] + clips.features[2]) / 2, clips.features[1]]
+    assert np.allclose(result.features, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(DataError, match="needs subjects"):
+        embed(model, folder, pool="subject", progress=False)
+
+
+def test_subjects_are_known_by_the_path_in_the_folder(model: nn.Module, folder: Path) -> None:
+    (folder.parent / "P7").mkdir()
+    (folder / "d.png").rename(folder.parent / "P7" / "d.png")
+    named = []
+
+    def subjects(name: str) -> str | None:
+        named.append(name)
+        return name.split("/")[0] if "/" in name else None
+
+    paths = [folder.parent / "P7" / "d.png", folder.parent]
+    result = embed(model, paths, pool="clip", progress=False, subjects=subjects)
+    assert named == ["d.png", "clips/a.gif", "clips/b.png", "clips/c.gif"]
+    # one that nobody knows is its own
+    assert result.subjects == ["d.png", "clips", "clips"]
+
+
+def test_threads_do_not_change_order(
+    model: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # lines so short that threads have to wait for room
+    monkeypatch.setattr("uscl_zoo.ultrasound.sources._DEPTH", 1)
+    alone = embed(model, folder, rate=10, batch_size=2, progress=False, workers=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = embed(model, folder, rate=10, batch_size=2, progress=False, workers=5)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert together.sources == alone.sources
+    assert together.frames.tolist() == alone.frames.tolist()
+    assert np.allclose(together.features, alone.features, rtol=1e-3, atol=1e-5)
+
+
+def test_an_error_ends_the_threads(model: nn.Module, folder: Path) -> None:
+    before = threading.active_count()
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        embed(Broken(), folder, rate=10, batch_size=1, progress=False, workers=4)
+    assert threading.active_count() == before
+
+
+class TestEmbedTo:
+    def test_as_in_memory(self, model: nn.Module, folder: Path, tmp_path: Path) -> None:
+        expected = embed(model, folder, rate=10, progress=False)
+        done = embed_to(tmp_path / "out.npz", model, folder, rate=10, progress=False)
+        assert (done.rows, done.width, done.sources, done.resumed) == (9, 512, 3, 0)
+        assert done.skipped == expected.skipped
+        with np.load(done.path, allow_pickle=False) as saved:
+            assert np.array_equal(saved["features"], expected.features)
+            assert saved["sources"].tolist() == [str(path) for path in expected.sources]
+            assert saved["frames"].tolist() == expected.frames.tolist()
+            assert np.array_equal(saved["times"], expected.times)
+            assert saved["skipped"][0, 0] == str(folder / "b.png")
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clips", "out.npz"]
+
+    def test_subjects(self, model: nn.Module, folder: Path, tmp_path: Path) -> None:
+        whose = {"a.gif": "P1", "c.gif": "P2", "d.png": "P1"}.get
+        expected = embed(model, folder, "subject", progress=False, subjects=whose)
+        done = embed_to(
+            tmp_path / "out.csv", model, folder, "subject", progress=False, subjects=whose
+        )
+        assert (done.rows, done.sources) == (2, 3)
+        assert done.path.read_text() == expected.save(tmp_path / "x.csv").read_text()
+
+    @pytest.fixture
+    def interrupted(
+        self, model: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Path:
+        """An output whose making was interrupted after its first source."""
+        output = tmp_path / "out.npz"
+        rows = embedding._rows
+
+        def cut_short(*given: Any) -> Iterator[Any]:
+            yield next(rows(*given))
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(embedding, "_rows", cut_short)
+            embed_to(output, model, folder, rate=10, progress=False)
+        assert not output.exists()
+        assert [part.suffix for part in (tmp_path / "out.npz.parts").iterdir()] == [".npz"]
+        return output
+
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names of the sources that are decoded."""
+        names: list[str] = []
+
+        def spy(path: Path, *given: Any, **settings: Any) -> Any:
+            names.append(path.name)
+            return sample(path, *given, **settings)
+
+        monkeypatch.setattr("uscl_zoo.ultrasound.sources.sample", spy)
+        return names
+
+    def test_resumes(
+        self, model: nn.Module, folder: Path, interrupted: Path, opened: list[str]
+    ) -> None:
+        done = embed_to(interrupted, model, folder, rate=10, progress=False)
+        assert sorted(opened) == ["b.png", "c.gif", "d.png"]
+        assert (done.resumed, done.rows, done.sources) == (1, 9, 3)
+        expected = embed(model, folder, rate=10, progress=False)
+        with np.load(interrupted, allow_pickle=False) as saved:
+            assert np.allclose(saved["features"], expected.features, rtol=1e-3, atol=1e-5)
+            assert saved["sources"].tolist() == [str(path) for path in expected.sources]
+            assert saved["frames"].tolist() == expected.frames.tolist()
+        assert not interrupted.with_name("out.npz.parts").exists()
+
+    @pytest.mark.parametrize("change", ["file", "network", "rate", "pool", "damage"])
+    def test_what_has_changed_is_done_again(
+        self, model: nn.Module, folder: Path, interrupted: Path, opened: list[str], change: str
+    ) -> None:
+        settings: dict[str, Any] = {"rate": 10, "pool": "frame"}
+        network = model
+        if change == "file":
+            gif(folder / "a.gif", seed=9, frames=2)
+        elif change == "network":
+            network = copy.deepcopy(model)
+            network.state_dict()["bn1.running_mean"][0] += 1e-3
+        elif change == "damage":
+            (part,) = interrupted.with_name("out.npz.parts").iterdir()
+            part.write_bytes(part.read_bytes()[:2000])
+        else:
+            settings[change] = {"rate": 5, "pool": "clip"}[change]
+        done = embed_to(interrupted, network, folder, progress=False, **settings)
+        assert "a.gif" in opened
+        assert done.resumed == 0
+        expected = embed(network, folder, progress=False, **settings)
+        with np.load(interrupted, allow_pickle=False) as saved:
+            assert np.allclose(saved["features"], expected.features, rtol=1e-3, atol=1e-5)
+
+    def test_parts_of_many_sources(
+        self, model: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # a part for each source, then all in one
+        monkeypatch.setattr(embedding, "_PART_ROWS", 1)
+        one = embed_to(tmp_path / "one.csv", model, folder, rate=10, progress=False)
+        monkeypatch.setattr(embedding, "_PART_ROWS", 10**6)
+        other = embed_to(tmp_path / "other.csv", model, folder, rate=10, progress=False)
+        assert one.path.read_text() == other.path.read_text()
+
+    @pytest.mark.slow
+    def test_killed_while_it_works(self, folder: Path, tmp_path: Path) -> None:
+        """No process gets to tidy up here; what was put on disk counts."""
+        for i in range(8):
+            gif(folder / f"e{i}.gif", seed=i, frames=6)
+        output = tmp_path / "out.parquet"
+        torch.manual_seed(0)
+        network = timm.create_model("test_resnet", num_classes=0)
+        code = (
+            "import sys, time, timm, torch; from uscl_zoo import embed as e; e._PART_ROWS = 1\n"
+            "torch.manual_seed(0); m = timm.create_model('test_resnet', num_classes=0)\n"
+            "m.register_forward_pre_hook(lambda *_: time.sleep(0.5))\n"
+            "e.embed_to(sys.argv[1], m, sys.argv[2], rate=100, batch_size=4, progress=False)\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(output), str(folder)])
+        while not list(tmp_path.glob("out.parquet.parts/*.npz")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        assert not output.exists()
+        done = embed_to(output, network, folder, rate=100, progress=False)
+        assert done.resumed >= 1
+        assert done.rows == 9 + 8 * 6
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clips", "out.parquet"]
+
+    def test_nothing_readable_leaves_nothing(
+        self, model: nn.Module, folder: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(DataError, match="none of 1 sources"):
+            embed_to(tmp_path / "out.npz", model, folder / "b.png", progress=False)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["clips"]
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        network = timm.create_model("test_resnet", num_classes=0)
+        monkeypatch.setattr(embedding, "create_model", lambda name, pretrained: network)
+
+    def run(self, *arguments: str | Path) -> int:
+        try:
+            main(["embed", *map(str, arguments)])
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    def test_subjects_of_a_table(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        table, output = tmp_path / "t.csv", tmp_path / "out.csv"
+        table.write_text("video,patient\na,P1\nD.png,P1\n")
+        where = ("--csv", table, "--file-column", "video", "--subject-column", "patient")
+        assert self.run(folder, "-o", output, "--pool", "subject", *where) == 0
+        with output.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["subject"] for row in rows] == ["P1", "c.gif"]
+        told = capsys.readouterr()
+        # b.png cannot be read either
+        assert f"2 files have no row in {table}, each its own subject; the first: b.png" in told.err
+        assert "2 subjects of 3 files, " in told.out
+
+    def test_subjects_of_names(self, folder: Path, tmp_path: Path) -> None:
+        output = tmp_path / "out.csv"
+        assert self.run(folder, "-o", output, "--subject-pattern", "^(.)") == 0
+        with output.open(newline="", encoding="utf-8") as stream:
+            assert [row["subject"] for row in csv.DictReader(stream)] == [*"aaa", "c", "c", "d"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--pool", "subject"], "needs --csv with --subject-column, or --subject-pattern"),
+            (["--csv", "t.csv"], "--csv: needs --subject-column"),
+            (["--subject-column", "p"], "--subject-column p: needs --csv"),
+            (["--subject-pattern", "("], "is no regular expression"),
+            (["--subject-pattern", "^(P)"], "a.gif: the subject pattern '^(P)' finds no group"),
+            (["--csv", "t.csv", "--subject-pattern", "(.)"], "exclude each other"),
+        ],
+    )
+    def test_mistakes(
+        self,
+        folder: Path,
+        tmp_path: Path,
+        arguments: list[str],
+        words: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert self.run(folder, "-o", tmp_path / "out.csv", *arguments) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
+        assert [entry.name for entry in tmp_path.iterdir()] == ["clips"]
+
+
 class TestSave:
     @pytest.fixture
     def embeddings(self) -> Embeddings:
@@ -187,16 +459,46 @@ class TestSave:
         ]
         assert np.array_equal(np.array([row[4:] for row in rows], np.float32), embeddings.features)
 
+    def test_parquet(self, embeddings: Embeddings, tmp_path: Path) -> None:
+        from pyarrow import parquet
+
+        whose = replace(embeddings, subjects=["P1", "P1", "P2"])
+        table = parquet.read_table(whose.save(tmp_path / "out.parquet"))
+        names = [f"feature_{i}" for i in range(4)]
+        about = ["source", "subject", "frame", "time_s", "frames_averaged"]
+        assert table.column_names == [*about, *names]
+        columns = table.to_pydict()
+        assert columns["source"] == ["a, b.gif", "ü.gif", "folder"]
+        assert columns["subject"] == ["P1", "P1", "P2"]
+        assert columns["time_s"] == [0, 1 / 3, None]
+        assert columns["frames_averaged"] == [1, 1, 7]
+        features = np.stack([table[name].to_numpy() for name in names], axis=1)
+        assert features.dtype == np.float32
+        assert np.array_equal(features, embeddings.features)
+
+    def test_parquet_without_pyarrow(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(MissingDependencyError, match=r"uscl-zoo\[parquet\]"):
+            check_suffix(tmp_path / "out.parquet")
+
+    def test_subjects(self, embeddings: Embeddings, tmp_path: Path) -> None:
+        whose = replace(embeddings, subjects=["P1", "P, 1", "P2"])
+        with whose.save(tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["subject"] for row in rows] == ["P1", "P, 1", "P2"]
+        with np.load(whose.save(tmp_path / "out.npz"), allow_pickle=False) as saved:
+            assert saved["subjects"].tolist() == ["P1", "P, 1", "P2"]
+
     def test_nothing_skipped(self, embeddings: Embeddings, tmp_path: Path) -> None:
         path = replace(embeddings, skipped=[]).save(tmp_path / "out.npz")
         with np.load(path, allow_pickle=False) as saved:
             assert saved["skipped"].shape == (0, 2)
 
-    @pytest.mark.parametrize("name", ["out.parquet", "out", "out.npz.gz"])
+    @pytest.mark.parametrize("name", ["out.xlsx", "out", "out.npz.gz"])
     def test_other_suffixes(self, embeddings: Embeddings, tmp_path: Path, name: str) -> None:
-        with pytest.raises(DataError, match=r"should end in \.npz or \.csv"):
+        with pytest.raises(DataError, match=r"should end in \.npz, \.csv or \.parquet"):
             check_suffix(tmp_path / name)
-        with pytest.raises(DataError, match=r"should end in \.npz or \.csv"):
+        with pytest.raises(DataError, match=r"should end in \.npz, \.csv or \.parquet"):
             embeddings.save(tmp_path / name)
         assert not list(tmp_path.iterdir())
 

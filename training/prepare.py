@@ -24,6 +24,7 @@ from tqdm import tqdm
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.sources import files_of, state_of
 
 from .frames import DESCRIPTION, FRAMES, MANIFEST, FrameStore, manifest_of
 from .labels import Annotation, hold_out, unify
@@ -186,20 +187,6 @@ def _name_sources(videos: Sequence[Path]) -> dict[str, Path]:
     return sources
 
 
-def _files(source: Path) -> list[Path]:
-    """The file that a source is, or the files of a folder of frames, hidden ones left out."""
-    if not source.is_dir():
-        return [source]
-    return sorted(file for file in source.iterdir() if not file.name.startswith("."))
-
-
-def _state(source: Path) -> list[list[Any]]:
-    """Size and modification time of a source: whether a part is still its image."""
-    # a dangling link has none; decoding it says so
-    files = [file for file in _files(source) if file.exists()]
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-
-
 def _fingerprint(
     sources: dict[str, Path],
     sampling: Sampling,
@@ -208,7 +195,7 @@ def _fingerprint(
     seed: int,
 ) -> str:
     """One digest of all that a store depends on, without reading any video."""
-    rows = [[name, _state(sources[name]), asdict(annotations[name])] for name in sources]
+    rows = [[name, state_of(sources[name]), asdict(annotations[name])] for name in sources]
     return _digest([rows, asdict(sampling), holdout, seed])
 
 
@@ -234,7 +221,7 @@ def _decode_all(
     """Decode what has no part yet; returns what could not be, and how many parts there were."""
     todo = [s for n, s in sources.items() if not _is_done(_part(parts, n), s, sampling)]
     # the largest first: begun last, a long one would leave the other workers idle
-    todo.sort(key=lambda source: -sum(size for _, size, _ in _state(source)))
+    todo.sort(key=lambda source: -sum(size for _, size, _ in state_of(source)))
     names = {source: name for name, source in sources.items()}
     reused = len(sources) - len(todo)
     workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
@@ -296,7 +283,7 @@ def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
     except (OSError, ValueError):
         return False
     return bool(
-        about["state"] == _state(source)
+        about["state"] == state_of(source)
         and about["sampling"] == asdict(sampling)
         and size == len(about["times"]) * sampling.size**2 * 3
     )
@@ -310,7 +297,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     times: list[float] = []
     partial = part.with_suffix(".u8.partial")
     try:
-        state = _state(source)
+        state = state_of(source)
         with partial.open("wb") as stream:
             for time, frame in reading.sample(source, rate=sampling.rate):
                 side = (sampling.size, sampling.size)
@@ -339,7 +326,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
 def _content(source: Path) -> str:
     """SHA-256 of a file, or of the files of a folder in order."""
     digest = hashlib.sha256()
-    for file in _files(source):
+    for file in files_of(source):
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)

@@ -19,17 +19,21 @@ __all__ = [
     "UsclError",
     "create_model",
     "create_transform",
+    "explain",
     "finetune",
     "list_models",
     "model_info",
     "predict",
+    "shortcut",
 ]
 
 #: Imported when they are first asked for. No module of this package may have one of these names:
 #: importing it would put it in the function's place.
 _LAZY = {
+    "explain": "uscl_zoo.gradcam",
     "finetune": "uscl_zoo.training.downstream.finetune",
     "predict": "uscl_zoo.prediction",
+    "shortcut": "uscl_zoo.shortcuts",
 }
 
 

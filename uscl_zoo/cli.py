@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from .errors import UsclError
+from .errors import DataError, UsclError
 
 #: Commands that live elsewhere: name → module, attribute, help for the overview.
 _LAZY = {
@@ -144,34 +144,160 @@ def info(name: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".npz or .csv")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help=".npz, .csv or .parquet",
+)
 @click.option("--model", default="resnet18_uscl", show_default=True)
-@click.option("--pool", type=click.Choice(["frame", "clip"]), default="frame", show_default=True)
+@click.option(
+    "--pool", type=click.Choice(["frame", "clip", "subject"]), default="frame", show_default=True
+)
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Table of subjects.")
+@click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
+@click.option("--subject-column", help="Patient, of the table.")
+@click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 @click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
 def embed(
     files: tuple[Path, ...],
     output: Path,
     model: str,
-    pool: str,
+    pool: Literal["frame", "clip", "subject"],
+    table: Path | None,
+    file_column: str,
+    subject_column: str | None,
+    subject_pattern: str | None,
     rate: float,
     batch_size: int,
+    workers: int | None,
     device: str | None,
 ) -> None:
-    """Embed images, videos and folders: one row a frame or a clip."""
-    from . import embed as embedding
+    """Embed images, DICOM and videos: one row a frame, a clip or a subject.
 
-    embedding.check_suffix(output)  # before an hour of work, not after
-    result = embedding.embed(model, files, pool, rate, batch_size, device)  # type: ignore[arg-type]
-    result.save(output)
+    Run it again after an interruption and it continues.
+    """
+    from . import embed as embedding
+    from .annotations import read_table, subject_of
+
+    unknown: list[str] = []
+    subjects: embedding.Subjects | None = None
+    if table is not None:
+        if subject_pattern is not None:
+            raise DataError("--csv and --subject-pattern exclude each other")
+        if subject_column is None:
+            raise DataError("--csv: needs --subject-column")
+        rows = read_table(table, file_column, subject_column=subject_column)
+
+        def subjects(name: str) -> str | None:
+            row = rows.find(name)
+            if row is None:
+                unknown.append(name)
+            return row.subject if row else None
+
+    elif subject_column is not None:
+        raise DataError(f"--subject-column {subject_column}: needs --csv")
+    elif subject_pattern is not None:
+
+        def subjects(name: str) -> str | None:
+            return subject_of(name, subject_pattern)
+
+    elif pool == "subject":
+        raise DataError("--pool subject: needs --csv with --subject-column, or --subject-pattern")
+
+    done = embedding.embed_to(
+        output,
+        model,
+        files,
+        pool,
+        rate,
+        batch_size,
+        device,
+        subjects=subjects,
+        workers=workers,
+    )
+    for source, reason in done.skipped:
+        click.echo(f"skipped {source}: {reason}", err=True)
+    if unknown:
+        click.echo(
+            f"{len(unknown)} files have no row in {table}, each its own subject; "
+            f"the first: {unknown[0]}",
+            err=True,
+        )
+    earlier = f", {done.resumed} of them done before the interruption" if done.resumed else ""
+    click.echo(
+        f"{done.path}: {done.rows} {pool}s of {done.sources} files{earlier}, "
+        f"{done.width} numbers each; {len(done.skipped)} skipped"
+    )
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help=".png, .mp4 or .gif; repeat. By default FILE_explained.png, and for clips .mp4.",
+)
+@click.option("--class", "label", help="To explain; by default the most probable.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True
+)
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def explain(
+    model: str,
+    file: Path,
+    outputs: tuple[Path, ...],
+    label: str | None,
+    rate: float,
+    device: str | None,
+) -> None:
+    """Draw where in FILE the evidence for MODEL's answer is.
+
+    MODEL is a checkpoint of the zoo or a folder that `uscl finetune` wrote.
+    """
+    from . import gradcam
+
+    for output in outputs:
+        gradcam.check_suffix(output)
+    result = gradcam.explain(model, file, label, rate, device)
+    if not outputs:
+        stem = f"{file.stem if file.suffix else file.resolve().name}_explained"
+        outputs = (Path(f"{stem}.png"), *([Path(f"{stem}.mp4")] if len(result) > 1 else []))
+    click.echo(f"{result.title}; {result.subtitle}")
+    for output in outputs:
+        click.echo(f"{result.save(output)}: written")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".html")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def shortcut(
+    model: str, data: tuple[Path, ...], output: Path, rate: float, device: str | None
+) -> None:
+    """Measure how far MODEL's answers move when what is not ultrasound is blanked.
+
+    Writes a report with the worst cases, and a table beside it. Run it again after an interruption
+    and it continues.
+    """
+    from . import shortcuts
+
+    result = shortcuts.shortcut(model, data, output, rate, device)
     for source, reason in result.skipped:
         click.echo(f"skipped {source}: {reason}", err=True)
-    rows = "frames" if pool == "frame" else "clips"
-    click.echo(
-        f"{output}: {len(result)} {rows} of {len(set(result.sources))} files, "
-        f"{result.features.shape[1]} numbers each; {len(result.skipped)} skipped"
-    )
+    for name, value in result.summary():
+        click.echo(f"{value:>8}  {name}")
+    click.echo(f"{output}: written, and {output.with_suffix('.csv').name}")
 
 
 @cli.command()

@@ -7,48 +7,42 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from . import store
-from .embed import embed_frames, written_whole
+from .drawing import (
+    FAINT,
+    INK,
+    PLASMA,
+    RULE,
+    VIRIDIS,
+    Box,
+    Floats,
+    Page,
+    coloured,
+    fitted,
+    ticks,
+)
+from .embed import embed_frames
+from .embeddings import written_whole
 from .errors import DataError
 from .registry import create_model, model_info
 from .ultrasound.clip import Frame
 from .ultrasound.phantom import lung_clip
 from .ultrasound.reading import sample
 
-Floats = NDArray[np.floating]
-RGB = tuple[int, int, int]
-Box = tuple[float, float, float, float]
-
 #: Frames a second taken from a user's clip, and how many at most.
 RATE, MOST_FRAMES = 10.0, 100
 
-# The picture in points, and pixels a point; shapes are drawn larger and reduced, to be smooth.
+# The picture in points.
 _WIDTH, _HEIGHT = 1200, 800
-_DENSITY, _SUPERSAMPLING = 2, 2
-
-_INK, _FAINT, _RULE, _PAPER, _ALERT = (
-    (28, 32, 38),
-    (105, 112, 122),
-    (190, 196, 204),
-    (255, 255, 255),
-    (176, 58, 46),
-)
-
-# Perceptually uniform colour maps, at equal steps: viridis for similarity, plasma for time.
-_VIRIDIS = ((68, 1, 84), (70, 51, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135),
-            (74, 194, 109), (159, 218, 58), (253, 231, 37))  # fmt: skip
-_PLASMA = ((13, 8, 135), (83, 2, 163), (139, 10, 165), (184, 50, 137), (219, 92, 104),
-           (244, 136, 73), (254, 189, 43), (240, 249, 33))  # fmt: skip
 
 
 def run(model_name: str, clip_path: Path | None = None, output: Path = Path("demo.png")) -> Path:
@@ -94,7 +88,7 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         untrained = create_model(card.model)
     picture = _draw(card.name, clip, seen, embed_frames(untrained, clip.frames()))
     with written_whole(output) as partial:
-        picture.save(partial, dpi=(100 * _DENSITY, 100 * _DENSITY))
+        picture.save(partial, dpi=(200, 200))
     print(f"{output}: written")
     return output
 
@@ -169,11 +163,11 @@ def principal_components(features: Floats) -> tuple[Floats, Floats]:
 
 
 def _draw(name: str, clip: _Clip, seen: Floats, unseen: Floats) -> Image.Image:
-    page = _Page()
+    page = Page(_WIDTH, _HEIGHT)
     positions, label = clip.axis
     left, right = 48, _WIDTH - 48
     page.text((left, 34), f"One clip, frame by frame, as {name} sees it", 27)
-    page.text((left, 70), _about(clip, positions, seen), 14.5, _FAINT)
+    page.text((left, 70), _about(clip, positions, seen), 14.5, FAINT)
     if clip.synthetic:
         page.tag((right, 34), "SYNTHETIC CLIP")
 
@@ -188,22 +182,22 @@ def _draw(name: str, clip: _Clip, seen: Floats, unseen: Floats) -> Image.Image:
         (left + 44 + side + 52, "random weights, same colours", theirs),
     )
     for x, title, matrix in matrices:
-        page.text((x, top - 21), title, 13.5, _FAINT)
+        page.text((x, top - 21), title, 13.5, FAINT)
         box = (x, top, x + side, top + side)
-        page.image(box, _coloured((matrix - low) / (1 - low), _VIRIDIS), Image.Resampling.NEAREST)
+        page.image(box, coloured((matrix - low) / (1 - low), VIRIDIS), Image.Resampling.NEAREST)
         page.frame(box)
         _axes(page, box, positions, label, vertical=x < 200)
     bar_x = left + 44 + 2 * side + 52 + 18
     _colour_bar(page, (bar_x, top, bar_x + 12, top + side), low)
-    page.text((bar_x - 4, top - 21), "cosine", 13.5, _FAINT)
+    page.text((bar_x - 4, top - 21), "cosine", 13.5, FAINT)
 
     x = bar_x + 92
     page.text((x, top - 46), "Path of the embedding", 17)
-    page.text((x, top - 21), "pretrained weights, principal components", 13.5, _FAINT)
+    page.text((x, top - 21), "pretrained weights, principal components", 13.5, FAINT)
     _path(page, (x, top, right, top + side), seen, positions, label)
 
     for index, words in enumerate(_captions(clip, ours, theirs)):
-        page.text((left, _HEIGHT - 42 + 20 * index), words, 13.5, _FAINT)
+        page.text((left, _HEIGHT - 42 + 20 * index), words, 13.5, FAINT)
     return page.finish()
 
 
@@ -236,7 +230,7 @@ def _captions(clip: _Clip, ours: Floats, theirs: Floats) -> list[str]:
     return lines
 
 
-def _filmstrip(page: _Page, box: Box, clip: _Clip, label: str) -> None:
+def _filmstrip(page: Page, box: Box, clip: _Clip, label: str) -> None:
     left, top, right, bottom = box
     gap, caption = 8, 22
     height = bottom - top - caption
@@ -250,47 +244,39 @@ def _filmstrip(page: _Page, box: Box, clip: _Clip, label: str) -> None:
         x = left + slot * (width + gap)
         cell = (x, top, x + width, top + height)
         page.fill(cell, (0, 0, 0))
-        page.image(_fitted(cell, clip.thumbnails[index].size), clip.thumbnails[index])
+        page.image(fitted(cell, clip.thumbnails[index].size), clip.thumbnails[index])
         when = f"frame {index}" if label == "frame" else f"{clip.times[index]:.2f} s"
-        page.text((x + width / 2, bottom - 8), when, 13, _FAINT, "mm")
+        page.text((x + width / 2, bottom - 8), when, 13, FAINT, "mm")
 
 
-def _fitted(box: Box, size: tuple[int, int]) -> Box:
-    left, top, right, bottom = box
-    scale = min((right - left) / size[0], (bottom - top) / size[1])
-    half = size[0] * scale / 2, size[1] * scale / 2
-    middle = (left + right) / 2, (top + bottom) / 2
-    return middle[0] - half[0], middle[1] - half[1], middle[0] + half[0], middle[1] + half[1]
-
-
-def _axes(page: _Page, box: Box, positions: Floats, label: str, vertical: bool) -> None:
+def _axes(page: Page, box: Box, positions: Floats, label: str, vertical: bool) -> None:
     left, top, right, bottom = box
     first, last = float(positions[0]), float(positions[-1])
-    for value, text in _ticks(first, last, 6):
+    for value, text in ticks(first, last, 6):
         # frames are cells, so the first lies half a cell from the edge
         share = (0.5 + (value - first) / (last - first) * (len(positions) - 1)) / len(positions)
         x, y = left + share * (right - left), top + share * (bottom - top)
-        page.line([(x, bottom), (x, bottom + 5)], _RULE, 1)
-        page.text((x, bottom + 14), text, 12.5, _FAINT, "mm")
+        page.line([(x, bottom), (x, bottom + 5)], RULE, 1)
+        page.text((x, bottom + 14), text, 12.5, FAINT, "mm")
         if vertical:
-            page.line([(left - 5, y), (left, y)], _RULE, 1)
-            page.text((left - 9, y), text, 12.5, _FAINT, "rm")
-    page.text(((left + right) / 2, bottom + 34), label, 13, _INK, "mm")
+            page.line([(left - 5, y), (left, y)], RULE, 1)
+            page.text((left - 9, y), text, 12.5, FAINT, "rm")
+    page.text(((left + right) / 2, bottom + 34), label, 13, INK, "mm")
     if vertical:
-        page.text((left - 42, (top + bottom) / 2), label, 13, _INK, "mm", upright=True)
+        page.text((left - 42, (top + bottom) / 2), label, 13, INK, "mm", upright=True)
 
 
-def _colour_bar(page: _Page, box: Box, low: float) -> None:
+def _colour_bar(page: Page, box: Box, low: float) -> None:
     _, top, right, bottom = box
-    page.image(box, _coloured(np.linspace(1, 0, 256)[:, None], _VIRIDIS))
+    page.image(box, coloured(np.linspace(1, 0, 256)[:, None], VIRIDIS))
     page.frame(box)
-    for value, text in _ticks(low, 1.0, 5):
+    for value, text in ticks(low, 1.0, 5):
         y = bottom - (value - low) / (1 - low) * (bottom - top)
-        page.line([(right, y), (right + 4, y)], _RULE, 1)
-        page.text((right + 8, y), text, 12.5, _FAINT, "lm")
+        page.line([(right, y), (right + 4, y)], RULE, 1)
+        page.text((right + 8, y), text, 12.5, FAINT, "lm")
 
 
-def _path(page: _Page, box: Box, features: Floats, positions: Floats, label: str) -> None:
+def _path(page: Page, box: Box, features: Floats, positions: Floats, label: str) -> None:
     left, top, right, bottom = box
     points, shares = principal_components(features)
     middle = (points.max(axis=0) + points.min(axis=0)) / 2
@@ -302,116 +288,25 @@ def _path(page: _Page, box: Box, features: Floats, positions: Floats, label: str
         for x, y in points
     ]
     page.frame(box)
-    colours = _coloured(np.linspace(0, 0.92, len(xy))[None], _PLASMA)
-    page.line(xy, _RULE, 1.2)
+    colours = coloured(np.linspace(0, 0.92, len(xy))[None], PLASMA)
+    page.line(xy, RULE, 1.2)
     radius = 4.2 if len(xy) <= 60 else 3.4
     for index, point in enumerate(xy):
         red, green, blue = colours.getpixel((index, 0))  # type: ignore[misc]
         page.dot(point, radius, (red, green, blue))
     share = [f"{100 * value:.0f} %" for value in shares]
     page.text(
-        ((left + right) / 2, bottom + 14), f"component 1, {share[0]} of variance", 13, _INK, "mm"
+        ((left + right) / 2, bottom + 14), f"component 1, {share[0]} of variance", 13, INK, "mm"
     )
     page.text(
-        (left - 16, (top + bottom) / 2), f"component 2, {share[1]}", 13, _INK, "mm", upright=True
+        (left - 16, (top + bottom) / 2), f"component 2, {share[1]}", 13, INK, "mm", upright=True
     )
     # time runs along the colours
     bar = (left + 62, bottom + 30, right - 62, bottom + 39)
-    page.image(bar, _coloured(np.linspace(0, 0.92, 256)[None], _PLASMA))
+    page.image(bar, coloured(np.linspace(0, 0.92, 256)[None], PLASMA))
     unit = "" if label == "frame" else " s"
     ends = [
         f"{'frame ' if label == 'frame' else ''}{value:.4g}{unit}" for value in positions[[0, -1]]
     ]
-    page.text((bar[0] - 8, bottom + 34.5), ends[0], 12.5, _FAINT, "rm")
-    page.text((bar[2] + 8, bottom + 34.5), ends[1], 12.5, _FAINT, "lm")
-
-
-def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Round values between two bounds, at most `most` intervals, and how to print them."""
-    span = max(high - low, 1e-9)
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(
-        power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= most + 1e-6
-    )
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    return [(number * step, f"{number * step:.{digits}f}") for number in numbers]
-
-
-def _coloured(values: Floats, colours: Sequence[RGB]) -> Image.Image:
-    """Map an array of 0-1 to colours, interpolated between those given."""
-    stops = np.linspace(0, 1, len(colours))
-    channels = [np.interp(values, stops, [c[i] for c in colours]) for i in range(3)]
-    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
-
-
-class _Page:
-    """A sheet measured in points from its upper left corner."""
-
-    def __init__(self) -> None:
-        self.scale = _DENSITY * _SUPERSAMPLING
-        size = (_WIDTH * self.scale, _HEIGHT * self.scale)
-        self.sheet = Image.new("RGB", size, _PAPER)
-        self.pen = ImageDraw.Draw(self.sheet)
-
-    def _pixels(self, values: Sequence[float]) -> tuple[int, ...]:
-        return tuple(round(value * self.scale) for value in values)
-
-    def text(
-        self,
-        at: tuple[float, float],
-        words: str,
-        size: float,
-        colour: RGB = _INK,
-        anchor: str = "lm",
-        upright: bool = False,
-    ) -> None:
-        font = ImageFont.load_default(size=size * self.scale)
-        x, y = self._pixels(at)
-        if not upright:
-            self.pen.text((x, y), words, fill=colour, font=font, anchor=anchor)
-            return
-        left, top, right, bottom = (round(v) for v in font.getbbox(words, anchor="lt"))
-        stencil = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(stencil).text((0, 0), words, fill=255, font=font, anchor="lt")
-        stencil = stencil.transpose(Image.Transpose.ROTATE_90)
-        ink = Image.new("RGB", stencil.size, colour)
-        self.sheet.paste(ink, (x - stencil.width // 2, y - stencil.height // 2), stencil)
-
-    def tag(self, at: tuple[float, float], words: str) -> None:
-        """Words in a coloured box, whose right edge is given."""
-        font = ImageFont.load_default(size=14 * self.scale)
-        width = font.getlength(words) / self.scale + 22
-        right, middle = at
-        box = self._pixels((right - width, middle - 13, right, middle + 13))
-        self.pen.rounded_rectangle(box, radius=5 * self.scale, fill=_ALERT)
-        self.text((right - width / 2, middle), words, 14, _PAPER, "mm")
-
-    def line(self, points: Sequence[tuple[float, float]], colour: RGB, width: float) -> None:
-        path = [self._pixels(point) for point in points]
-        self.pen.line(path, fill=colour, width=round(width * self.scale), joint="curve")
-
-    def dot(self, at: tuple[float, float], radius: float, colour: RGB) -> None:
-        x, y = at
-        box = self._pixels((x - radius, y - radius, x + radius, y + radius))
-        self.pen.ellipse(box, fill=colour, outline=_PAPER, width=self.scale // 2)
-
-    def fill(self, box: Box, colour: RGB) -> None:
-        left, top, right, bottom = self._pixels(box)
-        self.pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
-
-    def frame(self, box: Box) -> None:
-        self.pen.rectangle(self._pixels(box), outline=_RULE, width=self.scale)
-
-    def image(
-        self,
-        box: Box,
-        image: Image.Image,
-        resampling: Image.Resampling = Image.Resampling.BICUBIC,
-    ) -> None:
-        left, top, right, bottom = self._pixels(box)
-        size = (max(right - left, 1), max(bottom - top, 1))
-        self.sheet.paste(image.resize(size, resampling), (left, top))
-
-    def finish(self) -> Image.Image:
-        return self.sheet.reduce(_SUPERSAMPLING)
+    page.text((bar[0] - 8, bottom + 34.5), ends[0], 12.5, FAINT, "rm")
+    page.text((bar[2] + 8, bottom + 34.5), ends[1], 12.5, FAINT, "lm")

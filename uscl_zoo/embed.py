@@ -1,16 +1,23 @@
-"""Embeddings of images and videos: one vector a frame or a clip."""
+"""Embeddings of images, DICOM and videos: one vector a frame, a clip or a subject."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import math
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+import shutil
+import time
+import warnings
+import zipfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,114 +26,92 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .errors import DataError, UnreadableError
+from .embeddings import (
+    Embeddings,
+    average_subjects,
+    check_suffix,
+    concatenate,
+    write,
+    written_whole,
+)
+from .errors import DataError, MissingDependencyError, UsclError
 from .registry import create_model
-from .ultrasound.reading import find, sample
+from .ultrasound.reading import DamageWarning
+from .ultrasound.sources import decode_ahead, name_sources, state_of
 from .ultrasound.transforms import FrameTransform, create_transform
 
-#: What `Embeddings.save` can write.
-SUFFIXES = (".npz", ".csv")
+__all__ = [
+    "Embeddings",
+    "Written",
+    "check_suffix",
+    "digest",
+    "embed",
+    "embed_frames",
+    "embed_to",
+    "written_whole",
+]
+
+Pool = Literal["frame", "clip", "subject"]
+#: Names a subject by the path of a source within its folder; None where it is not known.
+Subjects = Callable[[str], str | None]
+
+# Rows, and seconds, after which what is done is put on disk.
+_PART_ROWS, _PART_SECONDS = 8192, 30.0
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """N embeddings of D numbers, and where each came from.
+class Written:
+    """What `embed_to` wrote.
 
     Attributes:
-        features: float32 (N, D), as the global pooling leaves them.
-        sources: the file or folder of each, N.
-        frames: int64 (N,), number of the frame among those sampled from its source, from 0; of a
-            clip, that of its first.
-        times: float64 (N,), seconds since the source's first frame, NaN where it does not say; of a
-            clip, that of its first frame.
-        counts: int64 (N,), frames averaged: 1 for a frame.
+        path: of the file.
+        rows: number of embeddings.
+        width: numbers in each.
+        sources: how many files and folders they are of.
+        resumed: how many of these an earlier, interrupted call had done.
         skipped: sources that could not be read, and why.
     """
 
-    features: NDArray[np.float32]
-    sources: list[Path]
-    frames: NDArray[np.int64]
-    times: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def save(self, path: str | Path) -> Path:
-        """Write one row a frame or clip, whole or not at all.
-
-        `.npz` holds the attributes under their names, paths as text, and loads without pickle.
-        `.csv` has the columns source, frame, time_s, frames_averaged and feature_0 …, with the
-        digits that give back the same float32; an unknown time is left empty.
-
-        Args:
-            path: ends in `.npz` or `.csv`; its folder is made if need be.
-
-        Returns:
-            The path.
-
-        Raises:
-            DataError: if the suffix is another, or the file cannot be written.
-        """
-        path = check_suffix(path)
-        with written_whole(path) as partial:
-            (self._write_npz if path.suffix.lower() == ".npz" else self._write_csv)(partial)
-        return path
-
-    def _write_npz(self, path: Path) -> None:
-        with path.open("wb") as stream:  # by name, numpy would add a suffix
-            np.savez_compressed(
-                stream,
-                features=self.features,
-                sources=np.array([str(source) for source in self.sources], dtype=np.str_),
-                frames=self.frames,
-                times=self.times,
-                counts=self.counts,
-                skipped=np.array(
-                    [(str(source), reason) for source, reason in self.skipped], dtype=np.str_
-                ).reshape(-1, 2),
-            )
-
-    def _write_csv(self, path: Path) -> None:
-        width = self.features.shape[1]
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            names = (f"feature_{i}" for i in range(width))
-            writer.writerow(["source", "frame", "time_s", "frames_averaged", *names])
-            for source, frame, time, count, vector in zip(
-                self.sources, self.frames, self.times, self.counts, self.features, strict=True
-            ):
-                seconds = "" if math.isnan(time) else f"{time:.6g}"
-                numbers = (f"{value:.9g}" for value in vector)
-                writer.writerow([source, frame, seconds, count, *numbers])
+    path: Path
+    rows: int
+    width: int
+    sources: int
+    resumed: int
+    skipped: list[tuple[Path, str]]
 
 
 def embed(
     model: nn.Module | str,
     paths: str | Path | Iterable[str | Path],
-    pool: Literal["frame", "clip"] = "frame",
+    pool: Pool = "frame",
     rate: float = 3.0,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     progress: bool = True,
+    *,
+    subjects: Subjects | None = None,
+    workers: int | None = None,
 ) -> Embeddings:
-    """Embed images, videos and folders of them.
+    """Embed images, DICOM files, videos and folders of them.
 
-    Batches run on across sources, so a thousand stills take no longer than a thousand frames.
-    What cannot be read is skipped and named; a video that breaks off early gives the frames before
-    that and a `DamageWarning`.
+    Batches run on across sources, so a thousand stills take no longer than a thousand frames, and
+    threads decode ahead of the network. What cannot be read is skipped and named; a video that
+    breaks off early gives the frames before that and a `DamageWarning`.
 
     Args:
         model: a checkpoint of the zoo by name, e.g. `resnet18_uscl.pocus`, or a timm network, with
             or without a classifier. Its input size and normalisation are its own.
         paths: files and folders, as for `ultrasound.reading.find`.
-        pool: `frame` for one row a sampled frame, `clip` for the mean over those of a source.
+        pool: `frame` for one row a sampled frame, `clip` for the mean over those of a source,
+            `subject` for the mean over the clips of a subject.
         rate: frames a second to sample from videos.
         batch_size: frames at a time.
         device: to compute on. If None, a network stays where it is, and one named goes to a GPU
             where there is one. A network given is left on the device.
         progress: show a bar.
+        subjects: names the subject of a source by its path within the folder given, e.g.
+            `lambda name: name[:4]`; a source whose subject is None is its own.
+        workers: threads that decode; None for one a core.
 
     Raises:
         DataError: if nothing can be read, or an argument is out of range.
@@ -134,45 +119,93 @@ def embed(
         UnknownModelError: if no model is of that name.
         MissingDependencyError: if there are videos or DICOM files whose library is not installed.
     """
-    if pool not in ("frame", "clip"):
-        raise DataError(f"pool should be 'frame' or 'clip', not {pool!r}")
-    sources = find(paths)
-    if not sources:
-        raise DataError("there is nothing to embed: name a file or folder")
-    network, transform = _prepare(model, device)
-    origins: list[tuple[int, int, float]] = []
+    sources, whose = _survey(paths, pool, subjects)
+    network, transform = prepare(model, device)
     skipped: list[tuple[Path, str]] = []
+    blocks = []
+    run = _rows(network, transform, sources, rate, batch_size, workers, progress, skipped)
+    with contextlib.closing(run):
+        for row in run:
+            blocks.append(_block(row if pool == "frame" else _mean(row), sources, whose))
+    if not blocks:
+        raise _none_readable(sources, skipped)
+    result = average_subjects(blocks) if pool == "subject" else concatenate(blocks)
+    result.skipped.extend(skipped)
+    return result
 
-    def frames() -> Iterator[Image.Image]:
-        for index, source in enumerate(tqdm(sources, unit="source", disable=not progress)):
-            try:
-                for number, (time, image) in enumerate(sample(source, rate)):
-                    origins.append((index, number, time))
-                    yield image
-            except UnreadableError as error:
-                skipped.append((source, str(error).removeprefix(f"{source}: ")))
 
-    features = _run(network, transform, frames(), batch_size)
-    if not origins:
-        raise DataError(
-            f"none of {len(sources)} sources can be read; {skipped[0][0]}: {skipped[0][1]}"
-        )
-    owner, numbers, times = (np.array(column) for column in zip(*origins, strict=True))
-    counts = np.ones(len(owner), np.int64)
-    if pool == "clip":
-        # the frames of a source are neighbours
-        _, first, counts = np.unique(owner, return_index=True, return_counts=True)
-        sums = np.add.reduceat(features, first, axis=0, dtype=np.float64)
-        features = (sums / counts[:, None]).astype(np.float32)
-        owner, numbers, times = owner[first], numbers[first], times[first]
-    return Embeddings(
-        features=features,
-        sources=[sources[index] for index in owner],
-        frames=numbers.astype(np.int64),
-        times=times.astype(np.float64),
-        counts=counts.astype(np.int64),
-        skipped=skipped,
-    )
+def embed_to(
+    output: str | Path,
+    model: nn.Module | str,
+    paths: str | Path | Iterable[str | Path],
+    pool: Pool = "frame",
+    rate: float = 3.0,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    *,
+    subjects: Subjects | None = None,
+    workers: int | None = None,
+) -> Written:
+    """Embed as `embed` does, into a file; a call that was interrupted continues where it was.
+
+    Beside the output grows a folder, `OUTPUT.parts`, of what is done; it goes when the output is
+    written. Twice a minute something is added to it, so no more than that is lost. A part counts
+    only for the same network, sampling and release, and for files that have not changed since.
+    Memory does not grow with the number of files.
+
+    Args:
+        output: as for `Embeddings.save`.
+        model: as for `embed`, and so are all that follow.
+        paths: see there.
+        pool: see there.
+        rate: see there.
+        batch_size: see there.
+        device: see there.
+        progress: see there.
+        subjects: see there.
+        workers: see there.
+
+    Raises:
+        DataError: as `embed` and `Embeddings.save`.
+        UnreadableError: as `embed`.
+        UnknownModelError: as `embed`.
+        MissingDependencyError: as `embed` and `Embeddings.save`.
+    """
+    output = check_suffix(output)
+    sources, whose = _survey(paths, pool, subjects)
+    network, transform = prepare(model, device)
+    key = [_release(), digest(network), repr(transform), rate, pool == "frame"]
+    parts = _Parts(output.with_name(f"{output.name}.parts"), json.dumps(key))
+    states = [json.dumps(state_of(source)) for source in sources]
+    todo = [i for i, source in enumerate(sources) if not parts.has(source, states[i])]
+    resumed = len(sources) - len(todo)
+    skipped: list[tuple[Path, str]] = []
+    left = [sources[i] for i in todo]
+    run = _rows(network, transform, left, rate, batch_size, workers, progress, skipped, resumed)
+    try:
+        with contextlib.closing(run):
+            for row in run:
+                place = todo[row.source]
+                parts.add(sources[place], states[place], row if pool == "frame" else _mean(row))
+    finally:
+        parts.flush()
+    found = [i for i, source in enumerate(sources) if parts.has(source, states[i])]
+    if not found:
+        raise _none_readable(sources, skipped)
+
+    def blocks() -> Iterator[Embeddings]:
+        return parts.blocks([sources[i] for i in found], whose and [whose[i] for i in found])
+
+    rows, width = parts.size([sources[i] for i in found])
+    if pool == "subject":
+        result = average_subjects(blocks())
+        write(output, lambda: iter([result]), skipped)
+        rows = len(result)
+    else:
+        write(output, blocks, skipped)
+    parts.remove()
+    return Written(output, rows, width, len(found), resumed, skipped)
 
 
 def embed_frames(
@@ -195,16 +228,225 @@ def embed_frames(
     Raises:
         DataError: if there are no frames, or one is not an image.
     """
-    network, transform = _prepare(model, device)
-    features = _run(network, transform, frames, batch_size)
-    if not len(features):
+    network, transform = prepare(model, device)
+    features = list(infer(network, transform, map(transform.resize, frames), batch_size))
+    if not features:
         raise DataError("there are no frames to embed")
-    return features
+    return np.concatenate(features)
 
 
-def _prepare(
+def digest(network: nn.Module) -> str:
+    """SHA-256 of all that a network's answers depend on: its kind, and every tensor."""
+    found = hashlib.sha256(type(network).__name__.encode())
+    for name, tensor in network.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _release() -> str:
+    try:
+        return version("uscl-zoo")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return ""
+
+
+def _survey(
+    paths: str | Path | Iterable[str | Path], pool: str, subjects: Subjects | None
+) -> tuple[list[Path], list[str] | None]:
+    """Find the sources, and whose they are: a wrong column should not cost an hour of work."""
+    if pool not in ("frame", "clip", "subject"):
+        raise DataError(f"pool should be 'frame', 'clip' or 'subject', not {pool!r}")
+    if pool == "subject" and subjects is None:
+        raise DataError("pool 'subject' needs subjects: from a table, or a pattern of names")
+    named = name_sources(paths)
+    if not named:
+        raise DataError("there is nothing to embed: name a file or folder")
+    if subjects is None:
+        return list(named), None
+    return list(named), [subjects(name) or name for name in named.values()]
+
+
+def _none_readable(sources: Sequence[Path], skipped: list[tuple[Path, str]]) -> DataError:
+    first = f"{skipped[0][0]}: {skipped[0][1]}"
+    return DataError(f"none of {len(sources)} sources can be read; {first}")
+
+
+class _Row(NamedTuple):
+    """What one source gave: its frames, or their mean.
+
+    Attributes:
+        source: number of the source.
+        features: float32 (n, D).
+        times: float64 (n,).
+        counts: int64 (n,).
+    """
+
+    source: int
+    features: NDArray[np.float32]
+    times: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+def _mean(row: _Row) -> _Row:
+    mean = row.features.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+    return _Row(row.source, mean, row.times[:1], row.counts.sum(keepdims=True))
+
+
+def _block(row: _Row, sources: Sequence[Path], whose: Sequence[str] | None) -> Embeddings:
+    count = len(row.features)
+    return Embeddings(
+        row.features,
+        [sources[row.source]] * count,
+        np.arange(count, dtype=np.int64),
+        row.times,
+        row.counts,
+        subjects=None if whose is None else [whose[row.source]] * count,
+    )
+
+
+def _rows(
+    network: nn.Module,
+    transform: FrameTransform,
+    sources: Sequence[Path],
+    rate: float,
+    batch_size: int,
+    workers: int | None,
+    progress: bool,
+    skipped: list[tuple[Path, str]],
+    done: int = 0,
+) -> Generator[_Row, None, None]:
+    """Embed the frames of each source that can be read, in order; the others go to `skipped`."""
+    if batch_size < 1:
+        raise DataError(f"batch_size should be at least 1, not {batch_size}")
+    if workers is not None and workers < 1:
+        raise DataError(f"workers should be at least 1, not {workers}")
+    damaged: list[str] = []
+    # decoded to the end, and waiting for the network: number and times
+    decoded: deque[tuple[int, list[float]]] = deque()
+
+    def frames() -> Generator[NDArray[np.uint8], None, None]:
+        opened = decode_ahead(sources, rate, transform.resize, workers, damaged.append)
+        total = done + len(sources)
+        bar = tqdm(total=total, initial=done, unit="source", disable=not progress)
+        with contextlib.closing(opened), bar:
+            for number, run in enumerate(opened):
+                times: list[float] = []
+                try:
+                    for when, pixels in run:
+                        times.append(when)
+                        yield pixels
+                except MissingDependencyError:
+                    # not the file's fault: every other would be skipped as well
+                    raise
+                except (UsclError, OSError) as error:
+                    if times:
+                        damaged.append(str(error))
+                    else:
+                        reason = str(error).removeprefix(f"{sources[number]}: ")
+                        skipped.append((sources[number], reason))
+                if times:
+                    decoded.append((number, times))
+                bar.update()
+
+    given = frames()
+    held: list[NDArray[np.float32]] = []
+    with (
+        contextlib.closing(given),
+        contextlib.closing(infer(network, transform, given, batch_size)) as run,
+    ):
+        # once more at the end: the last source is known to be whole when there are no more frames
+        for features in chain(run, [None]):
+            if features is not None:
+                held.append(features)
+            count = sum(map(len, held))
+            if not decoded or len(decoded[0][1]) > count:
+                continue
+            whole = np.concatenate(held)
+            while decoded and len(decoded[0][1]) <= len(whole):
+                number, times = decoded.popleft()
+                size = len(times)
+                yield _Row(number, whole[:size], np.array(times), np.ones(size, np.int64))
+                whole = whole[size:]
+            held = [whole]
+    for message in damaged:
+        warnings.warn(message, DamageWarning, stacklevel=3)
+
+
+def infer(
+    network: nn.Module,
+    transform: FrameTransform,
+    frames: Iterator[NDArray[np.uint8]],
+    batch_size: int,
+    answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> Generator[NDArray[np.float32], None, None]:
+    """Put frames through a network, a batch at a time.
+
+    On the CPU as many batches are computed side by side as torch has threads, each by one: threads
+    that share a batch wait for each other at every layer. On a GPU there are two, so that it has
+    work while the results of the other are fetched.
+
+    Args:
+        network: of timm.
+        transform: its input.
+        frames: as `transform.resize` leaves them.
+        batch_size: frames at a time.
+        answer: what to take of the network, a vector a frame; `pooled` if None.
+
+    Yields:
+        float32 (batch, D), in order.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size should be at least 1, not {batch_size}")
+    parameter = next(network.parameters())
+
+    @torch.inference_mode()
+    def compute(batch: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        pixels = torch.from_numpy(np.stack(batch)).to(parameter.device)
+        inputs = transform.normalise(pixels).to(parameter.dtype)
+        result: NDArray[np.float32] = (answer or pooled)(network, inputs).float().cpu().numpy()
+        return result
+
+    threads = torch.get_num_threads()
+    side_by_side = threads if parameter.device.type == "cpu" else 2
+    batches = iter(lambda: list(islice(frames, batch_size)), [])
+    first = list(islice(batches, 2))
+    with _evaluating(network):
+        if len(first) < 2 or side_by_side == 1:
+            for batch in chain(first, batches):
+                yield compute(batch)
+            return
+        # counted by thread; what is set last is what later threads begin with
+        pool = ThreadPoolExecutor(side_by_side, "network", lambda: torch.set_num_threads(1))
+        running: deque[Future[NDArray[np.float32]]] = deque()
+        try:
+            for batch in chain(first, batches):
+                running.append(pool.submit(compute, batch))
+                if len(running) > side_by_side:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def prepare(
     model: nn.Module | str, device: str | torch.device | None
 ) -> tuple[nn.Module, FrameTransform]:
+    """Create a network if it is named, and put it where it is to compute.
+
+    Args:
+        model: as for `embed`.
+        device: as for `embed`.
+
+    Returns:
+        The network, and its input.
+
+    Raises:
+        DataError: if the device cannot be used.
+        UnknownModelError: if no model is of that name.
+    """
     if isinstance(model, str):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = create_model(model, pretrained=True)
@@ -217,27 +459,12 @@ def _prepare(
     return model, create_transform(model)
 
 
-@torch.inference_mode()
-def _run(
-    model: nn.Module,
-    transform: FrameTransform,
-    frames: Iterable[Image.Image | NDArray[Any]],
-    batch_size: int,
-) -> NDArray[np.float32]:
-    if batch_size < 1:
-        raise DataError(f"batch_size should be at least 1, not {batch_size}")
-    tensors = (transform(frame) for frame in frames)
-    parameter = next(model.parameters())
-    chunks = []
-    with _evaluating(model):
-        while batch := list(islice(tensors, batch_size)):
-            inputs = torch.stack(batch).to(parameter.device, parameter.dtype)
-            chunks.append(_pooled(model, inputs).float().cpu().numpy())
-    return np.concatenate(chunks) if chunks else np.empty((0, 0), np.float32)
+def pooled(model: Any, inputs: Tensor) -> Tensor:
+    """Embeddings (N, D): what comes before the classifier, if there is one.
 
-
-def _pooled(model: Any, inputs: Tensor) -> Tensor:
-    # past the classifier, if there is one
+    Raises:
+        DataError: if the network does not give one vector a frame.
+    """
     if hasattr(model, "forward_head"):
         features = model.forward_head(model.forward_features(inputs), pre_logits=True)
     else:
@@ -261,32 +488,107 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def check_suffix(path: str | Path) -> Path:
-    """Make sure, before the work is done, that `Embeddings.save` can write to a path.
+class _Parts:
+    """What is done of a long run, on disk: files of many sources each, every one whole.
 
-    Raises:
-        DataError: naming the suffixes it can.
+    Attributes:
+        folder: of the files.
+        key: of what made them, besides the sources; files with another are not looked at.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: the name should end in {' or '.join(SUFFIXES)}")
-    return path
 
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder
+        self.key = key
+        self._index: dict[str, tuple[str, Path, int, int]] = {}
+        self._rows: list[tuple[Path, str, _Row]] = []
+        self._waiting = 0
+        self._since = time.monotonic()
+        self._width = 0
+        for path in sorted(folder.glob("*.npz")):
+            # what cannot be read is made again
+            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+                self._take_in(path)
 
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path, and rename it to `path` if all goes well.
+    def _take_in(self, path: Path) -> None:
+        with np.load(path, allow_pickle=False) as part:
+            if part["key"].item() != self.key:
+                return
+            self._width = int(part["width"])
+            offset = 0
+            for source, state, count in zip(
+                part["sources"].tolist(),
+                part["states"].tolist(),
+                part["rows"].tolist(),
+                strict=True,
+            ):
+                self._index[source] = (state, path, offset, count)
+                offset += count
 
-    Raises:
-        DataError: if the file cannot be written.
-    """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    def has(self, source: Path, state: str) -> bool:
+        return self._index.get(str(source), ("",))[0] == state
+
+    def size(self, sources: Sequence[Path]) -> tuple[int, int]:
+        """Rows of these sources, and numbers in each."""
+        return sum(self._index[str(source)][3] for source in sources), self._width
+
+    def add(self, source: Path, state: str, row: _Row) -> None:
+        self._rows.append((source, state, row))
+        self._waiting += len(row.features)
+        if self._waiting >= _PART_ROWS or time.monotonic() - self._since >= _PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put on disk what has been added."""
+        if not self._rows:
+            return
+        path = self.folder / f"{len(self._index):08}-{os.getpid()}.npz"
+        sources, states, rows = zip(*self._rows, strict=True)
+        with written_whole(path) as partial, partial.open("wb") as stream:
+            np.savez(
+                stream,
+                key=np.array(self.key),
+                width=np.array(rows[0].features.shape[1]),
+                sources=np.array([str(source) for source in sources], np.str_),
+                states=np.array(states, np.str_),
+                rows=np.array([len(row.features) for row in rows], np.int64),
+                features=np.concatenate([row.features for row in rows]),
+                times=np.concatenate([row.times for row in rows]),
+                counts=np.concatenate([row.counts for row in rows]),
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._take_in(path)
+        self._rows, self._waiting, self._since = [], 0, time.monotonic()
+
+    def blocks(self, sources: Sequence[Path], whose: Sequence[str] | None) -> Iterator[Embeddings]:
+        """The rows of sources, in their order, as many at a time as lie together in a part."""
+        opened: Path | None = None
+        features: NDArray[np.float32]
+        start = 0
+        while start < len(sources):
+            _, path, offset, size = self._index[str(sources[start])]
+            stop, sizes = start + 1, [size]
+            while stop < len(sources):
+                _, other, place, size = self._index[str(sources[stop])]
+                if (other, place) != (path, offset + sum(sizes)):
+                    break
+                sizes.append(size)
+                stop += 1
+            if path != opened:
+                with np.load(path, allow_pickle=False) as part:
+                    features, times, counts = part["features"], part["times"], part["counts"]
+                opened = path
+            some = slice(offset, offset + sum(sizes))
+            owners = np.repeat(np.arange(start, stop), sizes).tolist()
+            yield Embeddings(
+                features[some],
+                [sources[i] for i in owners],
+                np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]),
+                times[some],
+                counts[some],
+                subjects=None if whose is None else [whose[i] for i in owners],
+            )
+            start = stop
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

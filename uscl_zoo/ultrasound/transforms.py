@@ -134,14 +134,37 @@ class FrameTransform:
         Returns:
             A float32 tensor of shape (C, H, W).
         """
+        return self.normalise(torch.from_numpy(self.resize(image))[None])[0]
+
+    def resize(self, image: Image.Image | NDArray[Any]) -> NDArray[np.uint8]:
+        """The first half: a frame of the network's size, a quarter of the tensor's bytes.
+
+        Returns:
+            uint8 (H, W, 3), or (H, W, 1) for a network that takes grey.
+        """
         frame = to_frame(image)
         if self.channels == 1:
             frame = frame.convert("L")
         height, width = self.size
         frame = frame.resize((width, height), _RESAMPLING[self.interpolation])
-        pixels = torch.from_numpy(np.array(frame)).reshape(height, width, -1).permute(2, 0, 1)
-        pixels = pixels[[c % pixels.shape[0] for c in range(self.channels)]].float() / 255
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return np.array(frame).reshape(height, width, -1)
+
+    def normalise(self, frames: torch.Tensor) -> torch.Tensor:
+        """The second half, on whatever device the frames are.
+
+        Args:
+            frames: as `resize` gives them, uint8 (N, H, W, 3) or (N, H, W, 1).
+
+        Returns:
+            A float32 tensor of shape (N, C, H, W).
+        """
+        pixels = frames.permute(0, 3, 1, 2)
+        channels = [c % pixels.shape[1] for c in range(self.channels)]
+        pixels = pixels[:, channels].contiguous().float() / 255
+        mean, std = (
+            torch.tensor(values, device=frames.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def batch(self, images: Iterable[Image.Image | NDArray[Any]]) -> torch.Tensor:

@@ -1,0 +1,275 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+import uscl_zoo
+from uscl_zoo.cli import main
+from uscl_zoo.errors import DataError
+from uscl_zoo.ultrasound.phantom import lung_clip
+
+pytest.importorskip("uscl_zoo.ultrasound.beam")
+
+from uscl_zoo.gradcam import Explanation, _maps, explain
+from uscl_zoo.scores import Scorer
+
+WHERE = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+class Brightness(nn.Module):
+    """A network whose evidence is known: of `bright` the bright places, of `dark` the dark ones."""
+
+    num_features, num_classes = 2, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pretrained_cfg = {**WHERE, "label_names": ["dark", "bright"]}
+        self.conv = nn.Conv2d(3, 2, 1)
+        self.head = nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.conv.weight[0] = -1 / 6
+            self.conv.weight[1] = 1 / 6
+            self.conv.bias.fill_(0.5)  # type: ignore[union-attr]
+            self.head.weight.copy_(4 * torch.eye(2))
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(self.conv(inputs), 16)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        pooled = features.mean((2, 3))
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(inputs))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight frames of the phantom."""
+    frames, _ = lung_clip(seconds=0.8, rate=10, size=(240, 240))
+    path = tmp_path_factory.mktemp("clip") / "phantom.gif"
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    first.save(path, save_all=True, append_images=rest, duration=100)
+    return path
+
+
+@pytest.fixture(scope="module")
+def still(clip: Path) -> Path:
+    path = clip.with_name("still.png")
+    with Image.open(clip) as image:
+        image.convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def explanation(clip: Path) -> Explanation:
+    return explain(Brightness(), clip, "bright", progress=False)
+
+
+def test_evidence_is_where_it_should_be(explanation: Explanation) -> None:
+    assert explanation.label == "bright"
+    assert len(explanation) == 8
+    assert explanation.times == pytest.approx(np.arange(8) / 10)
+    for i, frame in enumerate(explanation.frames):
+        heat = explanation.heat[i]
+        assert heat.shape == (frame.height, frame.width)
+        grey = np.asarray(frame.convert("L"), float)
+        inside = grey > 0
+        # cells of 16 pixels of 160 against the brightness within them
+        small = [
+            np.asarray(Image.fromarray(a.astype(np.float32)).resize((10, 10), 5))[1:-1, 3:-3]
+            for a in (heat, grey)
+        ]
+        assert np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1] > 0.8
+        assert heat[inside].mean() > heat[~inside].mean()
+
+
+def test_nothing_is_drawn_outside_the_beam(explanation: Explanation) -> None:
+    left, top, right, bottom = explanation.beam.box
+    assert explanation.beam.kind == "curved"
+    assert not explanation.beam.mask.all()
+    inside = explanation.beam.mask[top:bottom, left:right]
+    assert explanation.frames[0].size == inside.shape[::-1]
+    for heat, frame in zip(explanation.heat, explanation.frames, strict=True):
+        assert not heat[~inside].any()
+        assert not np.asarray(frame)[~inside].any()
+    # the corners of the frame are dark, so most evidence for darkness is there
+    assert 0 < explanation.outside < 0.7
+
+
+def test_frames_share_a_scale(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (160, 160), (level,) * 3) for level in (60, 120, 240)]
+    path = tmp_path / "steps.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    found = explain(Brightness(), path, "bright", progress=False)
+    assert found.beam.kind == "unknown"
+    assert "no beam found" in found.subtitle
+    assert found.heat.max(axis=(1, 2)) == pytest.approx([0.25, 0.5, 1], abs=0.02)
+
+
+def test_the_most_probable_class_is_explained(clip: Path) -> None:
+    found = explain(Brightness(), clip, progress=False)
+    assert found.label == "dark"
+    other = explain(Brightness(), clip, "bright", progress=False)
+    assert found.scores + other.scores == pytest.approx(np.ones(8))
+    assert found.title == f"dark: probability {found.scores.mean():.2f}"
+
+
+def test_as_grad_cam_is_defined(still: Path) -> None:
+    """Where the map is averaged and weighted by a matrix, Grad-CAM has a closed form."""
+    torch.manual_seed(0)
+    network: Any = timm.create_model("test_resnet", num_classes=3)
+    network.eval()
+    scorer = Scorer.of(network)
+    frames = [scorer.transform.resize(Image.open(still))]
+    maps = _maps(scorer, frames, 1, progress=False)
+    with torch.no_grad():
+        features = network.forward_features(scorer.transform(Image.open(still))[None])
+    weights = network.get_classifier().weight[1]
+    expected = torch.einsum("k,nkhw->nhw", weights, features).relu() / features[0, 0].numel()
+    assert maps.shape == features.shape[:1] + features.shape[2:]
+    assert expected.max() > 0
+    assert np.allclose(maps, expected.detach().numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_without_a_classifier(clip: Path, still: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=0)
+    found = explain(network, clip, progress=False)
+    assert found.label is None
+    assert found.title == "No classifier: similarity to the clip's mean embedding"
+    assert (found.scores > 0.9).all()
+    assert found.heat.max() == 1
+    single = explain(network, still, progress=False)
+    assert single.title == "No classifier: similarity to its own embedding"
+    # the gradient of a cosine would vanish
+    assert single.heat.max() == 1
+    with pytest.raises(DataError, match=r"no class 'ill'.*no classifier"):
+        explain(network, still, "ill", progress=False)
+
+
+def test_the_network_is_left_as_it_was(still: Path) -> None:
+    network: Any = timm.create_model("test_resnet", num_classes=2).train()
+    network.get_classifier().weight.grad = torch.ones_like(network.get_classifier().weight)
+    explain(network, still, progress=False)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert (network.get_classifier().weight.grad == 1).all()
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_other_networks_and_classes(still: Path) -> None:
+    with pytest.raises(DataError, match="no class 'grey'; its classes are dark, bright"):
+        explain(Brightness(), still, "grey")
+    with pytest.raises(DataError, match="needs a convolutional network"):
+        explain(timm.create_model("test_vit", num_classes=2), still, progress=False)
+    with pytest.raises(DataError, match="one output"):
+        explain(timm.create_model("test_resnet", num_classes=1), still)
+
+
+def test_a_model_of_ones_own(still: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network: Any = timm.create_model("test_resnet", num_classes=2)
+    nn.init.normal_(network.get_classifier().weight)
+    save_for_hf(network, str(tmp_path), {"label_names": ["ill", "well"]}, safe_serialization=True)
+    raw = explain(tmp_path, still, "well", progress=False)
+    assert raw.title.startswith("well: probability")
+    (tmp_path / "predict.json").write_text(json.dumps({"temperature": 3.0}))
+    cooled = explain(f"local-dir:{tmp_path}", still, "well", progress=False)
+    assert cooled.title.startswith("well: calibrated probability")
+    odds = [np.log(e.scores[0] / (1 - e.scores[0])) for e in (raw, cooled)]
+    assert odds[0] == pytest.approx(3 * odds[1], rel=1e-4)
+    assert abs(odds[0]) > 1e-3
+
+
+def test_a_strip(explanation: Explanation, still: Path, tmp_path: Path) -> None:
+    path = explanation.save(tmp_path / "new" / "strip.png")
+    with Image.open(path) as picture:
+        assert 2300 < picture.width <= 2400
+        pixels = np.asarray(picture).astype(int)
+    # colour where the evidence is, and none in the frames above
+    coloured = np.ptp(pixels, axis=2) > 40
+    assert coloured[pixels.shape[0] // 2 :].any()
+    assert not coloured[: pixels.shape[0] // 3].any()
+    single = explain(Brightness(), still, progress=False)
+    assert single.save(tmp_path / "still.png").is_file()
+    with pytest.raises(DataError, match="makes no film"):
+        single.save(tmp_path / "still.mp4")
+    with pytest.raises(DataError, match="should end in"):
+        single.save(tmp_path / "still.jpg")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["new", "still.png"]
+
+
+def test_films(explanation: Explanation, tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(explanation.save(tmp_path / "film.mp4"))) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(0)]
+    assert [time for time, _ in frames] == pytest.approx(np.arange(8) / 10, abs=1e-3)
+    assert np.abs(frames[0][1].astype(int) - frames[7][1]).mean() > 1
+    with Image.open(explanation.save(tmp_path / "film.gif")) as picture:
+        assert picture.n_frames == 8  # type: ignore[attr-defined]
+        assert picture.info["duration"] == 100
+
+
+def test_the_command(
+    clip: Path,
+    still: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_for_hf(
+        timm.create_model("test_resnet", num_classes=2),
+        str(tmp_path / "m"),
+        safe_serialization=True,
+    )
+    monkeypatch.chdir(tmp_path)
+    main(["explain", "m", str(still)])
+    assert "class " in capsys.readouterr().out
+    main(["explain", "m", str(clip), "--class", "class 1", "--rate", "2"])
+    assert "class 1: probability 0." in capsys.readouterr().out
+    made = ["phantom_explained.mp4", "phantom_explained.png", "still_explained.png"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m", *made]
+    for wrong, words in (
+        (["m", str(still), "-o", "x.bmp"], "x.bmp: the name should end in"),
+        (["m", str(still), "--class", "ill"], "no class 'ill'"),
+        (["n", str(still)], "no model 'n'"),
+        (["m", "absent.png"], "absent.png: no such file"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["explain", *wrong])
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
+
+
+def test_whatever_is_imported_first() -> None:
+    import uscl_zoo.embed
+    import uscl_zoo.gradcam
+    import uscl_zoo.shortcuts
+
+    assert uscl_zoo.explain is uscl_zoo.gradcam.explain is explain
+    assert uscl_zoo.shortcut is uscl_zoo.shortcuts.shortcut
+    assert callable(uscl_zoo.embed.embed)
+    # looked up each time, and imported only then
+    assert vars(uscl_zoo).keys().isdisjoint(uscl_zoo._LAZY)
+
+
+def test_no_module_takes_the_place_of_a_function() -> None:
+    import pkgutil
+
+    modules = {module.name for module in pkgutil.iter_modules(uscl_zoo.__path__)}
+    assert modules.isdisjoint(uscl_zoo._LAZY)
+    assert set(uscl_zoo._LAZY) <= set(uscl_zoo.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'explian'"):
+        uscl_zoo.explian  # noqa: B018

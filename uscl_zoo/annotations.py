@@ -1,0 +1,136 @@
+"""Who is in a video: from a table, or from the name of the file."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from .errors import DataError, UnreadableError
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is known of one video besides its pixels."""
+
+    subject: str
+    label: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Annotations by file, read from a CSV.
+
+    Attributes:
+        path: of the CSV, for messages.
+        rows: annotations by file stem, file name or relative path, as the file column has them.
+        contradictory: keys with rows that disagree; an error only if such a file is prepared.
+    """
+
+    path: Path
+    rows: Mapping[str, Annotation]
+    contradictory: frozenset[str] = frozenset()
+
+    def find(self, name: str) -> Annotation | None:
+        """The annotation of a video: by relative path, file name or stem, then ignoring case.
+
+        Raises:
+            DataError: if the table has two rows for it that disagree.
+        """
+        path = PurePosixPath(name)
+        for wanted in (name, path.name, path.stem):
+            if wanted in self.rows:
+                return self._only([wanted])
+        for wanted in (name, path.name, path.stem):
+            keys = self._folded.get(wanted.casefold())
+            if keys:
+                return self._only(keys)
+        return None
+
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        folded: dict[str, list[str]] = defaultdict(list)
+        for key in self.rows:
+            folded[key.casefold()].append(key)
+        return folded
+
+    def _only(self, keys: Sequence[str]) -> Annotation:
+        rows = {self.rows[key] for key in keys}
+        if len(rows) > 1 or not self.contradictory.isdisjoint(keys):
+            raise DataError(f"{self.path}: two rows for {keys[0]!r} disagree; keep one")
+        return rows.pop()
+
+
+def read_table(
+    path: Path,
+    file_column: str,
+    label_column: str | None = None,
+    subject_column: str | None = None,
+    licence_column: str | None = None,
+) -> Table:
+    """Read annotations from a CSV with a header.
+
+    Raises:
+        UnreadableError: if the file is no readable CSV.
+        DataError: if a named column is missing, or one file has two rows that disagree.
+    """
+    try:
+        # utf-8-sig: tables exported from spreadsheets begin with a byte-order mark
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            columns = reader.fieldnames or []
+            for column in (file_column, label_column, subject_column, licence_column):
+                if column is not None and column not in columns:
+                    named = ", ".join(repr(c) for c in columns if c)
+                    raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
+            lines = list(reader)
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UnreadableError(f"{path}: is not a CSV in UTF-8 ({error})") from error
+
+    def cell(line: dict[str, str | None], column: str | None) -> str | None:
+        return ((line[column] or "").strip() or None) if column is not None else None
+
+    rows: dict[str, Annotation] = {}
+    contradictory: set[str] = set()
+    for line in lines:
+        key = cell(line, file_column)
+        if key is None:
+            continue
+        licence = cell(line, licence_column)
+        row = Annotation(
+            subject=cell(line, subject_column) or key,
+            label=cell(line, label_column),
+            # "CC BY-NC -SA 4.0" and "CC BY-NC-SA 4.0" are one licence
+            licence=re.sub(r"\s*-\s*", "-", licence) if licence else None,
+        )
+        if rows.setdefault(key, row) != row:
+            contradictory.add(key)
+    return Table(path, rows, frozenset(contradictory))
+
+
+def subject_of(name: str, pattern: str) -> str:
+    """Read a subject off a name.
+
+    Args:
+        name: path of the video within its folder.
+        pattern: regular expression whose first group is the subject.
+
+    Raises:
+        DataError: for a name without the pattern, or a pattern that is none.
+    """
+    try:
+        found = re.search(pattern, name)
+    except re.error as error:
+        raise DataError(
+            f"the subject pattern {pattern!r} is no regular expression ({error})"
+        ) from error
+    if not found or not found.groups() or not found.group(1):
+        raise DataError(f"{name}: the subject pattern {pattern!r} finds no group in it")
+    return found.group(1)

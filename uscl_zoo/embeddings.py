@@ -1,0 +1,264 @@
+"""Embeddings, and the files they are kept in: npz, CSV and Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, MissingDependencyError
+
+#: What embeddings can be written as.
+SUFFIXES = (".npz", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """N embeddings of D numbers, and where each came from.
+
+    Attributes:
+        features: float32 (N, D), as the global pooling leaves them.
+        sources: the file or folder of each, N; of a subject, its first.
+        frames: int64 (N,), number of the frame among those sampled from its source, from 0; of a
+            clip or subject, that of its first.
+        times: float64 (N,), seconds since the source's first frame, NaN where it does not say; of a
+            clip or subject, that of its first frame.
+        counts: int64 (N,), frames averaged: 1 for a frame.
+        skipped: sources that could not be read, and why.
+        subjects: whose each is, N; None if nobody asked.
+    """
+
+    features: NDArray[np.float32]
+    sources: list[Path]
+    frames: NDArray[np.int64]
+    times: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    subjects: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one row a frame, clip or subject, whole or not at all.
+
+        `.npz` holds the attributes under their names, paths as text, and loads without pickle.
+        `.csv` has the columns source, subject if there are subjects, frame, time_s, frames_averaged
+        and feature_0 …, with the digits that give back the same float32; an unknown time is left
+        empty. `.parquet` has the same columns, features as float32.
+
+        Args:
+            path: ends in `.npz`, `.csv` or `.parquet`; its folder is made if need be.
+
+        Returns:
+            The path.
+
+        Raises:
+            DataError: if the suffix is another, or the file cannot be written.
+            MissingDependencyError: for Parquet without pyarrow.
+        """
+        return write(path, lambda: iter([self]), self.skipped)
+
+
+def concatenate(blocks: Iterable[Embeddings]) -> Embeddings:
+    """Join embeddings of one network, at least one."""
+    blocks = list(blocks)
+    subjects = [s for block in blocks for s in block.subjects or ()]
+    return Embeddings(
+        np.concatenate([block.features for block in blocks]),
+        [source for block in blocks for source in block.sources],
+        np.concatenate([block.frames for block in blocks]),
+        np.concatenate([block.times for block in blocks]),
+        np.concatenate([block.counts for block in blocks]),
+        [line for block in blocks for line in block.skipped],
+        None if blocks[0].subjects is None else subjects,
+    )
+
+
+def average_subjects(blocks: Iterable[Embeddings]) -> Embeddings:
+    """Average the clips of each subject, so that a long clip counts no more than a short one.
+
+    Args:
+        blocks: a row a clip, with subjects, at least one.
+
+    Returns:
+        A row a subject, in the order of their first clips.
+    """
+    sums: dict[str, NDArray[np.float64]] = {}
+    clips: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    first: dict[str, tuple[Path, int, float]] = {}
+    for block in blocks:
+        assert block.subjects is not None
+        for i, subject in enumerate(block.subjects):
+            row = block.features[i].astype(np.float64)
+            sums[subject] = sums[subject] + row if subject in sums else row
+            clips[subject] = clips.get(subject, 0) + 1
+            counts[subject] = counts.get(subject, 0) + int(block.counts[i])
+            origin = (block.sources[i], int(block.frames[i]), float(block.times[i]))
+            first.setdefault(subject, origin)
+    sources, frames, times = zip(*first.values(), strict=True)
+    return Embeddings(
+        np.stack([sums[s] / clips[s] for s in sums]).astype(np.float32),
+        list(sources),
+        np.array(frames, np.int64),
+        np.array(times, np.float64),
+        np.array(list(counts.values()), np.int64),
+        subjects=list(sums),
+    )
+
+
+def write(
+    path: str | Path,
+    blocks: Callable[[], Iterator[Embeddings]],
+    skipped: list[tuple[Path, str]],
+) -> Path:
+    """Write embeddings block by block, whole or not at all; memory holds one block.
+
+    Args:
+        path: as for `Embeddings.save`.
+        blocks: gives them from the first, each time it is called.
+        skipped: sources that could not be read, and why.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: as `Embeddings.save`.
+        MissingDependencyError: as `Embeddings.save`.
+    """
+    path = check_suffix(path)
+    with written_whole(path) as partial:
+        if path.suffix.lower() == ".npz":
+            _write_npz(partial, blocks, skipped)
+        elif path.suffix.lower() == ".csv":
+            _write_csv(partial, blocks())
+        else:
+            _write_parquet(partial, blocks())
+    return path
+
+
+def _write_npz(
+    path: Path, blocks: Callable[[], Iterator[Embeddings]], skipped: list[tuple[Path, str]]
+) -> None:
+    texts = {"sources": 1, "subjects": 0}
+    rows, width = 0, 0
+    for block in blocks():
+        rows, width = rows + len(block), block.features.shape[1]
+        texts["sources"] = max([texts["sources"], *(len(str(path)) for path in block.sources)])
+        texts["subjects"] = max([texts["subjects"], *map(len, block.subjects or ())])
+    columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "features": (np.dtype(np.float32), (rows, width)),
+        "frames": (np.dtype(np.int64), (rows,)),
+        "times": (np.dtype(np.float64), (rows,)),
+        "counts": (np.dtype(np.int64), (rows,)),
+        **{name: (np.dtype(f"<U{long}"), (rows,)) for name, long in texts.items() if long},
+    }
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        # numpy's own writer would want each whole column in memory
+        for name, (dtype, shape) in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                about = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": shape,
+                }
+                np.lib.format.write_array_header_1_0(stream, about)
+                for block in blocks():
+                    values = getattr(block, name)
+                    if name == "sources":
+                        values = [str(source) for source in values]
+                    stream.write(np.ascontiguousarray(values, dtype).tobytes())
+        with archive.open("skipped.npy", "w") as stream:
+            lines = np.array([(str(source), reason) for source, reason in skipped], np.str_)
+            np.lib.format.write_array(stream, lines.reshape(-1, 2), allow_pickle=False)
+
+
+def _names(block: Embeddings) -> list[str]:
+    whose = [] if block.subjects is None else ["subject"]
+    features = (f"feature_{i}" for i in range(block.features.shape[1]))
+    return ["source", *whose, "frame", "time_s", "frames_averaged", *features]
+
+
+def _write_csv(path: Path, blocks: Iterator[Embeddings]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        for number, block in enumerate(blocks):
+            if not number:
+                writer.writerow(_names(block))
+            for i, vector in enumerate(block.features):
+                whose = [] if block.subjects is None else [block.subjects[i]]
+                seconds = "" if math.isnan(block.times[i]) else f"{block.times[i]:.6g}"
+                numbers = (f"{value:.9g}" for value in vector)
+                about = [block.sources[i], *whose, block.frames[i], seconds, block.counts[i]]
+                writer.writerow([*about, *numbers])
+
+
+def _write_parquet(path: Path, blocks: Iterator[Embeddings]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    with contextlib.ExitStack() as stack:
+        writer: Any = None
+        for block in blocks:
+            whose = [] if block.subjects is None else [block.subjects]
+            columns = [
+                [str(source) for source in block.sources],
+                *whose,
+                block.frames,
+                # unknown is null, as it is empty in the CSV
+                pyarrow.array(block.times, from_pandas=True),
+                block.counts,
+                *np.ascontiguousarray(block.features.T),
+            ]
+            table = pyarrow.table(dict(zip(_names(block), columns, strict=True)))
+            if writer is None:
+                writer = stack.enter_context(parquet.ParquetWriter(path, table.schema))
+            writer.write_table(table)
+
+
+def check_suffix(path: str | Path) -> Path:
+    """Make sure, before the work is done, that embeddings can be written to a path.
+
+    Raises:
+        DataError: naming the suffixes that can be.
+        MissingDependencyError: for Parquet without pyarrow.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: the name should end in {', '.join(SUFFIXES[:-1])} or .parquet")
+    if suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise MissingDependencyError(
+            f"{path}: Parquet needs pyarrow; install it by: pip install 'uscl-zoo[parquet]'"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path, and rename it to `path` if all goes well.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

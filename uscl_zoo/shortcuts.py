@@ -1,0 +1,479 @@
+"""Whether a network goes by what is not ultrasound: its answer with and without the rest."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import html
+import io
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from tqdm.auto import tqdm
+
+from .embed import digest
+from .embeddings import written_whole
+from .errors import DataError, MissingDependencyError, UsclError
+from .scores import Scorer
+from .ultrasound.beam import UNKNOWN, clean
+from .ultrasound.clip import Clip
+from .ultrasound.reading import read, sample
+from .ultrasound.sources import name_sources, state_of
+
+#: Frames taken from a clip at most, and cases with pictures in a report.
+MOST_FRAMES, PICTURED = 24, 24
+
+# Longest side in pixels of the pictures in a report.
+_LONGEST = 360
+
+
+@dataclass(frozen=True)
+class Case:
+    """How the answer for one source moves when what is not ultrasound is blanked.
+
+    Attributes:
+        source: the file or folder.
+        frames: how many were looked at.
+        beam: its kind, `unknown` where none was found and so nothing outside it blanked.
+        confidence: of the beam, see `ultrasound.beam.Beam`.
+        blanked: share of the pixels that lie outside the beam.
+        removed: share of the pixels in it that text and calipers were removed from.
+        outside: how far the answer moves when what is outside the beam is blanked: total variation
+            distance of the class probabilities (0 to 1), or cosine distance of the embeddings (0 to
+            2). Answers are means over the frames.
+        moved: how far it moves when text and calipers in the beam are removed as well.
+        before: class probabilities of the clip as it is; empty without a classifier.
+        after: and of what is left of it.
+        worst: number of the frame that moves farthest.
+    """
+
+    source: Path
+    frames: int
+    beam: str
+    confidence: float
+    blanked: float
+    removed: float
+    outside: float
+    moved: float
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+    worst: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether another class is the most probable one."""
+        return bool(self.before) and np.argmax(self.before) != np.argmax(self.after)
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a network makes of some data with and without what is not ultrasound.
+
+    Attributes:
+        network: its name.
+        classes: names of its outputs; none if it has no classifier.
+        cases: the farthest moved first.
+        rate: frames a second that were sampled.
+        typical: mean cosine distance between two of the sources, to compare `moved` with; None with
+            a classifier, or of a single source.
+        skipped: sources that could not be read or cleaned, and why.
+    """
+
+    network: str
+    classes: tuple[str, ...]
+    cases: list[Case]
+    rate: float
+    typical: float | None
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def unit(self) -> str:
+        """What `moved` is."""
+        return "total variation" if self.classes else "cosine distance"
+
+    def summary(self) -> list[tuple[str, str]]:
+        """The figures in short: name, value."""
+        moved = np.array([case.moved for case in self.cases])
+        lines = [
+            ("files", f"{len(self.cases)}"),
+            (f"{self.unit}, median", f"{np.median(moved):.2g}"),
+            ("90 % of files below", f"{np.quantile(moved, 0.9):.2g}"),
+            ("largest", f"{moved.max():.2g}"),
+        ]
+        if self.classes:
+            changed = sum(case.changed for case in self.cases)
+            lines.append(("another class is most probable", f"{changed} of {len(self.cases)}"))
+        elif self.typical is not None:
+            lines.append(("between two files, mean", f"{self.typical:.2g}"))
+        unknown = sum(case.beam == UNKNOWN for case in self.cases)
+        lines.append(("no beam found, nothing outside it blanked", f"{unknown}"))
+        return lines
+
+    def save(self, path: str | Path) -> Path:
+        """Write a report: one HTML file with its pictures, and the table beside it as CSV.
+
+        Args:
+            path: of the report, ends in `.html`; the table is `.csv` of the same name.
+
+        Raises:
+            DataError: if the suffix is another, or a file cannot be written.
+        """
+        path = check_suffix(path)
+        with written_whole(path.with_suffix(".csv")) as partial:
+            partial.write_text(self._table(), encoding="utf-8", newline="")
+        with written_whole(path) as partial:
+            partial.write_text(self._page(path.with_suffix(".csv").name), encoding="utf-8")
+        return path
+
+    def _table(self) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        head = [
+            "source",
+            "frames",
+            "beam",
+            "confidence",
+            "blanked",
+            "removed",
+            "moved_outside",
+            "moved",
+        ]
+        for when in ("before", "after") if self.classes else ():
+            head += [f"class_{when}", *(f"p_{name}_{when}" for name in self.classes)]
+        writer.writerow(head)
+        for case in self.cases:
+            row = [case.source, case.frames, case.beam, f"{case.confidence:.3g}"]
+            row += [f"{v:.6g}" for v in (case.blanked, case.removed, case.outside, case.moved)]
+            for values in (case.before, case.after) if self.classes else ():
+                row += [self.classes[int(np.argmax(values))], *(f"{v:.6g}" for v in values)]
+            writer.writerow(row)
+        return text.getvalue()
+
+    def _answer(self, values: Sequence[float]) -> str:
+        best = int(np.argmax(values))
+        return f"{self.classes[best]} {values[best]:.2f}"
+
+    def _page(self, table: str) -> str:
+        rows = "".join(f"<tr><td>{html.escape(name)}<td>{value}" for name, value in self.summary())
+        blocks = "".join(self._block(case) for case in self.cases[:PICTURED])
+        skipped = "".join(
+            f"<li>{html.escape(str(source))}: {html.escape(reason)}"
+            for source, reason in self.skipped
+        )
+        if skipped:
+            skipped = f"<h2>Left out</h2><ul>{skipped}</ul>"
+        return _HTML.format(
+            network=html.escape(self.network),
+            rate=f"{self.rate:g}",
+            most=MOST_FRAMES,
+            unit=self.unit,
+            rows=rows,
+            table=html.escape(table),
+            shown=min(PICTURED, len(self.cases)),
+            blocks=blocks,
+            skipped=skipped,
+        )
+
+    def _block(self, case: Case) -> str:
+        figures = f"{self.unit} {case.moved:.2g}"
+        if self.typical:
+            figures += f", {case.moved / self.typical:.2f} of that between two files"
+        figures += f"; {case.outside:.2g} from outside the beam alone"
+        about = (
+            f"beam {case.beam} (confidence {case.confidence:.2f}), {100 * case.blanked:.0f} % of "
+            f"the picture outside it, text and calipers on {100 * case.removed:.1f} % of it; "
+            f"{case.frames} frames"
+        )
+        pictures = []
+        for name, values, image in zip(
+            ("as it is", "blanked"), (case.before, case.after), self._pictures(case), strict=True
+        ):
+            words = f"{name}: {self._answer(values)}" if values else name
+            pictures.append(
+                f'<figure><img alt="{name}" src="data:image/jpeg;base64,{_jpeg(image)}">'
+                f"<figcaption>{html.escape(words)}</figcaption></figure>"
+            )
+        mark = " class=changed" if case.changed else ""
+        return (
+            f"<section{mark}><h3>{html.escape(str(case.source))}</h3><p>{figures}<br>{about}"
+            f"<div>{''.join(pictures)}</div></section>\n"
+        )
+
+    def _pictures(self, case: Case) -> tuple[Image.Image, Image.Image]:
+        clip = _open(case.source, self.rate)
+        less = _blank(clip).all
+        return Image.fromarray(clip.frames[case.worst]), Image.fromarray(less[case.worst])
+
+
+_HTML = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Shortcuts of {network}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #1c2026; max-width: 62rem;
+  margin: 2rem auto; padding: 0 1rem }}
+h1, h2, h3 {{ font-weight: 500 }} h3 {{ font-size: 1rem; margin: 0; overflow-wrap: anywhere }}
+td {{ padding: .1rem 1.5rem .1rem 0 }} td + td {{ text-align: right }}
+section {{ border-top: 1px solid #bec4cc; padding: .8rem 0 }}
+section p {{ color: #69707a; margin: .2rem 0 .6rem }}
+section.changed h3::after {{ content: " another class"; color: #b03a2e }}
+section div {{ display: flex; gap: .6rem; flex-wrap: wrap }}
+figure {{ margin: 0 }} figcaption {{ color: #69707a }} img {{ display: block; max-width: 100% }}
+</style>
+<h1>Shortcuts of {network}</h1>
+<p>How far its answer moves when everything outside the beam, and text and calipers in it, is
+blanked. The rest of the picture stays where it is. {rate} frames a second, at most {most} a clip;
+answers are means over the frames, and movement is {unit}.</p>
+<p>A network that goes by ultrasound moves little. One that moves may go by what was blanked, or
+only be unused to pictures without it; and where the beam was found wrongly, ultrasound was blanked
+as well. Look at the cases.</p>
+<table>{rows}</table>
+<p>All files: {table}</p>
+<h2>The {shown} that move farthest</h2>
+<p>The pictures on the left show what the scanner has burnt in, names included: keep this file as
+you keep the data.</p>
+{blocks}{skipped}
+</html>
+"""
+
+
+def shortcut(
+    model: nn.Module | str | Path,
+    paths: str | Path | Iterable[str | Path],
+    output: str | Path | None = None,
+    rate: float = 1.0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Shortcuts:
+    """Measure how far answers move when overlays, calipers and all outside the beam are blanked.
+
+    Args:
+        model: a checkpoint of the zoo; a folder that holds a timm model, e.g. from `uscl finetune`;
+            or a network of timm. With a classifier its class probabilities are compared, otherwise
+            its embeddings.
+        paths: files and folders, as for `ultrasound.reading.find`.
+        output: write the report there, see `Shortcuts.save`. An interrupted call to the same output
+            continues where it was.
+        rate: frames a second to sample; of a clip no more than its first 24 are taken.
+        device: as for `embed`.
+        progress: show a bar.
+
+    Raises:
+        DataError: if nothing can be read, or the report cannot be written.
+        UnreadableError: if a path does not exist.
+        UnknownModelError: if no model is of that name.
+        MissingDependencyError: if a library that a file or the beam needs is not installed.
+    """
+    output = None if output is None else check_suffix(output)
+    sources = list(name_sources(paths))
+    if not sources:
+        raise DataError("there is nothing to look at: name a file or folder")
+    scorer = Scorer.of(model, device)
+    key = json.dumps([digest(scorer.network), repr(scorer.transform), scorer.temperature, rate])
+    folder = None if output is None else output.with_name(f"{output.name}.parts")
+    cases: list[Case] = []
+    skipped: list[tuple[Path, str]] = []
+    directions: NDArray[np.float64] | float = 0.0
+    with contextlib.closing(_Journal(folder, key)) as journal:
+        for source in tqdm(sources, unit="source", disable=not progress):
+            state = state_of(source)
+            done = journal.find(source, state)
+            if done is None:
+                try:
+                    done = _judge(scorer, source, rate)
+                except MissingDependencyError:
+                    raise
+                except (UsclError, OSError) as error:
+                    skipped.append((source, str(error).removeprefix(f"{source}: ")))
+                    continue
+                journal.add(source, state, *done)
+            cases.append(done[0])
+            directions = directions + done[1]
+    if not cases:
+        first = f"{skipped[0][0]}: {skipped[0][1]}"
+        raise DataError(f"none of {len(sources)} sources can be used; {first}")
+    cases.sort(key=lambda case: -case.moved)
+    typical = None
+    if not scorer.classes and len(cases) > 1:
+        # the mean over all pairs, of the sum alone: |sum|² = n + sum of the cosines of the pairs
+        count = len(cases)
+        typical = 1 - (float(np.square(directions).sum()) - count) / (count * (count - 1))
+    result = Shortcuts(scorer.name, scorer.classes, cases, rate, typical, skipped)
+    if output is not None:
+        result.save(output)
+        journal.remove()
+    return result
+
+
+def _open(source: Path, rate: float) -> Clip:
+    """The frames to look at, with what the file says of itself."""
+    frames = list(islice(sample(source, rate), MOST_FRAMES))
+    shapes = {frame.image.size for frame in frames}
+    if len(shapes) > 1:
+        raise DataError(f"{source}: its frames are of several sizes")
+    pixels = np.stack([np.asarray(frame.image) for frame in frames])
+    times = np.array([frame.time for frame in frames])
+    return Clip.of(pixels, times, source, read(source).facts)
+
+
+class _Blanked(NamedTuple):
+    """The frames of a clip with less and less in them; what is left stays where it was.
+
+    Attributes:
+        outside: without what is outside the beam, uint8 (T, H, W, 3).
+        all: without text and calipers in it either.
+        beam: its kind.
+        confidence: of the beam.
+        blanked: share of the pixels that lie outside it.
+        removed: share of those in it that were painted over.
+    """
+
+    outside: NDArray[np.uint8]
+    all: NDArray[np.uint8]
+    beam: str
+    confidence: float
+    blanked: float
+    removed: float
+
+
+def _blank(clip: Clip) -> _Blanked:
+    cleaner = clean(clip).cleaner
+    left, top, right, bottom = cleaner.box
+    mask = cleaner.beam.mask if cleaner.sure else np.ones_like(cleaner.beam.mask)
+    outside = clip.frames * mask[:, :, None]
+    everything = np.zeros_like(outside)
+    painted = 0
+    for target, frame in zip(everything, clip.frames, strict=True):
+        # not cropped: the network would see the ultrasound at another size
+        target[top:bottom, left:right], overlay = cleaner(Image.fromarray(frame))
+        painted += int(overlay.sum())
+    return _Blanked(
+        outside,
+        everything,
+        cleaner.beam.kind if cleaner.sure else UNKNOWN,
+        cleaner.beam.confidence,
+        1 - float(mask.mean()),
+        painted / (len(outside) * max(int(mask.sum()), 1)),
+    )
+
+
+def _judge(scorer: Scorer, source: Path, rate: float) -> tuple[Case, NDArray[np.float64]]:
+    """One case, and the direction of its embedding."""
+    clip = _open(source, rate)
+    less = _blank(clip)
+    answers = [scorer(frames) for frames in (clip.frames, less.outside, less.all)]
+    means = [answer.mean(axis=0) for answer in answers]
+    case = Case(
+        source,
+        len(clip.frames),
+        less.beam,
+        less.confidence,
+        less.blanked,
+        less.removed,
+        outside=_distance(means[0], means[1], bool(scorer.classes)),
+        moved=_distance(means[0], means[2], bool(scorer.classes)),
+        before=tuple(map(float, means[0])) if scorer.classes else (),
+        after=tuple(map(float, means[2])) if scorer.classes else (),
+        worst=max(
+            range(len(clip.frames)),
+            key=lambda i: _distance(answers[0][i], answers[2][i], bool(scorer.classes)),
+        ),
+    )
+    return case, means[0] / max(float(np.linalg.norm(means[0])), 1e-12)
+
+
+def _distance(one: NDArray[np.float64], other: NDArray[np.float64], probable: bool) -> float:
+    if probable:
+        return float(np.abs(one - other).sum() / 2)
+    length = np.linalg.norm(one) * np.linalg.norm(other)
+    # rounding must not make a distance negative
+    return max(0.0, 1 - float(one @ other) / max(float(length), 1e-12))
+
+
+class _Journal:
+    """Cases that are done, a line each, so that an interrupted call loses none.
+
+    A line counts for the same network and sampling, and for a source that has not changed.
+    """
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.folder = folder
+        self.key = key
+        self._done: dict[str, tuple[Any, dict[str, Any], str]] = {}
+        self._stream: IO[str] | None = None
+        if folder is None:
+            return
+        with contextlib.suppress(OSError):
+            for line in (folder / "cases.jsonl").read_text(encoding="utf-8").splitlines():
+                # the last may be half a line
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    row = json.loads(line)
+                    if row["key"] == key:
+                        self._done[row["source"]] = (row["state"], row["case"], row["direction"])
+
+    def find(self, source: Path, state: Any) -> tuple[Case, NDArray[np.float64]] | None:
+        then, row, direction = self._done.get(str(source), (None, {}, ""))
+        if then != state:
+            return None
+        values = {**row, "source": source}
+        values |= {name: tuple(row[name]) for name in ("before", "after")}
+        vector = np.frombuffer(base64.b64decode(direction), np.float32)
+        return Case(**values), vector.astype(np.float64)
+
+    def add(self, source: Path, state: Any, case: Case, direction: NDArray[np.float64]) -> None:
+        if self.folder is None:
+            return
+        if self._stream is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._stream = (self.folder / "cases.jsonl").open("a", encoding="utf-8")
+            # behind half a line of an earlier call
+            self._stream.write("\n")
+        row = {
+            "key": self.key,
+            "source": str(source),
+            "state": state,
+            "case": {**vars(case), "source": str(source)},
+            "direction": base64.b64encode(direction.astype(np.float32).tobytes()).decode(),
+        }
+        self._stream.write(json.dumps(row) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def remove(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_suffix(path: str | Path) -> Path:
+    """Make sure, before the work is done, that `Shortcuts.save` can write to a path.
+
+    Raises:
+        DataError: if it does not end in `.html`.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".html":
+        raise DataError(f"{path}: the name should end in .html")
+    return path
+
+
+def _jpeg(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((_LONGEST, _LONGEST))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,143 @@
+"""Many sources: whether one has changed, and decoding them ahead of whoever takes the frames."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from queue import Full, Queue
+from threading import Event
+from typing import Any, Generic, TypeVar
+
+from PIL import Image
+
+from .reading import OnDamage, find, sample
+
+T = TypeVar("T")
+
+#: Frames of one source that wait to be taken.
+_DEPTH = 64
+
+# Seconds after which a thread that waits for room looks whether it is still wanted.
+_PATIENCE = 0.1
+
+
+def name_sources(paths: str | Path | Iterable[str | Path]) -> dict[Path, str]:
+    """Find sources as `reading.find` does, and name each by its path within the folder given.
+
+    Returns:
+        Names by source, each source once, in the order of `find`.
+
+    Raises:
+        UnreadableError: as `find`.
+        DataError: as `find`.
+    """
+    named: dict[Path, tuple[Path, str]] = {}
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        root = Path(path).expanduser()
+        for source in find(root):
+            own = source.name or source.resolve().name
+            name = own if source == root else source.relative_to(root).as_posix()
+            named.setdefault(source.resolve(), (source, name))
+    return dict(named.values())
+
+
+def files_of(source: Path) -> list[Path]:
+    """The file that a source is, or the files of a folder of frames, hidden ones left out."""
+    if not source.is_dir():
+        return [source]
+    return sorted(file for file in source.iterdir() if not file.name.startswith("."))
+
+
+def state_of(source: Path) -> list[list[Any]]:
+    """Name, size and modification time (ns) of each file of a source: whether it has changed."""
+    # a dangling link has none; decoding it says so
+    files = [file for file in files_of(source) if file.exists()]
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def decode_ahead(
+    sources: Iterable[Path],
+    rate: float,
+    take: Callable[[Image.Image], T],
+    workers: int | None = None,
+    on_damage: OnDamage = lambda message: None,
+) -> Generator[Iterator[tuple[float, T]], None, None]:
+    """Sample sources in threads, ahead of the caller, and hand their frames over in order.
+
+    Memory is bounded however many and however long the sources are: at most 64 frames, as `take`
+    leaves them, wait for each of the next `2 * workers`. Close the iterator if it is not gone
+    through to its end, e.g. by `contextlib.closing`: its threads wait for that.
+
+    Args:
+        sources: as `reading.find` gives them.
+        rate: as for `reading.sample`.
+        take: what to make of a frame, in the thread that decodes it.
+        workers: threads; None for one a core.
+        on_damage: as for `reading.iterate`, called from these threads.
+
+    Yields:
+        For each source in turn its frames, as time and what `take` made. That iterator raises what
+        `reading.sample` would, and is to be gone through before the next.
+    """
+    sources = list(sources)
+    cores = workers or os.cpu_count() or 1
+    # what cannot be spread over sources can at times be spread over the frames of one
+    threads = max(cores // max(len(sources), 1), 1)
+    stop = Event()
+    waiting: deque[_Line[T]] = deque()
+    rest = iter(sources)
+
+    def fill(source: Path, line: _Line[T]) -> None:
+        try:
+            for time, image in sample(source, rate, threads=threads, on_damage=on_damage):
+                if not line.put((time, take(image))):
+                    return
+            line.put(None)
+        except BaseException as error:  # raised again where the frames are taken
+            line.put(error)
+
+    pool = ThreadPoolExecutor(cores, "decode")
+    with warnings.catch_warnings():
+        # Reading DICOM silences pydicom, whose warnings quote the file, while it does: a setting of
+        # the process, which threads would take back from each other.
+        warnings.filterwarnings("ignore", module="pydicom")
+        try:
+            while True:
+                for source in islice(rest, 2 * cores - len(waiting)):
+                    waiting.append(_Line(stop))
+                    pool.submit(fill, source, waiting[-1])
+                if not waiting:
+                    return
+                yield iter(waiting.popleft())
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+class _Line(Generic[T]):
+    """The frames of one source between the thread that decodes them and the one that takes them."""
+
+    def __init__(self, stop: Event) -> None:
+        self.stop = stop
+        self.queue: Queue[tuple[float, T] | BaseException | None] = Queue(_DEPTH)
+
+    def put(self, item: tuple[float, T] | BaseException | None) -> bool:
+        """Wait for room; returns False if nobody will take it."""
+        while not self.stop.is_set():
+            try:
+                self.queue.put(item, timeout=_PATIENCE)
+            except Full:
+                continue
+            return True
+        return False
+
+    def __iter__(self) -> Iterator[tuple[float, T]]:
+        while (item := self.queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
