@@ -24,6 +24,8 @@ from uscl_zoo.errors import DataError, UnreadableError
 FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
 #: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.
 COLUMNS = ("video", "subject", "label", "split", "frame", "time", "source", "licence")
+#: A further column of stores of `uscl prepare --clean`: the geometry of the beam, as JSON.
+BEAM = "beam"
 SPLITS = ("train", "heldout")
 
 

@@ -1,4 +1,4 @@
-"""The beam: where in the picture ultrasound is, and the picture without anything else.
+"""The beam: where in the picture ultrasound is, and the clip without anything else.
 
 A scanner draws its image into a shape it knows: a fan of rays from one apex, cut by two arcs, or a
 rectangle. So a model of that shape is fitted to what differs from the interface's background, and
@@ -10,18 +10,16 @@ The edges are then refined by robust least squares on the outline.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import MissingDependencyError
+from ..errors import DataError, MissingDependencyError
 from .clip import Clip, Facts, Frame, Region
-
-if TYPE_CHECKING:
-    import types
 
 Floats = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
@@ -40,6 +38,9 @@ _FINE, _COARSE = 320, 112
 # pictures hold few bright pixels that are neither beam nor lettering, which has been taken out.
 _DARK = 0.12
 
+# Wider than any stroke of lettering at the sizes scanners export.
+_STROKE = np.ones((9, 9), np.uint8)
+
 # A clip is judged by this many frames at most, spread over its length.
 _FRAMES = 16
 
@@ -51,7 +52,7 @@ class Beam:
     Attributes:
         mask: inside the beam, bool (H, W).
         kind: `sector` (a fan from a point), `curved` (from an arc), `linear` (a rectangle), or
-            `unknown`, where no edge of the beam is in the picture: the mask is then the whole of it.
+            `unknown`, where no edge of the beam is in the picture: the mask is then all of it.
         box: left, top, right, bottom of the mask in pixels; right and bottom are the first outside.
         confidence: 0 to 1, how well the model explains the picture.
         apex: x and y in pixels, where the rays of a fan meet; often above the picture.
@@ -184,6 +185,248 @@ def _spread(clip: Clip) -> Pixels:
     return np.stack(kept)
 
 
+# ------------------------------------------------------------------------------------- cleaning
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A clip without what the scanner drew around and over the ultrasound.
+
+    Attributes:
+        clip: cropped to the beam, black outside it, lettering inside it painted over; frames are
+            cleaned when they are asked for.
+        beam: that was found, in pixels of the original.
+        colour: whether there is colour Doppler, which is kept.
+        cleaner: makes each frame.
+        original: the clip as it was.
+    """
+
+    clip: Clip
+    beam: Beam
+    colour: bool
+    cleaner: Cleaner
+    original: Clip
+
+    def overlays(self) -> Iterator[Mask]:
+        """What was painted over in each frame: bool (H, W) of the cropped size."""
+        for frame in self.original:
+            yield self.cleaner(frame.image)[1]
+
+
+def clean(clip: Clip) -> Cleaned:
+    """Crop a clip to its beam, blank what is outside, and take out what is drawn inside.
+
+    Text, calipers and rulers inside the beam are found by their sharp strokes, by their colour, and
+    in a moving clip by standing still, and are painted over (Telea's inpainting). Where the beam
+    cannot be told the frames are left as they are: see `Beam.confidence`.
+
+    Args:
+        clip: any; it is decoded once to look at it and again for each use of the result.
+
+    Raises:
+        MissingDependencyError: if OpenCV or SciPy is not installed.
+        UnreadableError: if the clip cannot be decoded.
+    """
+    cleaner = Cleaner.of(clip)
+
+    def decode() -> Iterator[Frame]:
+        for frame in clip:
+            yield Frame(frame.time, cleaner(frame.image)[0])
+
+    facts = replace(clip.facts, regions=_moved(clip.facts.regions, cleaner.box))
+    cleaned = Clip(decode, clip.source, facts)
+    return Cleaned(cleaned, cleaner.beam, cleaner.colour, cleaner, clip)
+
+
+def _moved(regions: tuple[Region, ...], box: Box) -> tuple[Region, ...]:
+    """Regions in pixels of a crop; those outside it are left out."""
+    moved = []
+    for region in regions:
+        left, top = max(region.box[0], box[0]) - box[0], max(region.box[1], box[1]) - box[1]
+        right, bottom = min(region.box[2], box[2]) - box[0], min(region.box[3], box[3]) - box[1]
+        if left < right and top < bottom:
+            moved.append(replace(region, box=(left, top, right, bottom)))
+    return tuple(moved)
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Cleans the frames of one clip.
+
+    Attributes:
+        beam: of the clip.
+        colour: whether there is colour Doppler.
+        tint: of the grey scale, its colour as shares of the brightest channel, float32 (3,).
+        drawn: what stands still over moving tissue, bool of the size of the crop.
+        still: whether nothing moves, so that white strokes have to be told by their shape.
+    """
+
+    beam: Beam
+    colour: bool
+    tint: NDArray[np.float32]
+    drawn: Mask
+    still: bool
+
+    @classmethod
+    def of(cls, clip: Clip) -> Cleaner:
+        """Look at a clip.
+
+        Raises:
+            MissingDependencyError: if OpenCV or SciPy is not installed.
+            UnreadableError: if the clip cannot be decoded.
+        """
+        frames = _spread(clip)
+        found = _beam(frames, clip.facts)
+        left, top, right, bottom = found.box
+        frames, inside = frames[:, top:bottom, left:right], found.mask[top:bottom, left:right]
+        tint = _tint(frames, inside)
+        flow = max(_flow(_tinged(frame, tint), inside).mean() for frame in frames)
+        drawn = _standing(frames, inside)
+        return cls(found, bool(flow > 0.002), tint, drawn, _is_still(frames, inside))
+
+    @property
+    def sure(self) -> bool:
+        """Whether the beam was told, so that frames are cropped and blanked."""
+        return self.beam.kind != UNKNOWN and self.beam.confidence >= DOUBTFUL
+
+    @property
+    def box(self) -> Box:
+        """What frames are cropped to."""
+        if self.sure:
+            return self.beam.box
+        height, width = self.beam.mask.shape
+        return 0, 0, width, height
+
+    def __call__(self, image: Image.Image) -> tuple[Image.Image, Mask]:
+        """Clean a frame.
+
+        Args:
+            image: of the size of the clip.
+
+        Returns:
+            The frame, and what was painted over in it: bool of its size.
+
+        Raises:
+            DataError: if the image has another size.
+        """
+        cv2 = _opencv()
+        height, width = self.beam.mask.shape
+        if image.size != (width, height):
+            raise DataError(
+                f"a frame of {image.width}x{image.height} in a clip of {width}x{height} cannot be "
+                "cleaned; split the clip"
+            )
+        picture = np.asarray(image.convert("RGB"))
+        left, top, right, bottom = self.beam.box
+        crop = picture[top:bottom, left:right].copy()
+        inside = self.beam.mask[top:bottom, left:right]
+        overlay = self.drawn | _strokes(crop, inside, self.tint, self.still)
+        if overlay.any():
+            overlay = cv2.dilate(overlay.astype(np.uint8), _disc(3)).astype(bool) & inside
+            _paint_over(crop, overlay)
+        if self.sure:
+            crop[~inside] = 0
+            return Image.fromarray(crop), overlay
+        whole = picture.copy()
+        whole[top:bottom, left:right] = crop
+        found = np.zeros((height, width), bool)
+        found[top:bottom, left:right] = overlay
+        return Image.fromarray(whole), found
+
+
+def _is_still(frames: Pixels, inside: Mask) -> bool:
+    if len(frames) < 4:
+        return True
+    first, last = _brightest(frames[0])[inside], _brightest(frames[len(frames) // 2])[inside]
+    return float(np.abs(first.astype(int) - last).mean()) < 2
+
+
+def _paint_over(picture: Pixels, overlay: Mask) -> None:
+    """Inpaint, piece by piece: the library's cost is that of the whole picture."""
+    cv2 = _opencv()
+    pieces = cv2.dilate(overlay.astype(np.uint8), np.ones((15, 15), np.uint8))
+    count, _, stats, _ = cv2.connectedComponentsWithStats(pieces)
+    for left, top, wide, high, _ in stats[1:count]:
+        part = np.s_[top : top + high, left : left + wide]
+        hole = overlay[part].astype(np.uint8)
+        picture[part] = cv2.inpaint(np.ascontiguousarray(picture[part]), hole, 3, cv2.INPAINT_TELEA)
+
+
+def _tint(frames: Pixels, inside: Mask) -> NDArray[np.float32]:
+    """The colour of the grey scale: some scanners show sepia or blue."""
+    pixels = frames[len(frames) // 2][inside][::7].astype(np.float32)
+    brightest = pixels.max(axis=1)
+    pixels, brightest = pixels[brightest > 40], brightest[brightest > 40]
+    if len(pixels) < 50:
+        return np.ones(3, np.float32)
+    tint: NDArray[np.float32] = np.median(pixels / brightest[:, None], axis=0).astype(np.float32)
+    return tint
+
+
+def _tinged(picture: Pixels, tint: NDArray[np.float32]) -> Pixels:
+    """How far each pixel's colour is from the tint, 0-255."""
+    cv2 = _opencv()
+    brightest = _brightest(picture)
+    away = [
+        cv2.absdiff(channel, cv2.multiply(brightest, float(share)))
+        for channel, share in zip(cv2.split(picture), tint, strict=True)
+    ]
+    tinged: Pixels = cv2.max(cv2.max(away[0], away[1]), away[2])
+    return tinged
+
+
+def _flow(tinged: Pixels, inside: Mask) -> Mask:
+    """Areas of colour too wide to be strokes: flow."""
+    cv2 = _opencv()
+    coloured = ((tinged > 60) & inside).astype(np.uint8)
+    flow: Mask = cv2.morphologyEx(coloured, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8)).astype(bool)
+    return flow
+
+
+def _standing(frames: Pixels, inside: Mask) -> Mask:
+    """Bright thin strokes that stay where the tissue under them moves."""
+    cv2 = _opencv()
+    found = np.zeros_like(inside)
+    grey = [_brightest(frame) for frame in frames]
+    # each half on its own: lettering may come or go
+    half = max(len(grey) // 2, 4)
+    for some in (grey[:half], grey[-half:]):
+        if len(some) < 4:
+            continue
+        lowest, highest = np.min(some, axis=0), np.max(some, axis=0)
+        spread = cv2.subtract(highest, lowest)
+        thin = cv2.morphologyEx(lowest, cv2.MORPH_TOPHAT, _STROKE)
+        around = cv2.blur(spread, (15, 15))
+        found |= (thin > 60) & (around > 24) & (spread < 0.3 * around) & inside
+    return _glyphs(found)
+
+
+def _strokes(picture: Pixels, inside: Mask, tint: NDArray[np.float32], still: bool) -> Mask:
+    """Sharp thin strokes of one frame: of another colour, and in a still white ones."""
+    cv2 = _opencv()
+    grey = _brightest(picture)
+    tinged = _tinged(picture, tint)
+    strokes = (cv2.morphologyEx(tinged, cv2.MORPH_TOPHAT, _STROKE) > 40) & (grey > 60)
+    flow = _flow(tinged, inside)
+    if flow.any():
+        strokes &= cv2.dilate(flow.astype(np.uint8), _STROKE) == 0
+    if still:
+        # white ones stand out from the speckle around them, or could not be told from it
+        thin = cv2.morphologyEx(grey, cv2.MORPH_TOPHAT, _STROKE)
+        speckle = cv2.blur(thin, (41, 41))
+        strokes |= (thin > 100) & (grey > 180) & (thin > 7 * speckle.astype(int))
+    strokes &= inside
+    return _glyphs(strokes) if strokes.any() else strokes
+
+
+def _glyphs(strokes: Mask) -> Mask:
+    """Strokes of more than a few pixels."""
+    cv2 = _opencv()
+    around = cv2.boxFilter(strokes.astype(np.uint8), -1, (5, 5), normalize=False)
+    kept: Mask = strokes & (around >= 5)
+    return kept
+
+
 # -------------------------------------------------------------------------------------- evidence
 
 
@@ -208,18 +451,24 @@ class _Evidence(NamedTuple):
         height, width = frames.shape[1:3]
         scale = max(height, width) / _FINE
         size = max(round(width / scale), 8), max(round(height / scale), 8)
-        total = np.zeros((size[1], size[0]), np.float32)
-        squares = np.zeros_like(total)
+        whole = np.zeros((height, width), np.float32)
+        mean, squares = np.zeros((2, size[1], size[0]), np.float32)
         noise = 0.0
         for frame in frames:
             back, shaken = _background(frame)
-            away = cv2.absdiff(frame, np.full_like(frame, back)).max(axis=2)
+            away = _brightest(cv2.absdiff(frame, np.full_like(frame, back)))
+            cv2.accumulate(away, whole)
             small = cv2.resize(away, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-            total += small
-            squares += small * small
+            mean += small / len(frames)
+            squares += small * small / len(frames)
             noise = max(noise, shaken)
-        mean = total / len(frames)
-        moving = np.sqrt(np.maximum(squares / len(frames) - mean * mean, 0))
+        whole /= len(frames)
+        moving = np.sqrt(np.maximum(squares - mean * mean, 0))
+        # between strokes there is background, between speckles hardly ever
+        stroke = max(3, round(max(height, width) / 128)) | 1
+        whole = cv2.morphologyEx(whole, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
+        solid = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+        around = cv2.blur(mean, (13, 13))
         faint = _faint(mean, noise)
         bright = (mean > noise) | faint
         still = len(frames) < 3 or np.median(moving[bright]) < 1.5 if bright.any() else True
@@ -228,8 +477,8 @@ class _Evidence(NamedTuple):
             bright |= moving > 2
             bright &= (moving > 0.3) | (mean < 25)
         bright &= ~_bars(bright)
-        beam, lettering = _separate(bright, None if still else moving)
-        around = cv2.blur(mean, (13, 13))
+        firm = bright & (faint | (solid > np.maximum(noise, 0.12 * around)))
+        beam, lettering = _separate(bright, firm, None if still else moving)
         outline = beam & (faint | (mean > np.maximum(noise, 0.25 * around)))
         closed = cv2.morphologyEx(beam.astype(np.uint8), cv2.MORPH_CLOSE, _disc(7))
         weight = np.where(lettering & (closed == 0), np.float32(0.05), np.float32(1))
@@ -265,28 +514,34 @@ def _bars(bright: Mask) -> Mask:
 def _background(frame: Pixels) -> tuple[Pixels, float]:
     """The colour of the interface behind the beam, and how far from it noise goes."""
     cv2 = _opencv()
-    grey = frame.max(axis=2)
-    flat = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) <= 2
-    band = max(3, min(grey.shape) // 24)
+    full = _brightest(frame)
+    flat = cv2.morphologyEx(full, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) <= 2
+    step = max(1, max(full.shape) // _FINE)
+    grey, flat, frame = full[::step, ::step], flat[::step, ::step], frame[::step, ::step]
+    band = max(2, min(grey.shape) // 24)
     border = np.ones_like(flat)
     border[band:-band, band:-band] = False
-    for where in (flat & border, flat):
+    for where, of in ((flat & border, border), (flat, flat)):
         levels = np.bincount(grey[where], minlength=256)
         level = int(levels.argmax())
         near = levels[max(level - 2, 0) : level + 3].sum()
-        if near >= 0.1 * (border if where is not flat else flat).sum() and near > 0.02 * grey.size:
-            chosen = flat & (np.abs(grey.astype(int) - level) <= 2)
+        if near >= 0.1 * of.sum() and near > 0.02 * grey.size:
+            chosen = flat & (cv2.absdiff(grey, np.full_like(grey, level)) <= 2)
             colour = np.median(frame[chosen], axis=0).astype(np.uint8)
             exact = (grey[chosen] == colour.max()).mean()
             return colour, 3.0 if exact > 0.95 else 6.0
     return np.zeros(3, np.uint8), 6.0
 
 
-def _separate(bright: Mask, moving: Floats | None) -> tuple[Mask, Mask]:
+def _separate(bright: Mask, firm: Mask, moving: Floats | None) -> tuple[Mask, Mask]:
     """Part what may be beam from lettering, rulers, bars and headers by its connected parts."""
     cv2 = _opencv()
-    filled = cv2.morphologyEx(bright.astype(np.uint8), cv2.MORPH_CLOSE, _disc(3))
+    filled = cv2.morphologyEx(firm.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
     opened = cv2.morphologyEx(filled, cv2.MORPH_OPEN, _disc(5))
+    if moving is not None:
+        # lettering does not move: here small parts count too
+        moves = cv2.morphologyEx((moving > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
+        opened |= cv2.morphologyEx(moves, cv2.MORPH_OPEN, _disc(3))
     count, labels = cv2.connectedComponents(opened)
     beam = np.zeros_like(bright)
     if count == 1:
@@ -304,7 +559,7 @@ def _separate(bright: Mask, moving: Floats | None) -> tuple[Mask, Mask]:
         moves = moving is not None and paces[i] > max(0.15 * paces[main], 0.4) and sizes[i] > 12
         if scores[i] and (moves or scores[i] >= 0.03 * scores[main]):
             beam |= labels == i
-    beam = cv2.dilate(beam.astype(np.uint8), _disc(3)).astype(bool)
+    beam = cv2.dilate(beam.astype(np.uint8), _disc(7)).astype(bool)
     return beam & bright, bright & ~beam
 
 
@@ -327,7 +582,7 @@ def _fit(evidence: _Evidence) -> tuple[_Shape | None, float]:
     grid = _Grid.of(beam, weight)
     linear, straight = grid.best(None)
     fan, fanned = _search(grid)
-    shape, score = (fan, fanned) if fanned > straight + 0.004 * grid.bright else (linear, straight)
+    shape = fan if fanned > straight + 0.004 * grid.bright else linear
     shape = shape.scaled(by)
     shape = _refine(shape, evidence)
     mask = shape.draw(height, width)
@@ -525,6 +780,14 @@ def _disc(size: int) -> Pixels:
     cv2 = _opencv()
     disc: Pixels = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     return disc
+
+
+def _brightest(picture: Pixels) -> Pixels:
+    """The brightest channel of each pixel; NumPy's own maximum is 20 times slower."""
+    cv2 = _opencv()
+    red, green, blue = cv2.split(picture)
+    brightest: Pixels = cv2.max(cv2.max(red, green), blue)
+    return brightest
 
 
 def _opencv() -> Any:
