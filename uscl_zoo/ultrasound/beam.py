@@ -477,7 +477,7 @@ class _Evidence(NamedTuple):
             bright |= moving > 2
             bright &= (moving > 0.3) | (mean < 25)
         bright &= ~_bars(bright)
-        firm = bright & (faint | (solid > np.maximum(noise, 0.12 * around)))
+        firm = bright & (faint | (solid > np.maximum(noise, 0.25 * around)))
         beam, lettering = _separate(bright, firm, None if still else moving)
         outline = beam & (faint | (mean > np.maximum(noise, 0.25 * around)))
         closed = cv2.morphologyEx(beam.astype(np.uint8), cv2.MORPH_CLOSE, _disc(7))
@@ -548,7 +548,8 @@ def _separate(bright: Mask, firm: Mask, moving: Floats | None) -> tuple[Mask, Ma
         return beam, bright
     # the pace of the part that moves most; lettering stands still
     sizes = np.bincount(labels.ravel(), minlength=count)
-    paces = np.bincount(labels.ravel(), None if moving is None else moving.ravel(), count) / sizes
+    paces = np.bincount(labels.ravel(), None if moving is None else moving.ravel(), count)
+    paces = paces / np.maximum(sizes, 1)
     scores = sizes.astype(float)
     scores[0] = 0
     for i in range(1, count):
@@ -580,15 +581,43 @@ def _fit(evidence: _Evidence) -> tuple[_Shape | None, float]:
         for part in (evidence.beam, evidence.weight)
     )
     grid = _Grid.of(beam, weight)
-    linear, straight = grid.best(None)
-    fan, fanned = _search(grid)
-    shape = fan if fanned > straight + 0.004 * grid.bright else linear
-    shape = shape.scaled(by)
-    shape = _refine(shape, evidence)
+    outline = _Outline.of(evidence.outline)
+    best: tuple[float, _Shape | None] = (-math.inf, None)
+    # a fan can mimic a rectangle from afar: it has to be the better of the two
+    for (shape, score), handicap in ((grid.best(None), 0.0), (_search(grid), 0.004)):
+        shape = _settle(_refine(shape.scaled(by), outline), outline)
+        worth = score / grid.bright - handicap + 0.05 * outline.support(shape).mean()
+        if worth > best[0]:
+            best = worth, shape
+    shape = best[1]
     mask = shape.draw(height, width)
     if mask.mean() > 0.985:
         return None, 0.3
     return shape, _confidence(mask, evidence)
+
+
+def _settle(shape: _Shape, outline: _Outline) -> _Shape:
+    """Place edges that are nowhere to be seen where they most likely are."""
+    left, right, near, far = outline.support(shape)
+    height, width = outline.shape
+    if shape.apex is not None:
+        # a shadow hides one side of a fan; most are as wide to the left as to the right
+        span, wide = shape.across, max(-shape.across[0], shape.across[1])
+        hidden, shown = (left, right) if wide == span[1] else (right, left)
+        if hidden < 0.3 < shown:
+            span = (-wide, wide)
+        return shape._replace(across=span)
+    # a shadow along the border of a picture that was cropped inside the beam
+    margin = 0.05 * max(height, width)
+    across = [
+        -1.0 if left < 0.3 and shape.across[0] < margin else shape.across[0],
+        width + 1.0 if right < 0.3 and shape.across[1] > width - margin else shape.across[1],
+    ]
+    along = [
+        -1.0 if near < 0.3 and shape.along[0] < margin else shape.along[0],
+        height + 1.0 if far < 0.3 and shape.along[1] > height - margin else shape.along[1],
+    ]
+    return shape._replace(across=(across[0], across[1]), along=(along[0], along[1]))
 
 
 def _confidence(mask: Mask, evidence: _Evidence) -> float:
@@ -697,28 +726,73 @@ def _search(grid: _Grid) -> tuple[_Shape, float]:
     return grid.best(best[1])
 
 
-def _refine(shape: _Shape, evidence: _Evidence) -> _Shape:
+class _Outline(NamedTuple):
+    """Where what is seen ends, apart from the border of the picture.
+
+    Attributes:
+        x: of its N pixels.
+        y: likewise.
+        near: whether a pixel is within two of the outline, (h, w).
+    """
+
+    x: Floats
+    y: Floats
+    near: Mask
+
+    @classmethod
+    def of(cls, seen: Mask) -> _Outline:
+        cv2 = _opencv()
+        height, width = seen.shape
+        closed = cv2.morphologyEx(seen.astype(np.uint8), cv2.MORPH_CLOSE, _disc(7))
+        contours, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        points = np.concatenate([np.zeros((0, 1, 2), np.intp), *contours])[:, 0]
+        x, y = points.T
+        free = (x > 1) & (y > 1) & (x < width - 2) & (y < height - 2)
+        x, y = x[free], y[free]
+        near = np.zeros(seen.shape, np.uint8)
+        near[y, x] = 1
+        near = cv2.dilate(near, _disc(5)).astype(bool)
+        return cls(x.astype(np.float64), y.astype(np.float64), near)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        height, width = self.near.shape
+        return height, width
+
+    def support(self, shape: _Shape) -> Floats:
+        """Shares of the left, right, near and far edge, as far as in the picture, that are seen."""
+        t = np.linspace(0.02, 0.98, 100)
+        low, high = shape.across
+        first, last = shape.along
+        across, along = low + t * (high - low), first + t * (last - first)
+        ends = ((low, along), (high, along), (across, first), (across, last))
+        height, width = self.shape
+        shares = []
+        for a, d in ends:
+            if shape.apex is None:
+                x, y = a + shape.slant * (d - (first + last) / 2), d
+            else:
+                x, y = shape.apex[0] + d * np.sin(a), shape.apex[1] + d * np.cos(a)
+            x, y = np.broadcast_arrays(np.rint(x).astype(int), np.rint(y).astype(int))
+            there = (x > 1) & (y > 1) & (x < width - 2) & (y < height - 2)
+            # too little of an edge says nothing
+            seen = self.near[y[there], x[there]].mean() if there.sum() > 8 else 0.0
+            shares.append(float(seen))
+        return np.array(shares)
+
+
+def _refine(shape: _Shape, outline: _Outline) -> _Shape:
     """Move the edges onto the outline by robust least squares."""
-    cv2, optimize = _opencv(), _scipy()
-    height, width = evidence.outline.shape
-    closed = cv2.morphologyEx(evidence.outline.astype(np.uint8), cv2.MORPH_CLOSE, _disc(7))
-    contours, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not contours:
-        return shape
-    points = np.concatenate(contours)[:, 0].astype(np.float64)
-    # the outline runs through the last pixels inside; what the frame cuts off is no edge
-    x, y = points.T
-    free = (x > 1) & (y > 1) & (x < width - 2) & (y < height - 2)
-    x, y = x[free], y[free]
-    reach = 0.025 * math.hypot(height, width)
+    reach = 0.025 * math.hypot(*outline.shape)
     for band in (reach, reach / 2):
-        shape = _pull(shape, x, y, band, optimize)
+        shape = _pull(shape, outline, band)
     return shape
 
 
-def _pull(shape: _Shape, x: Floats, y: Floats, band: float, optimize: Any) -> _Shape:
+def _pull(shape: _Shape, outline: _Outline, band: float) -> _Shape:
     """One round: the edges to those points of the outline that are within `band` of them."""
-    apex = shape.apex
+    apex, x, y = shape.apex, outline.x, outline.y
     middle = sum(shape.along) / 2
 
     def distances(values: Floats) -> Floats:
@@ -742,6 +816,8 @@ def _pull(shape: _Shape, x: Floats, y: Floats, band: float, optimize: Any) -> _S
         return np.array([*sides, values[1] + near, values[1] + far])
 
     start = np.array([*(apex or (shape.slant,)), *shape.across, *shape.along])
+    if len(x) < 20:
+        return shape
     apart = np.abs(distances(start))
     edge, near = apart.argmin(axis=0), apart.min(axis=0) < band
     if near.sum() < 20:
@@ -756,7 +832,7 @@ def _pull(shape: _Shape, x: Floats, y: Floats, band: float, optimize: Any) -> _S
         stay = hold * (places(values) - at)
         return np.concatenate([distances(values)[edge, index], stay])
 
-    done = optimize.least_squares(
+    done = _scipy().least_squares(
         residuals, start, loss="cauchy", f_scale=0.7, x_scale=_scales(shape), max_nfev=40
     )
     values = [float(value) for value in done.x]
