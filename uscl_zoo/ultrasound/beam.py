@@ -316,22 +316,17 @@ class Cleaner:
                 f"a frame of {image.width}x{image.height} in a clip of {width}x{height} cannot be "
                 "cleaned; split the clip"
             )
-        picture = np.asarray(image.convert("RGB"))
-        left, top, right, bottom = self.beam.box
-        crop = picture[top:bottom, left:right].copy()
+        if not self.sure:
+            return image, np.zeros((height, width), bool)
+        left, top, right, bottom = self.box
+        crop = np.asarray(image.convert("RGB"))[top:bottom, left:right].copy()
         inside = self.beam.mask[top:bottom, left:right]
         overlay = self.drawn | _strokes(crop, inside, self.tint, self.still)
         if overlay.any():
             overlay = cv2.dilate(overlay.astype(np.uint8), _disc(3)).astype(bool) & inside
             _paint_over(crop, overlay)
-        if self.sure:
-            crop[~inside] = 0
-            return Image.fromarray(crop), overlay
-        whole = picture.copy()
-        whole[top:bottom, left:right] = crop
-        found = np.zeros((height, width), bool)
-        found[top:bottom, left:right] = overlay
-        return Image.fromarray(whole), found
+        crop[~inside] = 0
+        return Image.fromarray(crop), overlay
 
 
 def _is_still(frames: Pixels, inside: Mask) -> bool:
