@@ -1,6 +1,6 @@
 """How well the beam is found and clips are cleaned, on simulated clips and on real files.
 
-    python -m tests.benchmarks.beam [--clips 150] [--seed 1000] [--data ../shared/data] [-o sheets]
+    python -m tests.benchmarks.beam [--clips 150] [--seed 1000] [--data ../shared/data] [-o sheets] [PART...]
 
 Simulated clips have a known geometry, so masks are compared; real files have boxes drawn by hand
 (`tests/ultrasound/boxes.csv`), so boxes are. The simulated seeds are not those used while tuning
@@ -247,13 +247,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("-o", "--output", type=Path, default=Path("sheets"))
+    parser.add_argument("parts", nargs="*", default=["speed", "real", "simulated", "text"])
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    speed()
-    cv2.setNumThreads(1)
-    real(given.data, given.output)
-    simulated(range(given.seed, given.seed + given.clips), given.output)
-    identity(range(2 * given.seed, 2 * given.seed + given.frames), given.output)
+    if "speed" in given.parts:
+        speed()
+        cv2.setNumThreads(1)
+    if "real" in given.parts:
+        real(given.data, given.output)
+    if "simulated" in given.parts:
+        simulated(range(given.seed, given.seed + given.clips), given.output)
+    if "text" in given.parts:
+        identity(range(2 * given.seed, 2 * given.seed + given.frames), given.output)
 
 
 if __name__ == "__main__":
