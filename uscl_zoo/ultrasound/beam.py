@@ -432,12 +432,14 @@ class _Evidence(NamedTuple):
         beam: 1 where the beam may be, 0 where it is not, (h, w).
         weight: how much to believe that: less where lettering was, (h, w).
         outline: a stricter mask, whose outline follows sharp edges, (h, w).
+        bright: all that is not background, lettering and the sparsest echoes too, (h, w).
         scale: of the picture to this.
     """
 
     beam: Floats
     weight: Floats
     outline: Mask
+    bright: Mask
     scale: float
 
     @classmethod
@@ -477,7 +479,7 @@ class _Evidence(NamedTuple):
         outline = beam & (faint | (mean > np.maximum(noise, 0.25 * around)))
         closed = cv2.morphologyEx(beam.astype(np.uint8), cv2.MORPH_CLOSE, _disc(7))
         weight = np.where(lettering & (closed == 0), np.float32(0.05), np.float32(1))
-        return cls(closed.astype(np.float32), weight, outline, scale)
+        return cls(closed.astype(np.float32), weight, outline, bright, scale)
 
 
 def _faint(mean: Floats, noise: float) -> Mask:
@@ -580,7 +582,7 @@ def _fit(evidence: _Evidence) -> tuple[_Shape | None, float]:
     best: tuple[float, _Shape | None] = (-math.inf, None)
     # a fan can mimic a rectangle from afar: it has to be the better of the two
     for (shape, score), handicap in ((grid.best(None), 0.0), (_search(grid), 0.004)):
-        shape = _settle(_refine(shape.scaled(by), outline), outline)
+        shape = _settle(_refine(shape.scaled(by), outline), outline, evidence)
         worth = score / grid.bright - handicap + 0.05 * outline.support(shape).mean()
         if worth > best[0]:
             best = worth, shape
@@ -591,7 +593,7 @@ def _fit(evidence: _Evidence) -> tuple[_Shape | None, float]:
     return shape, _confidence(mask, evidence)
 
 
-def _settle(shape: _Shape, outline: _Outline) -> _Shape:
+def _settle(shape: _Shape, outline: _Outline, evidence: _Evidence) -> _Shape:
     """Place edges that are nowhere to be seen where they most likely are."""
     left, right, near, far = outline.support(shape)
     height, width = outline.shape
@@ -599,9 +601,13 @@ def _settle(shape: _Shape, outline: _Outline) -> _Shape:
         # a shadow hides one side of a fan; most are as wide to the left as to the right
         span, wide = shape.across, max(-shape.across[0], shape.across[1])
         hidden, shown = (left, right) if wide == span[1] else (right, left)
-        if hidden < 0.3 < shown:
-            span = (-wide, wide)
-        return shape._replace(across=span)
+        even = shape._replace(across=(-wide, wide))
+        # a shadow has straight edges too, but begins below the skin
+        beyond = even.draw(height, width) & ~shape.draw(height, width)
+        seen = (evidence.beam * evidence.weight)[beyond].mean() if beyond.any() else 0.0
+        if hidden < 0.3 < shown or seen > 0.02:
+            shape = even
+        return _deepen(shape, evidence.bright)
     # a shadow along the border of a picture that was cropped inside the beam
     margin = 0.05 * max(height, width)
     across = [
@@ -719,6 +725,30 @@ def _search(grid: _Grid) -> tuple[_Shape, float]:
         )
         best = max(best, (-float(done.fun), (float(done.x[0]), float(done.x[1]))))
     return grid.best(best[1])
+
+
+def _deepen(shape: _Shape, bright: Mask) -> _Shape:
+    """Move the far arc of a fan out to the last echoes that are spread over its whole width.
+
+    In a still these may be too sparse to be told from lettering, which is nowhere as wide.
+    """
+    y, x = np.nonzero(bright)
+    along, across = _coordinates(shape.apex, x.astype(np.float32), y.astype(np.float32))
+    (low, high), (near, far) = shape.across, shape.along
+    thick = 0.02 * (far - near)
+    sector = np.floor(12 * (across - low) / (high - low)).astype(int)
+    ring = np.floor((along - far) / thick).astype(int)
+    there = (sector >= 0) & (sector < 12) & (ring >= 0)
+    filled = np.zeros((60, 12), bool)
+    filled[np.minimum(ring[there], 59), sector[there]] = True
+    # two empty rings end it
+    deepest = -1
+    for i in range(59):
+        if filled[i].mean() >= 0.6:
+            deepest = i
+        elif i > deepest + 2:
+            break
+    return shape._replace(along=(near, far + (deepest + 1) * thick)) if deepest > 1 else shape
 
 
 class _Outline(NamedTuple):
