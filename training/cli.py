@@ -41,6 +41,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--size", type=click.IntRange(32, 4096), default=224, show_default=True)
 @click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.2, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--clean", is_flag=True, help="Crop to the beam; blank and paint over the rest.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
 @click.option("--strict", is_flag=True, help="Fail if a source cannot be decoded.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished store.")
@@ -63,6 +64,7 @@ def prepare(
     size: int,
     holdout: float,
     seed: int,
+    clean: bool,
     workers: int | None,
     strict: bool,
     overwrite: bool,
@@ -106,7 +108,7 @@ def prepare(
         videos,
         output,
         annotate,
-        sampling=Sampling(rate, size),
+        sampling=Sampling(rate, size, clean),
         classes=classes or None,
         unlabelled=unlabelled,
         holdout=holdout,
@@ -121,6 +123,12 @@ def prepare(
         click.echo(
             f"{len(report.unannotated)} videos have no row in {table} and stay unlabelled, each "
             f"its own subject; the first: {report.unannotated[0]}",
+            err=True,
+        )
+    if report.unclean:
+        click.echo(
+            f"{len(report.unclean)} videos could not be cleaned, as their beam could not be told; "
+            f"their frames are whole, with all that is drawn in them: {', '.join(report.unclean)}",
             err=True,
         )
     for split in ("train", "heldout"):

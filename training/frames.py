@@ -29,6 +29,8 @@ from uscl_zoo.errors import DataError, UnreadableError
 FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
 #: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.
 COLUMNS = ("video", "subject", "label", "split", "frame", "time", "source", "licence")
+#: A further column of stores of `uscl prepare --clean`: the geometry of the beam, as JSON.
+BEAM = "beam"
 SPLITS = ("train", "heldout")
 
 
@@ -151,15 +153,16 @@ class FrameStore:
         }
 
 
-def manifest_of(rows: Iterable[Sequence[object]]) -> str:
+def manifest_of(rows: Iterable[Sequence[object]], columns: Sequence[str] = COLUMNS) -> str:
     """The text of a manifest.
 
     Args:
-        rows: a frame each, with the values of `COLUMNS`.
+        rows: a frame each, with a value a column.
+        columns: their names.
     """
     table = io.StringIO(newline="")
     manifest = csv.writer(table, lineterminator="\n")
-    manifest.writerow(COLUMNS)
+    manifest.writerow(columns)
     manifest.writerows(rows)
     return table.getvalue()
 

@@ -24,9 +24,11 @@ from tqdm import tqdm
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.beam import Cleaner
+from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.sources import files_of, state_of
 
-from .frames import DESCRIPTION, FRAMES, MANIFEST, FrameStore, manifest_of
+from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore, manifest_of
 from .labels import Annotation, hold_out, unify
 
 PARTS, SKIPPED = "parts", "skipped.csv"
@@ -39,10 +41,19 @@ class Sampling:
     Attributes:
         rate: frames a second. A folder of frames is taken whole: it has been sampled already.
         size: height and width in pixels; the aspect ratio is not kept (METHOD, step 2).
+        clean: crop each video to its beam first, blank the rest and take out what is drawn inside.
     """
 
     rate: float = 3.0
     size: int = 224
+    clean: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """As stores have it; `clean` only where it was asked for, as older stores lack it."""
+        settings = asdict(self)
+        if not self.clean:
+            del settings["clean"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,12 @@ class Report:
     skipped: tuple[tuple[str, str], ...]
     unannotated: tuple[str, ...]
     reused: int
+
+    @property
+    def unclean(self) -> tuple[str, ...] | None:
+        """Videos whose beam could not be told, kept as they are; None if not asked to clean."""
+        beams: dict[str, Any] | None = self.store.description.get("beams")
+        return beams and tuple(name for name, beam in beams.items() if not beam["cleaned"])
 
 
 def prepare(
@@ -144,7 +161,7 @@ def prepare(
         )
     held = hold_out({name: annotations[name] for name in kept}, holdout, seed)
     description = {
-        "sampling": asdict(sampling),
+        "sampling": sampling.settings(),
         "origin": origin or {},
         "holdout": holdout,
         "seed": seed,
@@ -196,7 +213,7 @@ def _fingerprint(
 ) -> str:
     """One digest of all that a store depends on, without reading any video."""
     rows = [[name, state_of(sources[name]), asdict(annotations[name])] for name in sources]
-    return _digest([rows, asdict(sampling), holdout, seed])
+    return _digest([rows, sampling.settings(), holdout, seed])
 
 
 def _digest(value: Any) -> str:
@@ -284,7 +301,7 @@ def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
         return False
     return bool(
         about["state"] == state_of(source)
-        and about["sampling"] == asdict(sampling)
+        and about["sampling"] == sampling.settings()
         and size == len(about["times"]) * sampling.size**2 * 3
     )
 
@@ -298,8 +315,11 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     partial = part.with_suffix(".u8.partial")
     try:
         state = state_of(source)
+        cleaner = _cleaner(source, sampling)
         with partial.open("wb") as stream:
             for time, frame in reading.sample(source, rate=sampling.rate):
+                if cleaner is not None:
+                    frame, _ = cleaner(frame)
                 side = (sampling.size, sampling.size)
                 small = frame.resize(side, Image.Resampling.BILINEAR)
                 stream.write(small.tobytes())
@@ -308,10 +328,12 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
             raise UnreadableError(f"{source}: holds no frame")
         about = {
             "state": state,
-            "sampling": asdict(sampling),
+            "sampling": sampling.settings(),
             "times": times,
             "sha256": _content(source),
         }
+        if cleaner is not None:
+            about["beam"] = _record(cleaner)
     except MissingDependencyError:
         # not the video's fault: skipping would leave every video out for want of a library
         raise
@@ -321,6 +343,32 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     partial.replace(part.with_suffix(".u8"))
     write_text(part.with_suffix(".json"), json.dumps(about))
     return None
+
+
+def _cleaner(source: Path, sampling: Sampling) -> Cleaner | None:
+    """Looks at frames all over a source, in a pass of its own; None if not asked to."""
+    if not sampling.clean:
+        return None
+
+    def decode() -> Iterator[reading.Frame]:
+        # the second pass tells of damage
+        return reading.sample(source, rate=sampling.rate, on_damage=lambda _: None)
+
+    return Cleaner.of(Clip(decode, source, reading.read(source).facts))
+
+
+def _record(cleaner: Cleaner) -> dict[str, Any]:
+    beam = cleaner.beam
+    return {
+        "kind": beam.kind,
+        "box": beam.box,
+        "apex": beam.apex,
+        "angles": beam.angles,
+        "radii": beam.radii,
+        "confidence": beam.confidence,
+        "colour": cleaner.colour,
+        "cleaned": cleaner.sure,
+    }
 
 
 def _content(source: Path) -> str:
@@ -346,12 +394,14 @@ def _assemble(
     side = description["sampling"]["size"]
     total = sum(len(about["times"]) for about in abouts.values())
     rows: list[tuple[object, ...]] = []
+    beams = {name: about["beam"] for name, about in abouts.items() if "beam" in about}
     for name in parts:
         note = annotations[name]
+        geometry = [json.dumps(beams[name])] if beams else []
         split = "heldout" if note.subject in held else "train"
         for i, time in enumerate(abouts[name]["times"]):
             whose = (name, note.subject, note.label or "", split)
-            rows.append((*whose, i, time, sources[name], note.licence or ""))
+            rows.append((*whose, i, time, sources[name], note.licence or "", *geometry))
     partial = output / f"{FRAMES}.partial"
     # a stream, not a memory map: on a full disk this is an error, and a map would end the process
     with partial.open("wb") as stream:
@@ -363,7 +413,7 @@ def _assemble(
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(output / FRAMES)
-    write_text(output / MANIFEST, manifest_of(rows))
+    write_text(output / MANIFEST, manifest_of(rows, [*COLUMNS, BEAM] if beams else COLUMNS))
     skipped = io.StringIO(newline="")
     reasons = csv.writer(skipped, lineterminator="\n")
     reasons.writerow(["source", "reason"])
@@ -375,6 +425,7 @@ def _assemble(
         "frames": total,
         "videos": len(parts),
         "sources_sha256": contents,
+        **({"beams": beams} if beams else {}),
         "digest": _digest(
             [contents, {n: asdict(annotations[n]) for n in parts}, splits, description["sampling"]]
         ),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -23,6 +24,9 @@ from uscl_zoo.training.prepare import Report, Sampling, prepare
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.beam import Cleaner
+from uscl_zoo.ultrasound.clip import Clip
+from uscl_zoo.ultrasound.phantom import lung_clip
 
 FILES = ("frames.npy", "manifest.csv", "skipped.csv", "store.json")
 
@@ -514,3 +518,51 @@ def test_a_full_disk_is_an_error_and_leaves_no_store(
         run(clips, tmp_path / "store")
     with pytest.raises(DataError, match="interrupted"):
         FrameStore(tmp_path / "store")
+
+
+# ------------------------------------------------------------------------------------- cleaning
+
+
+def write_scan(folder: Path, frames: Any) -> None:
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{folder.name}_frame{i}.png")
+
+
+def test_cleaned_videos_are_cropped_to_their_beam(tmp_path: Path) -> None:
+    frames, _ = lung_clip(seconds=0.5, size=(240, 320))
+    write_scan(tmp_path / "v" / "Cov-s0_mp4", frames)
+    # noise from border to border has no beam
+    noise = np.random.default_rng(0).integers(20, 255, (4, 120, 160, 3), dtype=np.uint8)
+    write_scan(tmp_path / "v" / "Reg-s1_mp4", noise)
+    sampling = Sampling(size=64, clean=True)
+    report = run(tmp_path / "v", tmp_path / "store", sampling=sampling, holdout=0)
+    assert report.unclean == ("Reg-s1_mp4",)
+
+    rows = list(csv.DictReader((tmp_path / "store" / "manifest.csv").open(newline="")))
+    beams = {row["video"]: json.loads(row["beam"]) for row in rows}
+    scan, other = beams["Cov-s0_mp4"], beams["Reg-s1_mp4"]
+    assert scan["cleaned"] and scan["kind"] == "curved" and len(scan["angles"]) == 2
+    assert not other["cleaned"] and other["kind"] == "unknown"
+
+    store = report.store
+    first = store.videos[0].first
+    cleaned, _ = Cleaner.of(Clip.of(frames))(Image.fromarray(frames[0]))
+    expected = cleaned.resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(store.frames[first], np.asarray(expected))
+    whole = Image.fromarray(noise[0]).resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(store.frames[store.videos[1].first], np.asarray(whole))
+    assert run(tmp_path / "v", tmp_path / "store", sampling=sampling, holdout=0).reused == 2
+
+
+def test_stores_that_are_not_cleaned_are_as_they_were(clips: Path, tmp_path: Path) -> None:
+    report = run(clips, tmp_path / "store")
+    assert report.unclean is None
+    assert report.store.description["sampling"] == {"rate": 3.0, "size": 32}
+    assert "beam" not in (tmp_path / "store" / "manifest.csv").read_text().splitlines()[0]
+
+
+def test_cleaning_is_another_store(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "store")
+    with pytest.raises(DataError, match="--overwrite"):
+        run(clips, tmp_path / "store", sampling=Sampling(size=32, clean=True))
