@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uscl_zoo import demo
+from uscl_zoo import demo, drawing
 from uscl_zoo.card import Card
 from uscl_zoo.errors import DataError, UnknownModelError, UnreadableError, WeightsNotFoundError
 
@@ -111,15 +111,15 @@ def test_principal_components() -> None:
     ],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[str]) -> None:
-    ticks = demo._ticks(low, high, 5)
+    ticks = drawing.ticks(low, high, 5)
     assert [text for _, text in ticks] == expected
     assert all(float(text) == pytest.approx(value) for value, text in ticks)
 
 
 def test_colours_run_through_those_given() -> None:
-    stops = np.linspace(0, 1, len(demo._VIRIDIS))[None]
-    image = np.asarray(demo._coloured(stops, demo._VIRIDIS))
-    assert image[0].tolist() == [list(colour) for colour in demo._VIRIDIS]
+    stops = np.linspace(0, 1, len(drawing.VIRIDIS))[None]
+    image = np.asarray(drawing.coloured(stops, drawing.VIRIDIS))
+    assert image[0].tolist() == [list(colour) for colour in drawing.VIRIDIS]
     # perceptually uniform: lightness rises by even steps
     light = image[0].astype(float) @ (0.2126, 0.7152, 0.0722)
     assert (np.diff(light) > 0).all()

@@ -76,7 +76,9 @@ class Report:
     def unclean(self) -> tuple[str, ...] | None:
         """Videos whose beam could not be told, kept as they are; None if not asked to clean."""
         beams: dict[str, Any] | None = self.store.description.get("beams")
-        return beams and tuple(name for name, beam in beams.items() if not beam["cleaned"])
+        if beams is None:
+            return None
+        return tuple(name for name, beam in beams.items() if not beam["cleaned"])
 
 
 def prepare(

@@ -103,7 +103,7 @@ def pretrain(
             raise DataError(f"{store.folder}: is not the store that {run} was trained on")
         trainer.restore(state)
     try:
-        with _listening() as asked:
+        with listening() as asked:
             _epochs(trainer, run, asked, progress and ranks.rank == 0)
     except NotFiniteError as error:
         last = f"{checkpoint}" if checkpoint.exists() else "none yet"
@@ -193,7 +193,7 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
 
 
 @contextmanager
-def _listening() -> Iterator[list[str]]:
+def listening() -> Iterator[list[str]]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
     asked: list[str] = []
     previous: dict[signal.Signals, Any] = {}

@@ -422,7 +422,7 @@ def test_every_option_begins_alike_ends_elsewhere_and_resumes(
     assert trainer.held_out == usual.held_out
     whole = run(small_store, tmp_path / "whole", recipe)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(2)))
+        patch.setattr(module, "listening", lambda: nullcontext(StopAfter(2)))
         with pytest.raises(Interrupted):
             run(small_store, tmp_path / "run", recipe)
     assert_same(run(small_store, tmp_path / "run", recipe, resume=True), whole)
@@ -440,7 +440,7 @@ def test_a_run_from_before_the_options_goes_on(
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(4)))
+        patch.setattr(module, "listening", lambda: nullcontext(StopAfter(4)))
         with pytest.raises(Interrupted):
             run(small_store, folder)
     settings = read_yaml(folder / "recipe.yaml")
@@ -472,7 +472,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(steps)))
+        patch.setattr(module, "listening", lambda: nullcontext(StopAfter(steps)))
         with pytest.raises(Interrupted, match=r"stopped by SIGTERM in epoch .* --resume"):
             run(small_store, folder)
     stopped = load_checkpoint(folder)
@@ -568,7 +568,7 @@ def test_a_run_goes_on_from_the_checkpoint_before(
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_listening", lambda: nullcontext(StopAfter(7)))
+        patch.setattr(module, "listening", lambda: nullcontext(StopAfter(7)))
         with pytest.raises(Interrupted):
             run(small_store, folder)
     flip_a_bit(folder / "checkpoint.pt")

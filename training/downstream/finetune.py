@@ -45,27 +45,27 @@ from uscl_zoo.errors import DataError
 from uscl_zoo.prediction import ANSWERS, STATISTICS, Answer, Answers, Statistics
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.registry import model_info
+from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
 
 from .. import augment
+from ..execution import device_named
 from ..frames import DESCRIPTION, FrameStore, Video
 from ..labels import Annotation, from_name, hold_out, read_table
 from ..pairs import Purpose, cut, stream
 from ..prepare import Sampling, prepare
-from ..pretrain import (
+from ..pretrain import Interrupted, listening
+from ..recipe import Recipe
+from ..runs import (
     CHECKPOINT,
     PREVIOUS,
-    Interrupted,
-    NotFiniteError,
-    _device,
-    _listening,
     code_version,
     hardware,
     load_checkpoint,
     save_checkpoint,
 )
-from ..recipe import Recipe
+from ..trainer import NotFiniteError
 from .metrics import Judged, measure
 from .probe import PENALTIES, Bootstrap, Score, Task, _regression
 
@@ -394,7 +394,7 @@ class Tuner:
             group["lr"] = self._learning_rate()
         self._training()
         images = augment.to_float(self._gather(sample.rows[places]))
-        chosen = draws.select(torch.from_numpy(places)).to(self.device)
+        chosen = draws[torch.from_numpy(places)].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.network(augment.augment(images, chosen, self.recipe))
         loss = nn.functional.cross_entropy(
@@ -567,7 +567,7 @@ def fit(tuner: Tuner, work: Path | None = None, progress: bool = True) -> Progre
         unit="step",
         disable=not progress or tuner.finished,
     )
-    with _listening() as asked, bar:
+    with listening() as asked, bar:
         while not tuner.finished:
             while state.step < tuner.steps:
                 clock = time.perf_counter()
@@ -734,7 +734,7 @@ def _of_folder(
 
 def _images(folder: Path) -> list[Path]:
     files = (file for file in folder.iterdir() if not file.name.startswith("."))
-    images = (file for file in files if file.suffix.lower() in reading.IMAGE_SUFFIXES)
+    images = (file for file in files if file.suffix.lower() in image_files.SUFFIXES)
     return sorted(images, key=reading.natural_key)
 
 
@@ -927,7 +927,7 @@ def finetune(
     from . import report
 
     data, output = Path(data).expanduser(), Path(output).expanduser()
-    work, chosen = output / WORK, _device(device)
+    work, chosen = output / WORK, device_named(device)
     if not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
     if (output / ANSWERS).exists() and not overwrite:

@@ -545,8 +545,8 @@ def _separate(bright: Mask, firm: Mask, moving: Floats | None) -> tuple[Mask, Ma
         return beam, bright
     # the pace of the part that moves most; lettering stands still
     sizes = np.bincount(labels.ravel(), minlength=count)
-    paces = np.bincount(labels.ravel(), None if moving is None else moving.ravel(), count)
-    paces = paces / np.maximum(sizes, 1)
+    moves_of = np.bincount(labels.ravel(), None if moving is None else moving.ravel(), count)
+    paces = moves_of / np.maximum(sizes, 1)
     scores = sizes.astype(float)
     scores[0] = 0
     for i in range(1, count):

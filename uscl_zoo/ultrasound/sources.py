@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 
 from PIL import Image
 
-from .reading import OnDamage, find, sample
+from .clip import OnDamage
+from .reading import find, sample
 
 T = TypeVar("T")
 
