@@ -146,8 +146,12 @@ def normalise(images: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _statistics(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
-    return mean, torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
+    mean, std = (
+        # filled where they are used: a CUDA graph cannot hold a copy from the host
+        torch.stack([torch.full((1, 1), value, device=device) for value in values])[None]
+        for values in (recipe.mean, recipe.std)
+    )
+    return mean, std
 
 
 def resized_crop(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:

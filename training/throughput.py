@@ -127,7 +127,7 @@ def measure(
     wait = _waiting(execution.device)
     # an epoch of warming up would take minutes on a CPU; on a GPU, graphs are captured in it
     warm = 1 if execution.device.type == "cpu" else trainer.steps + 1
-    sides: dict[str, Callable[[], Any]] = {"loop": lambda: _step(trainer)}
+    sides: dict[str, Callable[[], Any]] = {"loop": lambda: step_of(trainer)}
     tables = trainer.tables(0)
     sample = trainer.sample(tables, tables.batches[0])
     view1, view2 = trainer.views(sample)
@@ -169,7 +169,7 @@ def measure(
     )
 
 
-def _step(trainer: Trainer) -> None:
+def step_of(trainer: Trainer) -> None:
     """A step of the loop on a whole batch, going on to the next epoch where one ends."""
     progress = trainer.progress
     batches = trainer.tables(progress.epoch).batches
