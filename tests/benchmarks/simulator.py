@@ -189,9 +189,9 @@ class _Tissue:
         mixed = math.cos(phase) * self.fields[0] + math.sin(phase) * self.fields[1]
         echo = np.abs(mixed) * np.roll(self.level, round(2 * math.sin(phase)), axis=1)
         echo = echo + self.rng.rayleigh(self.noise, self.shape)
-        echo = np.clip(1 + (20 * np.log10(echo + 1e-6) + self.gain - 12) / self.range, 0, 1)
+        compressed = np.clip(1 + (20 * np.log10(echo + 1e-6) + self.gain - 12) / self.range, 0, 1)
         rows, columns = (n - 1 for n in self.shape)
-        polar = echo.astype(np.float32)
+        polar = compressed.astype(np.float32)
         shown: NDArray[np.float32] = cv2.remap(
             polar,
             np.clip(across, 0, 1) * columns,

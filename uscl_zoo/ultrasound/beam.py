@@ -579,14 +579,13 @@ def _fit(evidence: _Evidence) -> tuple[_Shape | None, float]:
     )
     grid = _Grid.of(beam, weight)
     outline = _Outline.of(evidence.outline)
-    best: tuple[float, _Shape | None] = (-math.inf, None)
+    found: list[tuple[float, _Shape]] = []
     # a fan can mimic a rectangle from afar: it has to be the better of the two
     for (shape, score), handicap in ((grid.best(None), 0.0), (_search(grid), 0.004)):
         shape = _settle(_refine(shape.scaled(by), outline), outline, evidence)
         worth = score / grid.bright - handicap + 0.05 * outline.support(shape).mean()
-        if worth > best[0]:
-            best = worth, shape
-    shape = best[1]
+        found.append((worth, shape))
+    _, shape = max(found, key=lambda one: one[0])
     mask = shape.draw(height, width)
     if mask.mean() > 0.985:
         return None, 0.3
@@ -673,10 +672,10 @@ class _Grid(NamedTuple):
 
 
 class _Bins(NamedTuple):
-    index: NDArray[np.intp]
+    place: NDArray[np.intp]
     low: float
     width: float
-    count: int
+    many: int
 
     @classmethod
     def of(cls, values: Floats, width: float) -> _Bins:
@@ -686,7 +685,7 @@ class _Bins(NamedTuple):
 
     def interval(self, gain: Floats) -> tuple[tuple[float, float], float]:
         """The interval of bins with the greatest sum, and that sum."""
-        sums = np.concatenate([[0.0], np.bincount(self.index, gain, self.count).cumsum()])
+        sums = np.concatenate([[0.0], np.bincount(self.place, gain, self.many).cumsum()])
         # of equally good ones the widest: beyond the picture there is nothing to be seen
         lows = np.minimum.accumulate(sums)
         gains = sums - lows
@@ -903,7 +902,7 @@ def _opencv() -> Any:
 
 def _scipy() -> Any:
     try:
-        from scipy import optimize
+        from scipy import optimize  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingDependencyError(
             "finding the beam needs SciPy: pip install 'uscl-zoo[clean]'"

@@ -19,22 +19,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
-from uscl_zoo.training.downstream import finetune as tuning
-from uscl_zoo.training.downstream.finetune import (
+from uscl_zoo.training.downstream import finetune as module
+from uscl_zoo.training.downstream.collection import collect, split
+from uscl_zoo.training.downstream.finetune import finetune
+from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
+from uscl_zoo.training.downstream.probe import PENALTIES, Bootstrap, Task, fit_predict
+from uscl_zoo.training.downstream.tuning import (
     PAPER,
     Sample,
     Settings,
     Tuner,
-    collect,
-    finetune,
     fit,
     fit_temperature,
     linear_classifier,
     sensible,
-    split,
 )
-from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
-from uscl_zoo.training.downstream.probe import PENALTIES, Bootstrap, Task, fit_predict
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.pretrain import Interrupted
 
@@ -477,8 +476,8 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
 
 def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) -> None:
     card = uscl_zoo.model_info("resnet18_uscl.pocus")
-    base = tuning._Base(card.name, None, "resnet18", card.input, card)
+    base = module._Base(card.name, None, "resnet18", card.input, card)
     parts = split(small_store, 0.4, 0)
-    assert tuning._warnings(parts, small_store, base, "mine") == []
-    told = tuning._warnings(parts, small_store, base, card.training.sources[0].name)
+    assert module._warnings(parts, small_store, base, "mine") == []
+    told = module._warnings(parts, small_store, base, card.training.sources[0].name)
     assert told[0].startswith("in corpus: resnet18_uscl.pocus was pretrained on POCUS")
