@@ -192,14 +192,14 @@ class _Tissue:
         compressed = np.clip(1 + (20 * np.log10(echo + 1e-6) + self.gain - 12) / self.range, 0, 1)
         rows, columns = (n - 1 for n in self.shape)
         polar = compressed.astype(np.float32)
-        shown: NDArray[np.float32] = cv2.remap(
+        shown = cv2.remap(
             polar,
             np.clip(across, 0, 1) * columns,
             np.clip(depth, 0, 1) * rows,
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        return shown
+        return np.asarray(shown, np.float32)
 
 
 def _flow(
