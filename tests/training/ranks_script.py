@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from uscl_zoo.training.execution import Execution, device_named
 from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.network import TwoViews
 from uscl_zoo.training.ranks import join
 from uscl_zoo.training.recipe import load_recipe
-from uscl_zoo.training.trainer import Trainer
+from uscl_zoo.training.trainer import Trainer, _parallel
 
 
 def main(store: str, recipe: str, output: str, dtype: str) -> None:
@@ -21,7 +22,9 @@ def main(store: str, recipe: str, output: str, dtype: str) -> None:
     with join("cpu") as (ranks, device):
         execution = Execution(device_named(device))
         trainer = Trainer(load_recipe(recipe), FrameStore(store), execution, ranks)
-        trainer.network.train().to(getattr(torch, dtype))
+        # DDP has to be told of the type from the beginning
+        two_views = TwoViews(trainer.network.train().to(getattr(torch, dtype)), trainer.recipe)
+        trainer._two_views = _parallel(two_views, trainer.recipe, trainer.device, ranks)
         tables = trainer.tables(0)
         sample = trainer.sample(tables, ranks.share(tables.batches[0]))
         views = (view.to(getattr(torch, dtype)) for view in trainer.views(sample))
