@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.export import export
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.pretrain import pretrain
@@ -12,12 +14,13 @@ from uscl_zoo.training.runs import load_checkpoint
 
 from uscl_zoo.card import Card
 
+CPU = Execution(torch.device("cpu"))
 RECIPE = Recipe(epochs=1, batch_size=4, smallest_batch=2, projection_dim=16, seed=11)
 
 
 def exported(store: FrameStore, folder: Path, **changes: Any) -> Card:
     """The card of a run with some settings changed."""
-    pretrain(replace(RECIPE, **changes), store, folder / "run", device="cpu", progress=False)
+    pretrain(replace(RECIPE, **changes), store, folder / "run", execution=CPU, progress=False)
     card: Card = export(folder / "run", "resnet18_uscl.trial", folder / "zoo")
     return card
 

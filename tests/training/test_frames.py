@@ -155,9 +155,10 @@ import re, sys
 from pathlib import Path
 import numpy as np
 import torch
+from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import Trainer
 from uscl_zoo.training.recipe import Recipe
+from uscl_zoo.training.trainer import Trainer
 
 def resident():
     status = Path("/proc/self/status").read_text()
@@ -167,7 +168,8 @@ def resident():
 states = [resident()]
 store = FrameStore(sys.argv[1])
 states.append(resident())
-trainer = Trainer(Recipe(batch_size=4, smallest_batch=2), store, torch.device("cpu"))
+execution = Execution(torch.device("cpu"), place="disk")
+trainer = Trainer(Recipe(batch_size=4, smallest_batch=2), store, execution)
 for _ in range(3):
     trainer.step()
 states.append(resident())
