@@ -777,7 +777,9 @@ def test_compiling_changes_only_rounding(small_store: FrameStore) -> None:
         Trainer(RECIPE, small_store, Execution(CPU.device, compiled=compiled))
         for compiled in (False, True)
     )
-    assert torch.allclose(gradient(compiled), gradient(plain), rtol=1e-2, atol=1e-5)
+    ours, expected = gradient(compiled).double(), gradient(plain).double()
+    assert F.cosine_similarity(ours, expected, dim=0) > 0.99999
+    assert ours.norm().item() == pytest.approx(expected.norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("switch", [{"channels_last": False}, {"fused": False}], ids=str)
