@@ -166,7 +166,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         if not self.training or not dist.is_initialized():
             normalised: Tensor = super().forward(input)
             return normalised
-        # sums in float32 would depend on how the ranks cut the batch, by 3e-4 of the gradient
+        # sums of float32 depend on how the ranks cut the batch; of float64 hardly
         x = input.double()
         own = x.new_full((1,), x.numel() // x.shape[1])
         sums = torch.cat([x.sum((0, 2, 3)), own])
