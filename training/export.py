@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from uscl_zoo import store
 from uscl_zoo.card import Card, Input, Metric, Source, Training, Weights, home, read_card
 from uscl_zoo.checkpoint import write_backbone
@@ -68,12 +70,7 @@ def export(
     weights_file, card_file = output / f"{name}.safetensors", output / f"{name}.yaml"
     if card_file.exists() and not overwrite:
         raise DataError(f"{card_file}: is there already; choose another name or add --overwrite")
-    encoder = {
-        key.removeprefix(_ENCODER): tensor
-        for key, tensor in state["network"].items()
-        if key.startswith(_ENCODER)
-    }
-    write_backbone(encoder, weights_file, recipe.architecture)
+    write_backbone(encoder_of(state), weights_file, recipe.architecture)
     counts = about["training"]
     card = Card(
         name=name,
@@ -116,6 +113,15 @@ def export(
     )
     write_yaml(card_file, card)
     return read_card(card_file)
+
+
+def encoder_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The backbone in the checkpoint of a run, under timm's keys."""
+    return {
+        key.removeprefix(_ENCODER): tensor
+        for key, tensor in state["network"].items()
+        if key.startswith(_ENCODER)
+    }
 
 
 def _origin(about: dict[str, Any]) -> str:

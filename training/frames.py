@@ -7,13 +7,16 @@ was made of. A video's frames are neighbours, in the order of time.
 
 from __future__ import annotations
 
+import copy
 import csv
+import dataclasses
+import hashlib
 import io
 import json
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -141,6 +144,22 @@ class FrameStore:
     def select(self, split: str) -> list[Video]:
         """The videos of one split."""
         return [video for video in self.videos if video.split == split]
+
+    def holding_out(self, subjects: Collection[str]) -> FrameStore:
+        """The same frames with other subjects held out, and another digest for it."""
+        absent = set(subjects) - {video.subject for video in self.videos}
+        if absent:
+            raise DataError(f"{self.folder}: no such subject: {', '.join(sorted(absent))}")
+        other = copy.copy(self)
+        other.videos = [
+            dataclasses.replace(video, split="heldout" if video.subject in subjects else "train")
+            for video in self.videos
+        ]
+        told = "\n".join([self.digest, *sorted(subjects)])
+        other.description = self.description | {
+            "digest": hashlib.sha256(told.encode()).hexdigest(),
+        }
+        return other
 
     def summary(self, videos: Sequence[Video]) -> dict[str, Any]:
         """Counts of some videos: videos, frames, subjects, classes, licences."""

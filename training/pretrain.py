@@ -57,6 +57,7 @@ def pretrain(
     execution: Execution | None = None,
     ranks: Ranks = ALONE,
     progress: bool = True,
+    pictures: bool = True,
 ) -> Path:
     """Pretrain a backbone and leave a run folder that `uscl export` turns into weights.
 
@@ -71,6 +72,7 @@ def pretrain(
         execution: where and how to compute; None for CUDA where there is one.
         ranks: processes that train together; rank 0 alone writes.
         progress: show a bar.
+        pictures: draw the learning curves and the embedding.
 
     Returns:
         The last checkpoint.
@@ -104,16 +106,17 @@ def pretrain(
         trainer.restore(state)
     try:
         with listening() as asked:
-            _epochs(trainer, run, asked, progress and ranks.rank == 0)
+            _epochs(trainer, run, asked, progress and ranks.rank == 0, pictures)
     except NotFiniteError as error:
         last = f"{checkpoint}" if checkpoint.exists() else "none yet"
         raise NotFiniteError(f"{error}; the last good checkpoint: {last}") from error
     return checkpoint
 
 
-def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool) -> None:
+def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures: bool) -> None:
     recipe, state = trainer.recipe, trainer.progress
     speaks = trainer.ranks.rank == 0
+    draws = speaks and pictures
     steps = trainer.steps
     bar = tqdm(
         total=steps * recipe.epochs,
@@ -156,9 +159,9 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool) -> None:
             last = state.epoch == recipe.epochs
             if speaks and (last or state.epoch % recipe.checkpoint_every == 0):
                 save_checkpoint(run, trainer.state())
-            if speaks and (last or state.epoch % recipe.validate_every == 0):
+            if draws and (last or state.epoch % recipe.validate_every == 0):
                 curves.draw(state.history, run / CURVES)
-            if speaks and last:
+            if draws and last:
                 monitor.picture(*trainer.watched(), run / EMBEDDING)
     trainer.ranks.wait()
 

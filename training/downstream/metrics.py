@@ -47,7 +47,12 @@ class Judged:
 
 
 def measure(judged: Judged, bootstrap: Bootstrap) -> dict[str, Score]:
-    """Every figure by its name, with 95 % intervals.
+    """Every figure of `resampled` with its 95 % interval."""
+    return {name: interval(values) for name, values in resampled(judged, bootstrap).items()}
+
+
+def resampled(judged: Judged, bootstrap: Bootstrap) -> dict[str, Floats]:
+    """Every figure by its name, of all subjects and of each resample.
 
     A class that is absent, from the data or from a resample, counts in no mean over classes.
 
@@ -58,17 +63,17 @@ def measure(judged: Judged, bootstrap: Bootstrap) -> dict[str, Score]:
     Returns:
         Accuracy, balanced accuracy, macro F1, macro AUROC (one against the rest), recall and
         precision of each class, expected calibration error, the share answered, the accuracy among
-        the answered, and the share flagged as another kind of image.
+        the answered, and the share flagged as another kind of image; each (resamples + 1,).
     """
     parts: list[dict[str, Floats]] = []
     for start in range(0, len(bootstrap.counts), _CHUNK):
         weights = bootstrap.counts[start : start + _CHUNK][:, judged.subject].astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(_figures(judged, weights))
-    return {name: _score(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _score(values: Floats) -> Score:
+def interval(values: Floats) -> Score:
     """As `Bootstrap.score`, over the resamples that have a value; NaN where none has."""
     known = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(known):

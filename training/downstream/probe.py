@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 import uscl_zoo
-from uscl_zoo.card import Metric
+from uscl_zoo.card import Input, Metric
 from uscl_zoo.errors import DataError
 
 from ..frames import FrameStore, Video
@@ -92,7 +92,11 @@ def make_task(store: FrameStore) -> Task:
 
 @torch.inference_mode()
 def features(
-    model: nn.Module, store: FrameStore, rows: npt.NDArray[np.int64], progress: bool = False
+    model: nn.Module,
+    store: FrameStore,
+    rows: npt.NDArray[np.int64],
+    progress: bool = False,
+    shape: Input | None = None,
 ) -> npt.NDArray[np.float32]:
     """Embed frames of a store with a frozen network.
 
@@ -101,14 +105,17 @@ def features(
         store: frames, resized to what the model takes if they are not already.
         rows: which.
         progress: show a bar.
+        shape: what the model takes; None for what it says itself.
 
     Returns:
         float32 (len(rows), num_features).
     """
-    config = resolve_model_data_config(model)
-    mean = torch.tensor(config["mean"]).view(1, -1, 1, 1)
-    std = torch.tensor(config["std"]).view(1, -1, 1, 1)
-    size = tuple(config["input_size"][1:])
+    if shape is None:
+        config = resolve_model_data_config(model)
+        shape = Input(config["input_size"], config["mean"], config["std"])
+    mean = torch.tensor(shape.mean).view(1, -1, 1, 1)
+    std = torch.tensor(shape.std).view(1, -1, 1, 1)
+    size = tuple(shape.size[1:])
     device = next(model.parameters()).device
     model = model.eval().to(memory_format=torch.channels_last)
     parts = []
@@ -142,13 +149,18 @@ def fit_predict(
         test: features to predict.
         inverse_penalty: scikit-learn's C.
     """
-    probe = _regression(inverse_penalty)
+    probe = regression(inverse_penalty)
     probe.fit(train.astype(np.float64), target)
     predicted: npt.NDArray[np.int64] = probe.predict(test.astype(np.float64))
     return predicted
 
 
-def _regression(inverse_penalty: float) -> Pipeline:
+def regression(inverse_penalty: float) -> Pipeline:
+    """Logistic regression on standardised features, classes weighted equally.
+
+    Args:
+        inverse_penalty: scikit-learn's C.
+    """
     return make_pipeline(
         StandardScaler(),
         LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=500),
@@ -382,7 +394,7 @@ def penalty_table(name: str, store: FrameStore, seed: int = 0) -> str:
     for model in (_pretrained(name), _random(name, seed)):
         train, test = features(model, store, task.train), features(model, store, task.test)
         for c in PENALTIES:
-            probe = _regression(c)
+            probe = regression(c)
             inner = cross_val_score(
                 probe,
                 train.astype(np.float64),

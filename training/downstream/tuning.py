@@ -28,7 +28,7 @@ from ..runs import (
     save_checkpoint,
 )
 from ..trainer import NotFiniteError
-from .probe import PENALTIES, _regression
+from .probe import PENALTIES, regression
 
 Rows = npt.NDArray[np.int64]
 
@@ -447,6 +447,10 @@ class Tuner:
     def _gather(self, rows: Rows) -> Tensor:
         return torch.from_numpy(self.frames[rows]).to(self.device, non_blocking=True)
 
+    def logits(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Of frames as they are, (N, classes)."""
+        return self._forward(rows)
+
     @torch.inference_mode()
     def _forward(self, rows: Rows, pooled: bool = False) -> npt.NDArray[np.float32]:
         """Logits, or the pooled features they are made of, of frames as they are."""
@@ -494,8 +498,8 @@ def linear_classifier(
     Returns:
         Weight (classes, D) and bias (classes,).
     """
-    scaler, regression = _regression(inverse_penalty).fit(features.astype(np.float64), target)
-    slope, start = regression.coef_, regression.intercept_
+    scaler, logistic = regression(inverse_penalty).fit(features.astype(np.float64), target)
+    slope, start = logistic.coef_, logistic.intercept_
     if len(slope) == 1:
         # of two classes there is one logit, the second's over the first's
         slope, start = (np.concatenate([-part / 2, part / 2]) for part in (slope, start))

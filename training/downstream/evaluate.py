@@ -1,0 +1,447 @@
+"""`uscl evaluate`: models, the same folds and code for all, and subjects that are never shared."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from uscl_zoo import store as files
+from uscl_zoo.embed import written_whole
+from uscl_zoo.errors import DataError
+
+from ..execution import device_named
+from ..frames import FrameStore
+from ..prepare import Sampling, prepare
+from ..runs import code_version, hardware
+from .contenders import Contender, contender
+from .datasets import DataSet
+from .folds import Folds, draw_folds, official_folds
+from .infold import SETTINGS, Job, Setting, method_recipe, pretrain_within
+from .probe import Bootstrap, Floats, features
+from .protocols import BUDGETS, PROTOCOLS, finetuned, knn, linear
+from .scoring import Difference, Figures, bootstrap_of, differences, figures
+from .tuning import Sample
+
+Features = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+#: Shares of the training subjects for label efficiency.
+SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+WORK = "work"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model under a protocol.
+
+    Attributes:
+        model: as asked for.
+        note: `in corpus` where its card says so.
+        protocol: of `PROTOCOLS`.
+        size: height and width of the frames it was given.
+        probabilities: (seeds, N, classes), of every labelled frame by the fold that judges it.
+        figures: by unit.
+        best: share of right frames had each fold taken its best epoch; None without epochs.
+        last: the same of the last epoch.
+    """
+
+    model: str
+    note: str
+    protocol: str
+    size: int
+    probabilities: Floats
+    figures: dict[str, Figures]
+    best: float | None = None
+    last: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was found.
+
+    Attributes:
+        dataset: what was judged on.
+        folds: of it.
+        bootstrap: of its subjects.
+        setting: name and content.
+        outcomes: by protocol and model, in the order asked for.
+        compared: by protocol and unit.
+        efficiency: by model, figures at a share of the training subjects, by frame.
+        embedded: by model, features of every labelled frame by its first seed, for pictures.
+        about: how it was made.
+    """
+
+    dataset: DataSet
+    folds: Folds
+    bootstrap: Bootstrap
+    setting: tuple[str, Setting]
+    outcomes: list[Outcome]
+    compared: dict[tuple[str, str], list[Difference]]
+    efficiency: dict[str, list[tuple[float, Figures]]]
+    embedded: dict[str, Features]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluate(
+    models: Sequence[str],
+    dataset: DataSet,
+    output: Path,
+    *,
+    protocols: Sequence[str] = ("linear",),
+    setting: str = "reduced",
+    folds: int = 5,
+    seeds: int = 3,
+    shares: Sequence[float] = (),
+    rate: float = 3.0,
+    resamples: int = 2000,
+    seed: int = 0,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    tell: Callable[[str], None] = print,
+) -> Evaluation:
+    """Judge models on a data set, each frame by what was fitted without its subject.
+
+    Frames, features, weights of pretraining within folds and fine-tuned folds are kept in
+    `output/work`; an interrupted call goes on when it is made again.
+
+    Args:
+        models: see `contenders.contender`.
+        dataset: labelled images or videos.
+        output: folder of the report.
+        protocols: of `PROTOCOLS`.
+        setting: of `SETTINGS`: size and epochs of what is pretrained here, size of random networks
+            and epochs of fine-tuning.
+        folds: how many, where the data set has none of its own.
+        seeds: of whatever is trained or random.
+        shares: of the training subjects, for label efficiency by the linear protocol.
+        rate: frames a second to take from videos.
+        resamples: of the bootstrap over subjects.
+        seed: of the folds and the bootstrap.
+        workers: processes that decode and pretrain.
+        device: to compute on; None for CUDA where there is one.
+        progress: show bars.
+        tell: is given a line for whatever the user should know.
+
+    Raises:
+        DataError: if the data cannot serve.
+        UnknownModelError: if a model is none.
+        Interrupted: after SIGINT or SIGTERM, with everything saved.
+    """
+    began = time.perf_counter()
+    if seeds < 1 or not set(protocols) <= set(PROTOCOLS):
+        raise DataError(f"protocols are {', '.join(PROTOCOLS)}, and seeds at least 1")
+    if len(set(models)) < len(models):
+        raise DataError(f"a model is named twice: {', '.join(models)}")
+    if any(not 0 < share <= 1 for share in shares):
+        raise DataError("shares of the training subjects are above 0 and up to 1")
+    chosen = SETTINGS[setting]
+    contenders = [contender(spec, chosen) for spec in models]
+    for note in dataset.collection.notes:
+        tell(note)
+    stores: dict[int, FrameStore] = {}
+    for size in sorted({one.shape.size[1] for one in contenders}):
+        prepared = prepare(
+            dataset.collection.sources,
+            output / WORK / f"store-{size}",
+            dataset.collection.annotations.get,
+            sampling=Sampling(rate, size),
+            holdout=0,
+            seed=0,
+            workers=workers,
+            origin={"name": dataset.name, "url": dataset.url, "citation": dataset.citation},
+            progress=progress,
+        )
+        stores[size] = prepared.store
+        for _, reason in prepared.skipped[:5]:
+            tell(f"skipped: {reason}")
+    first = next(iter(stores.values()))
+    divided = (
+        draw_folds(first, folds, seed)
+        if dataset.folds is None
+        else official_folds(first, dataset.folds)
+    )
+    bench = _Bench(
+        stores=stores,
+        folds=divided,
+        work=output / WORK,
+        setting=setting,
+        seeds=seeds,
+        workers=workers,
+        device=device_named(device),
+        progress=progress,
+    )
+    bootstrap = bootstrap_of(divided, resamples, seed)
+    runs = bench.pretrain(contenders)
+    outcomes: list[Outcome] = []
+    for protocol in protocols:
+        for one in contenders:
+            probabilities, right = bench.judge(one, protocol, runs.get(one.spec, {}))
+            outcomes.append(
+                Outcome(
+                    model=one.spec,
+                    note=one.has_seen(dataset.name),
+                    protocol=protocol,
+                    size=one.shape.size[1],
+                    probabilities=probabilities,
+                    figures={f.unit: f for f in figures(probabilities, divided, bootstrap)},
+                    best=None if right is None else float(right[0]),
+                    last=None if right is None else float(right[1]),
+                )
+            )
+    compared = {}
+    for protocol in protocols:
+        mine = [outcome for outcome in outcomes if outcome.protocol == protocol]
+        for unit in mine[0].figures:
+            compared[protocol, unit] = differences(
+                {outcome.model: outcome.figures[unit].compared for outcome in mine}
+            )
+    efficiency = {
+        one.spec: [
+            (
+                share,
+                figures(bench.thinned(one, runs.get(one.spec, {}), share), divided, bootstrap)[0],
+            )
+            for share in shares
+        ]
+        for one in contenders
+        if shares
+    }
+    return Evaluation(
+        dataset=dataset,
+        folds=divided,
+        bootstrap=bootstrap,
+        setting=(setting, chosen),
+        outcomes=outcomes,
+        compared=compared,
+        efficiency=efficiency,
+        embedded={
+            one.spec: bench.embed(one, 0, runs.get(one.spec, {}).get((0, 0))) for one in contenders
+        },
+        about={
+            "seed": seed,
+            "seeds": seeds,
+            "resamples": resamples,
+            "rate": rate,
+            "hardware": hardware(bench.device),
+            "torch": torch.__version__,
+            "code": code_version(),
+            "seconds": round(time.perf_counter() - began, 1),
+        },
+    )
+
+
+@dataclass
+class _Bench:
+    """Where contenders are put to the test: frames, folds, and what is kept between calls."""
+
+    stores: dict[int, FrameStore]
+    folds: Folds
+    work: Path
+    setting: str
+    seeds: int
+    workers: int | None
+    device: torch.device
+    progress: bool
+
+    def __post_init__(self) -> None:
+        self.sample = self.folds.sample()
+        self.fold = self.folds.of_frames()
+
+    def pretrain(self, contenders: Sequence[Contender]) -> dict[str, dict[tuple[int, int], Path]]:
+        """Weights of the methods, by seed and fold; the first seed of all before the next."""
+        setting = SETTINGS[self.setting]
+        specs = [one.spec for one in contenders if one.kind == "method"]
+        if not specs:
+            return {}
+        store = self.stores[setting.size]
+        jobs = [
+            Job(
+                spec,
+                method_recipe(spec, setting, seed),
+                tuple(sorted(self.folds.held_out(fold))),
+                fold,
+            )
+            for seed in range(self.seeds)
+            for spec in specs
+            for fold in range(self.folds.count)
+        ]
+        paths = pretrain_within(
+            jobs,
+            store,
+            self.work / "runs",
+            workers=self.workers,
+            device=str(self.device),
+            progress=self.progress,
+        )
+        found: dict[str, dict[tuple[int, int], Path]] = {spec: {} for spec in specs}
+        for job, path in zip(jobs, paths, strict=True):
+            found[job.spec][job.recipe.seed, job.fold] = path
+        return found
+
+    def embed(self, one: Contender, seed: int, weights: Path | None) -> Features:
+        """Features of every labelled frame, computed once."""
+        store = self.stores[one.shape.size[1]]
+        content = [store.description["sources_sha256"][video.name] for video in self.folds.videos]
+        identity = one.identity if weights is None else files.sha256_of(weights)
+        told = [identity, seed if one.kind == "random" else 0, one.shape.size, content]
+        told += [one.shape.mean, one.shape.std, store.description["sampling"]]
+        path = self.work / "features" / f"{_digest(told)}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            network = one.build(seed, weights).to(self.device)
+            found = features(network, store, self.sample.rows, self.progress, one.shape)
+            with written_whole(path) as partial, partial.open("wb") as stream:
+                np.save(stream, found)
+        return np.asarray(np.load(path))
+
+    def judge(
+        self, one: Contender, protocol: str, runs: dict[tuple[int, int], Path]
+    ) -> tuple[Floats, tuple[float, float] | None]:
+        """Probabilities (seeds, N, classes), and of fine-tuning the best and the last accuracy."""
+        if protocol in ("knn", "linear"):
+            count = self.seeds if one.varies else 1
+            return np.stack([self._frozen(one, protocol, s, runs) for s in range(count)]), None
+        found = [self._tuned(one, protocol, seed, runs) for seed in range(self.seeds)]
+        ends = np.mean([end for _, end in found], axis=0)
+        return np.stack([one for one, _ in found]), (float(ends[0]), float(ends[1]))
+
+    def _frozen(
+        self, one: Contender, protocol: str, seed: int, runs: dict[tuple[int, int], Path]
+    ) -> Floats:
+        told = [protocol, one.identity, one.shape.size, seed, self._data(), _names(runs, seed)]
+        path = self.work / "answers" / f"{_digest(told)}.npy"
+        if path.exists():
+            return np.asarray(np.load(path))
+        probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
+        numbers = range(self.folds.count)
+        shown = f"{protocol} {one.spec}"
+        for fold in tqdm(numbers, desc=shown, leave=False, disable=not self.progress):
+            embedded = self.embed(one, seed, runs.get((seed, fold)))
+            test = self.fold == fold
+            probabilities[test] = self._fit(protocol, embedded, ~test, test)
+        return _kept(path, probabilities)
+
+    def _fit(
+        self, protocol: str, embedded: Features, train: npt.NDArray[np.bool_], test: Any
+    ) -> Floats:
+        sample, classes = self.sample, len(self.folds.classes)
+        if protocol == "knn":
+            return knn(embedded[train], sample.target[train], embedded[test], classes)
+        given = embedded[train], sample.target[train], sample.subject[train]
+        return linear(*given, embedded[test], classes)[0]
+
+    def _tuned(
+        self, one: Contender, protocol: str, seed: int, runs: dict[tuple[int, int], Path]
+    ) -> tuple[Floats, tuple[float, float]]:
+        """Fine-tuned fold by fold, each kept once it is done."""
+        budget, store = BUDGETS[self.setting], self.stores[one.shape.size[1]]
+        probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
+        best = last = 0.0
+        for fold in range(self.folds.count):
+            told = [protocol, one.identity, one.shape.size, seed, fold, self._data()]
+            told += [vars(budget), _names(runs, seed)]
+            path = self.work / "answers" / f"{_digest(told)}.npz"
+            test = self.fold == fold
+            if not path.exists():
+                network = one.build(seed, runs.get((seed, fold)))
+                with tqdm(
+                    total=budget.epochs,
+                    desc=f"{protocol} {one.spec}, seed {seed}, fold {fold + 1}",
+                    leave=False,
+                    unit="epoch",
+                    disable=not self.progress,
+                ) as bar:
+                    said, right = finetuned(
+                        # another fold begins with the same weights
+                        copy.deepcopy(network),
+                        store.frames,
+                        self._take(~test),
+                        self._take(test),
+                        one.shape,
+                        len(self.folds.classes),
+                        everything=protocol == "finetune",
+                        budget=budget,
+                        seed=seed,
+                        device=self.device,
+                        tick=bar.update,
+                    )
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with written_whole(path) as partial, partial.open("wb") as stream:
+                    np.savez(stream, said=said, right=right)
+            with np.load(path) as kept:
+                probabilities[test] = kept["said"]
+                share = test.mean()
+                best += share * kept["right"].max()
+                last += share * kept["right"][-1]
+        return probabilities, (best, last)
+
+    def thinned(self, one: Contender, runs: dict[tuple[int, int], Path], share: float) -> Floats:
+        """The linear protocol on a share of the training subjects, drawn anew by each seed.
+
+        A smaller share is part of a larger one, and every class keeps a subject.
+        """
+        found = []
+        for seed in range(self.seeds):
+            told = [share, one.identity, one.shape.size, seed, self._data(), _names(runs, seed)]
+            path = self.work / "answers" / f"{_digest(told)}.npy"
+            if path.exists():
+                found.append(np.asarray(np.load(path)))
+                continue
+            probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
+            for fold in range(self.folds.count):
+                embedded = self.embed(one, seed, runs.get((seed, fold)))
+                test = self.fold == fold
+                taken = np.isin(self.sample.subject, self._some(fold, share, seed))
+                probabilities[test] = self._fit("linear", embedded, ~test & taken, test)
+            found.append(_kept(path, probabilities))
+        return np.stack(found)
+
+    def _some(self, fold: int, share: float, seed: int) -> Rows:
+        """Training subjects of a fold: a share of each class, at least one."""
+        sample, chosen = self.sample, []
+        rng = np.random.default_rng([seed, fold])
+        train = self.fold != fold
+        for label in range(len(self.folds.classes)):
+            subjects = np.unique(sample.subject[train & (sample.target == label)])
+            order = rng.permutation(subjects)
+            chosen.append(order[: max(round(share * len(order)), 1)])
+        return np.concatenate(chosen)
+
+    def _take(self, chosen: npt.NDArray[np.bool_]) -> Sample:
+        return self.sample.take(np.flatnonzero(chosen))
+
+    def _data(self) -> list[Any]:
+        """What answers depend on besides the model."""
+        content = next(iter(self.stores.values())).description
+        videos = self.folds.videos
+        return [
+            [content["sources_sha256"][video.name], video.label, video.subject, video.count]
+            for video in videos
+        ] + [self.folds.fold.tolist()]
+
+
+def _names(runs: dict[tuple[int, int], Path], seed: int) -> list[str]:
+    return sorted(path.name for (own, _), path in runs.items() if own == seed)
+
+
+def _digest(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _kept(path: Path, values: Floats) -> Floats:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial, partial.open("wb") as stream:
+        np.save(stream, values)
+    return values

@@ -1,0 +1,129 @@
+"""Folds: every labelled video is judged once, by what was fitted without its subject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import StratifiedGroupKFold
+
+from uscl_zoo.errors import DataError
+
+from ..frames import FrameStore, Video
+from .tuning import Sample
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Labelled videos of a store and the fold each is judged in.
+
+    Attributes:
+        videos: labelled, in the order of the store.
+        fold: int64 (videos,), from 0.
+        classes: in the order of the targets.
+        official: whether the data set's own.
+    """
+
+    videos: tuple[Video, ...]
+    fold: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    official: bool
+
+    @property
+    def count(self) -> int:
+        """How many folds."""
+        return int(self.fold.max()) + 1
+
+    def held_out(self, number: int) -> set[str]:
+        """The subjects judged in a fold."""
+        pairs = zip(self.videos, self.fold, strict=True)
+        return {video.subject for video, fold in pairs if fold == number}
+
+    def sample(self) -> Sample:
+        """Every labelled frame."""
+        return Sample.of(self.videos, self.classes)
+
+    def of_frames(self) -> npt.NDArray[np.int64]:
+        """The fold of every frame of `sample`, int64 (N,)."""
+        return np.repeat(self.fold, [video.count for video in self.videos])
+
+
+def draw_folds(store: FrameStore, count: int = 5, seed: int = 0) -> Folds:
+    """Folds of about equal classes, no subject in two (scikit-learn's StratifiedGroupKFold).
+
+    Args:
+        store: with labels.
+        count: how many.
+        seed: of the draw.
+
+    Raises:
+        DataError: if a class has fewer subjects than there are folds.
+    """
+    videos, classes = _labelled(store)
+    for label in classes:
+        subjects = {video.subject for video in videos if video.label == label}
+        if len(subjects) < count:
+            raise DataError(
+                f"{store.folder}: {label} has {len(subjects)} subjects, too few for {count} folds; "
+                "ask for fewer with --folds, or name the --class to keep"
+            )
+    target = [classes.index(video.label or "") for video in videos]
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    fold = np.zeros(len(videos), np.int64)
+    groups = [video.subject for video in videos]
+    for number, (_, test) in enumerate(splitter.split(target, target, groups)):
+        fold[test] = number
+    return _checked(Folds(tuple(videos), fold, classes, official=False), store)
+
+
+def official_folds(store: FrameStore, fold: Mapping[str, int]) -> Folds:
+    """The folds a data set is published with.
+
+    Args:
+        store: with labels.
+        fold: of each video, by its name.
+
+    Raises:
+        DataError: if a video has none, or a subject is in two.
+    """
+    videos, classes = _labelled(store)
+    absent = [video.name for video in videos if video.name not in fold]
+    if absent:
+        raise DataError(f"{store.folder}: {len(absent)} have no official fold, first {absent[0]}")
+    numbers = sorted({fold[video.name] for video in videos})
+    places = np.array([numbers.index(fold[video.name]) for video in videos])
+    return _checked(Folds(tuple(videos), places, classes, official=True), store)
+
+
+def _labelled(store: FrameStore) -> tuple[list[Video], tuple[str, ...]]:
+    videos = [video for video in store.videos if video.label is not None]
+    classes = store.labels
+    if len(classes) < 2:
+        raise DataError(
+            f"{store.folder}: folds of a classification need two classes, not "
+            f"{', '.join(classes) or 'none'}"
+        )
+    return videos, classes
+
+
+def _checked(folds: Folds, store: FrameStore) -> Folds:
+    """Refuse what no figure could be computed from."""
+    seen: dict[str, int] = {}
+    for video, number in zip(folds.videos, folds.fold.tolist(), strict=True):
+        if seen.setdefault(video.subject, number) != number:
+            raise DataError(f"{store.folder}: subject {video.subject} is in two folds")
+    for number in range(folds.count):
+        trained: Sequence[str | None] = [
+            video.label
+            for video, fold in zip(folds.videos, folds.fold, strict=True)
+            if fold != number
+        ]
+        absent = [label for label in folds.classes if label not in trained]
+        if absent:
+            raise DataError(
+                f"{store.folder}: without fold {number + 1} there is no {', '.join(absent)} to "
+                "learn from"
+            )
+    return folds

@@ -1,0 +1,188 @@
+"""Pretraining repeated within folds, so that a method is judged on subjects it has never seen.
+
+Weights of the zoo have seen most of the videos of their own collection. To compare *methods* on
+that collection, each is pretrained anew for every fold, on the subjects the fold does not judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from uscl_zoo.checkpoint import write_backbone
+from uscl_zoo.errors import CardError
+
+from ..execution import Execution, device_named
+from ..export import encoder_of
+from ..frames import FrameStore
+from ..pretrain import Interrupted, listening, pretrain
+from ..recipe import Recipe, load_recipe, replace, settings_of
+from ..runs import load_run
+
+#: How a model of `uscl evaluate` that is to be pretrained within folds begins.
+METHOD = "method:"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much pretraining a method is given.
+
+    Attributes:
+        size: height and width of the frames.
+        epochs: of pretraining.
+        precision: as in `Recipe`.
+    """
+
+    size: int
+    epochs: int
+    precision: str
+
+
+SETTINGS = {"reduced": Setting(64, 100, "bf16"), "full": Setting(224, 300, "auto")}
+
+
+def method_recipe(spec: str, setting: Setting, seed: int) -> Recipe:
+    """The recipe that a model like `method:pocus_resnet18+label_rate=0.2` stands for.
+
+    Args:
+        spec: a recipe by name or file, and settings after `+`.
+        setting: gives epochs and precision.
+        seed: of the run.
+
+    Raises:
+        CardError: for an unknown recipe or setting, or one that the setting decides.
+    """
+    name, *overrides = spec.removeprefix(METHOD).split("+")
+    for key in ("epochs", "precision", "seed"):
+        if any(override.startswith(f"{key}=") for override in overrides):
+            raise CardError(f"{spec}: {key} is decided by --setting and --seeds")
+    return replace(
+        load_recipe(name, overrides),
+        epochs=setting.epochs,
+        precision=setting.precision,
+        seed=seed,
+        # nobody watches
+        validate_every=setting.epochs,
+        checkpoint_every=10,
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method, pretrained for one fold by one seed.
+
+    Attributes:
+        spec: the model as it was asked for.
+        recipe: of the run, its seed included.
+        held_out: subjects that the fold judges.
+        fold: its number, from 0.
+    """
+
+    spec: str
+    recipe: Recipe
+    held_out: tuple[str, ...]
+    fold: int
+
+    def key(self, store: FrameStore) -> str:
+        """A file name that changes with whatever changes the weights, and with nothing else."""
+        content = store.description["sources_sha256"]
+        videos = [
+            [content[video.name], video.count, video.label, video.subject in self.held_out]
+            for video in store.videos
+        ]
+        told = [settings_of(self.recipe), store.description["sampling"], videos]
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        name = "".join(c if c.isalnum() or c in "_.=" else "-" for c in self.spec)
+        return f"{name}-fold{self.fold + 1}-seed{self.recipe.seed}-{digest}"
+
+
+def pretrain_within(
+    jobs: Sequence[Job],
+    store: FrameStore,
+    work: Path,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Pretrain for every job and keep the encoder.
+
+    What is there already is not done again, and what was interrupted goes on.
+
+    Args:
+        jobs: what to pretrain.
+        store: frames.
+        work: folder of the weights and of runs in progress.
+        workers: processes at a time; None for a core each, and for one on CUDA. On a CPU several
+            of few threads are faster than one of many.
+        device: to compute on; None for CUDA where there is one.
+        progress: show a bar.
+
+    Returns:
+        A safetensors file a job, in timm's keys.
+    """
+    paths = [work / f"{job.key(store)}.safetensors" for job in jobs]
+    left = [(job, path) for job, path in zip(jobs, paths, strict=True) if not path.exists()]
+    if not left:
+        return paths
+    work.mkdir(parents=True, exist_ok=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if workers is None:
+        workers = 1 if device_named(device).type == "cuda" else int(cores or 1)
+    threads = max(int(cores or 1) // workers, 1)
+    with (
+        listening() as asked,
+        tqdm(
+            total=len(paths), initial=len(paths) - len(left), unit="run", disable=not progress
+        ) as bar,
+        ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=torch.set_num_threads,
+            initargs=(threads,),
+        ) as pool,
+    ):
+        waiting = {pool.submit(_one, job, store.folder, path, device) for job, path in left}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+                    bar.update()
+                if asked:
+                    raise Interrupted(
+                        f"stopped by {asked[0]}, {bar.n} of {len(paths)} runs done, saved in "
+                        f"{work}; the same command continues it"
+                    )
+        except BaseException:
+            # each saves its run and ends
+            for process in multiprocessing.active_children():
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return paths
+
+
+def _one(job: Job, folder: Path, path: Path, device: str | None) -> None:
+    run = path.with_suffix("")
+    pretrain(
+        job.recipe,
+        FrameStore(folder).holding_out(job.held_out),
+        run,
+        resume=run.exists(),
+        execution=Execution(device_named(device)),
+        progress=False,
+        pictures=False,
+    )
+    write_backbone(encoder_of(load_run(run)[2]), path, job.recipe.architecture)
+    shutil.rmtree(run)
