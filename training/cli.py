@@ -407,3 +407,94 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
     click.echo(str(done))
     click.echo(f"report: {output / 'report.html'}")
     click.echo(f"next: uscl predict {output} FILES...")
+
+
+@click.command(short_help="Compare models on a data set, subjects never shared.")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--dataset",
+    required=True,
+    metavar="NAME",
+    help="pocus, busi, bus-bra, covid-blues; folder or csv for your own.",
+)
+@click.option("--data", required=True, type=_PATH, help="Where it is.")
+@click.option("-o", "--output", required=True, type=_PATH, help="Folder of the report.")
+@click.option("--target", help="Of a data set with several: what to tell apart.")
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    type=click.Choice(["knn", "linear", "finetune", "finetune-last"]),
+    help="Repeat for several; default linear.",
+)
+@click.option(
+    "--setting",
+    type=click.Choice(["reduced", "full"]),
+    default="reduced",
+    show_default=True,
+    help="Size and epochs of what is trained here; full is the paper's.",
+)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--label-efficiency", is_flag=True, help="From 1 to 100 % of training subjects.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
+@click.option("--file-column", help="Of --dataset csv, like the next two.")
+@click.option("--label-column")
+@click.option("--subject-column")
+@click.option("--subject-pattern", help="Of --dataset folder: regex whose group is the subject.")
+@click.option("--resamples", type=click.IntRange(min=100), default=2000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
+@click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+def evaluate(
+    models: tuple[str, ...],
+    dataset: str,
+    data: Path,
+    output: Path,
+    target: str | None,
+    protocols: tuple[str, ...],
+    setting: str,
+    folds: int,
+    seeds: int,
+    label_efficiency: bool,
+    rate: float,
+    resamples: int,
+    seed: int,
+    workers: int | None,
+    device: str | None,
+    **columns: str | None,
+) -> None:
+    """Compare MODELs on a data set: the same folds and code, and intervals over subjects.
+
+    A MODEL is a name of the zoo or of timm, a checkpoint file, `random`, or a method to pretrain
+    within each fold, as `method:pocus_resnet18` or `method:pocus_resnet18+label_rate=0.2`. Run it
+    again after an interruption and it continues.
+    """
+    import shlex
+    import sys
+
+    from .downstream import results
+    from .downstream.datasets import load
+    from .downstream.evaluate import SHARES
+    from .downstream.evaluate import evaluate as run
+
+    given = {key: value for key, value in columns.items() if value is not None}
+    found = run(
+        models,
+        load(dataset, data, target=target, folds=folds, **given),
+        output,
+        protocols=protocols or ("linear",),
+        setting=setting,
+        folds=folds,
+        seeds=seeds,
+        shares=SHARES if label_efficiency else (),
+        rate=rate,
+        resamples=resamples,
+        seed=seed,
+        workers=workers,
+        device=device,
+        tell=lambda line: click.echo(line, err=True),
+    )
+    results.write(found, output, shlex.join(["uscl", *sys.argv[1:]]))
+    click.echo(results.markdown(found, shlex.join(["uscl", *sys.argv[1:]])))
+    click.echo(f"{output / results.PAGE}: the report, with pictures")

@@ -20,6 +20,7 @@ _LAZY = {
     "throughput": ("uscl_zoo.training.cli", "Time pretraining on this machine."),
     "export": ("uscl_zoo.training.cli", "Turn a run into weights and a card."),
     "probe": ("uscl_zoo.training.cli", "Judge frozen features on held-out subjects."),
+    "evaluate": ("uscl_zoo.training.cli", "Compare models on a data set, subjects never shared."),
     "finetune": ("uscl_zoo.training.cli", "Fine-tune a backbone on classes of your own."),
 }
 

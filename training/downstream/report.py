@@ -102,7 +102,7 @@ def draw_curves(history: Sequence[dict[str, float]], best: int) -> Figure:
         axes.set(title=title, xlabel="epoch", xlim=(-0.5, history[-1]["epoch"] + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
-        _plain(axes)
+        plain(axes)
     right.set_ylim(0, 1.02)
     return figure
 
@@ -151,7 +151,7 @@ def draw_roc(judged: Judged) -> Figure:
         axes.plot(across, up, label=f"{label}, {area:.2f}")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.legend(frameon=False, title="area under the curve", loc="lower right")
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -172,8 +172,8 @@ def draw_reliability(judged: Judged) -> Figure:
     above.set(ylabel="share right", ylim=(0, 1.02), xlim=(0, 1))
     below.bar((np.arange(BINS) + 0.5) / BINS, counts, width=0.9 / BINS, color=_BLUE)
     below.set(xlabel="probability of the most probable class", ylabel=f"{judged.unit}s")
-    _plain(above)
-    _plain(below)
+    plain(above)
+    plain(below)
     return figure
 
 
@@ -211,7 +211,8 @@ def draw_cases(judged: Judged, verdict: Verdict, frames: npt.NDArray[np.uint8]) 
     return figure
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """A faint grid and no box."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

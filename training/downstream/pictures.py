@@ -1,0 +1,195 @@
+"""The pictures of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .evaluate import Evaluation, Outcome
+from .metrics import Judged
+from .probe import Bootstrap
+from .report import draw_confusion, draw_reliability, plain
+from .scoring import COMPARED, units
+
+_GRID = np.linspace(0, 1, 101)
+#: Subjects of the t-SNE, which takes long of many, and frames of each clip.
+_CLIPS, _FRAMES = 150, 6
+
+
+def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
+    """File name, figure and caption of every picture."""
+    yield (
+        "compared.png",
+        draw_compared(found),
+        (
+            f"{COMPARED.capitalize()} by model, with 95 % intervals over subjects; red was in corpus."
+        ),
+    )
+    if found.efficiency:
+        yield (
+            "efficiency.png",
+            draw_efficiency(found),
+            (
+                f"Label efficiency: {COMPARED} of the linear protocol by the share of training "
+                "subjects, with 95 % intervals; every class keeps a subject."
+            ),
+        )
+    for outcome in found.outcomes:
+        name = f"{outcome.protocol}-{_plain_name(outcome.model)}"
+        judged = _clips(outcome, found)
+        whom = f"{outcome.model}, {outcome.protocol}, clips, mean probability over seeds"
+        yield (
+            f"confusion-{name}.png",
+            draw_confusion(judged),
+            (f"{whom}: shares of the true class, and counts."),
+        )
+        yield (
+            f"roc-{name}.png",
+            draw_roc(judged, found.bootstrap),
+            (f"{whom}: ROC curves, one class against the rest, with 95 % bands over subjects."),
+        )
+        yield (
+            f"reliability-{name}.png",
+            draw_reliability(judged),
+            (f"{whom}: dots on the diagonal are calibrated; bars count the clips."),
+        )
+    for model in found.embedded:
+        yield (
+            f"embedding-{_plain_name(model)}.png",
+            draw_embedding(found, model),
+            (
+                f"{model}: t-SNE of frozen features, by class and by subject. Distances between "
+                "clusters mean little; what to see is what lies together."
+            ),
+        )
+
+
+def _plain_name(model: str) -> str:
+    return "".join(c if c.isalnum() or c in "_.=" else "-" for c in model)
+
+
+def _clips(outcome: Outcome, found: Evaluation) -> Judged:
+    mean = outcome.probabilities.mean(axis=0)
+    return next(one for one in units(mean, found.folds) if one.unit == "clip")
+
+
+def draw_compared(found: Evaluation) -> Figure:
+    """A row a model, a column a protocol."""
+    protocols = list(dict.fromkeys(outcome.protocol for outcome in found.outcomes))
+    models = list(dict.fromkeys(outcome.model for outcome in found.outcomes))
+    unit = next(iter(found.outcomes[0].figures))
+    figure = Figure(
+        figsize=(3 + 3.6 * len(protocols), 1.2 + 0.4 * len(models)), layout="constrained"
+    )
+    grid: Any = figure.subplots(1, len(protocols), sharey=True, squeeze=False)
+    chance = 1 / len(found.folds.classes)
+    for axes, protocol in zip(grid[0], protocols, strict=True):
+        axes.axvline(chance, color="0.6", linestyle=":", linewidth=1)
+        for outcome in found.outcomes:
+            if outcome.protocol != protocol:
+                continue
+            row = models.index(outcome.model)
+            score = outcome.figures[unit].scores[COMPARED]
+            colour = "#c53030" if outcome.note else "#2b6cb0"
+            axes.plot([score.low, score.high], [row, row], color=colour, linewidth=2)
+            axes.plot(score.value, row, "o", color=colour)
+        axes.set(title=protocol, xlabel=f"{COMPARED}, by {unit}", xlim=(0, 1))
+        plain(axes)
+    grid[0, 0].set_yticks(range(len(models)), models)
+    grid[0, 0].set_ylim(len(models) - 0.5, -0.5)
+    return figure
+
+
+def draw_efficiency(found: Evaluation) -> Figure:
+    """A curve a model."""
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    count = len(found.efficiency)
+    for i, (model, points) in enumerate(found.efficiency.items()):
+        # side by side, or the bars would hide one another
+        across = np.array([share for share, _ in points]) * 1.03 ** (i - (count - 1) / 2)
+        scores = [figures.scores[COMPARED] for _, figures in points]
+        middle = np.array([score.value for score in scores])
+        low = middle - [score.low for score in scores]
+        high = np.array([score.high for score in scores]) - middle
+        axes.errorbar(
+            across, middle, [low, high], marker=".", linewidth=1.2, elinewidth=0.7, label=model
+        )
+    axes.axhline(1 / len(found.folds.classes), color="0.6", linestyle=":", linewidth=1)
+    shares = [share for share, _ in points]
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    axes.minorticks_off()
+    axes.set(xlabel="training subjects", ylabel=COMPARED, ylim=(0, 1))
+    axes.legend(frameon=False, fontsize=8)
+    plain(axes)
+    return figure
+
+
+def draw_roc(judged: Judged, bootstrap: Bootstrap, resamples: int = 500) -> Figure:
+    """A curve a class against the rest, with the band of its resamples."""
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+    weights = bootstrap.counts[: resamples + 1, judged.subject].astype(float)
+    for i, label in enumerate(judged.classes):
+        curves = np.array([_curve(judged, i, weight) for weight in weights])
+        known = curves[np.isfinite(curves[:, 0])]
+        if not len(known) or not np.isfinite(curves[0, 0]):
+            continue
+        low, high = np.quantile(known, (0.025, 0.975), axis=0)
+        area = float(np.trapezoid(curves[0], _GRID))
+        (line,) = axes.plot(_GRID, curves[0], label=f"{label}, {area:.2f}")
+        axes.fill_between(_GRID, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.legend(frameon=False, title="area under the curve", loc="lower right", fontsize=8)
+    plain(axes)
+    return figure
+
+
+def _curve(judged: Judged, label: int, weight: Any) -> Any:
+    """True positive rate at every false positive rate of `_GRID`."""
+    order = np.argsort(-judged.probabilities[:, label], kind="stable")
+    positive = (judged.target == label)[order]
+    weight = weight[order]
+    up, across = np.cumsum(weight * positive), np.cumsum(weight * ~positive)
+    if up[-1] == 0 or across[-1] == 0:
+        return np.full(len(_GRID), np.nan)
+    # ties are one step
+    scores = judged.probabilities[order, label]
+    last = np.append(scores[1:] != scores[:-1], True)
+    x = np.concatenate([[0.0], across[last] / across[-1]])
+    y = np.concatenate([[0.0], up[last] / up[-1]])
+    return np.interp(_GRID, x, y)
+
+
+def draw_embedding(found: Evaluation, model: str) -> Figure:
+    """t-SNE (van der Maaten & Hinton, JMLR 2008) by class and by subject."""
+    from sklearn.manifold import TSNE  # slow to import
+
+    sample = found.folds.sample()
+    rng = np.random.default_rng(0)
+    clips = rng.permutation(len(found.folds.videos))[:_CLIPS]
+    shown = sample.thin(_FRAMES)
+    shown = shown[np.isin(sample.clip[shown], clips)]
+    features = found.embedded[model][shown]
+    flat = TSNE(
+        perplexity=min(30.0, (len(shown) - 1) / 4), init="pca", random_state=0, n_jobs=1
+    ).fit_transform(features)
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    by_class, by_subject = figure.subplots(1, 2)
+    for i, label in enumerate(found.folds.classes):
+        dots = flat[sample.target[shown] == i]
+        by_class.scatter(*dots.T, s=8, label=label, linewidths=0)
+    by_class.legend(frameon=False, fontsize=8, markerscale=2)
+    by_class.set_title("by class")
+    by_subject.scatter(
+        *flat.T, c=sample.subject[shown] * 0.618034 % 1, cmap="hsv", s=8, linewidths=0
+    )
+    by_subject.set_title("by subject")
+    for axes in (by_class, by_subject):
+        axes.set(xticks=[], yticks=[])
+    return figure

@@ -1,0 +1,270 @@
+"""What `uscl evaluate` leaves: tables as Markdown and JSON, pictures, and one page of all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from uscl_zoo.embed import written_whole
+from uscl_zoo.records import to_plain, write_text
+
+from . import pages, pictures
+from .evaluate import Evaluation, Outcome
+from .protocols import PROTOCOLS
+from .scoring import COMPARED, Difference, Figures, units
+
+PAGE, TABLES, FIGURES, ANSWERS = "report.html", "results.md", "results.json", "answers.csv"
+#: What the authors report of fine-tuning on POCUS, chosen and judged by the same fold (METHOD).
+PAPER_BEST = 0.9419
+_SHOWN = ("accuracy", COMPARED, "macro F1", "macro AUROC", "expected calibration error")
+
+
+def write(found: Evaluation, output: Path, command: str) -> None:
+    """Write the report, each file whole.
+
+    Args:
+        found: what there is to tell.
+        output: folder.
+        command: that led to it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    drawn: list[tuple[str, bytes, str]] = []
+    for name, figure, caption in pictures.of(found):
+        drawn.append((name, _png(figure), caption))
+    for name, content, _ in drawn:
+        with written_whole(output / name) as partial:
+            partial.write_bytes(content)
+    write_text(output / FIGURES, json.dumps(plain(found, command), indent=1))
+    write_text(output / TABLES, markdown(found, command))
+    write_text(output / ANSWERS, _answers(found))
+    write_text(output / PAGE, page(found, command, drawn))
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)
+    return stream.getvalue()
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def tables(found: Evaluation) -> list[Table]:
+    """Every table as title, head and rows."""
+    made: list[Table] = []
+    for protocol in dict.fromkeys(outcome.protocol for outcome in found.outcomes):
+        mine = [outcome for outcome in found.outcomes if outcome.protocol == protocol]
+        for unit in mine[0].figures:
+            head = ["model", "frames", "seeds", *_SHOWN, "note"]
+            rows = [_row(outcome, outcome.figures[unit]) for outcome in mine]
+            made.append((f"{protocol}, by {unit}", head, rows))
+        if mine[0].best is not None:
+            made.append(_epochs(found, protocol, mine))
+        for unit in mine[0].figures:
+            rows = [_compared(one) for one in found.compared[protocol, unit]]
+            if rows:
+                head = ["difference", COMPARED, "p", "p corrected"]
+                made.append((f"{protocol}, by {unit}: every two models", head, rows))
+    if found.efficiency:
+        shares = [share for share, _ in next(iter(found.efficiency.values()))]
+        head = ["model", *(f"{share:.0%}" for share in shares)]
+        rows = [
+            [model, *(_told(figures, COMPARED) for _, figures in points)]
+            for model, points in found.efficiency.items()
+        ]
+        made.append((f"label efficiency: {COMPARED} by share of training subjects", head, rows))
+    return made
+
+
+def _row(outcome: Outcome, figures: Figures) -> list[str]:
+    seeds = len(outcome.probabilities)
+    size = f"{outcome.size}²"
+    told = [_told(figures, name) for name in _SHOWN]
+    return [outcome.model, size, str(seeds), *told, outcome.note]
+
+
+def _told(figures: Figures, name: str) -> str:
+    spread = figures.spread[name]
+    return f"{figures.scores[name]}" + (f" ±{spread:.3f}" if spread == spread else "")
+
+
+def _compared(one: Difference) -> list[str]:
+    return [
+        f"{one.first} − {one.second}",
+        str(one.difference),
+        f"{one.p:.3f}",
+        f"{one.corrected:.3f}",
+    ]
+
+
+def _epochs(found: Evaluation, protocol: str, mine: Sequence[Outcome]) -> Table:
+    """The optimistic protocol beside the honest one."""
+    rows = [
+        [one.model, f"{one.last:.3f}", f"{one.best:.3f}", one.note]
+        for one in mine
+        if one.last is not None and one.best is not None
+    ]
+    if found.dataset.name.startswith("POCUS"):
+        rows.append(["the paper's USCL, its own folds", "", f"{PAPER_BEST:.4f}", "not ours"])
+    head = ["model", "last epoch", "best epoch on the held-out fold", "note"]
+    return (
+        f"{protocol}: accuracy by frame, and what choosing on the test fold would add",
+        head,
+        rows,
+    )
+
+
+def facts(found: Evaluation, command: str) -> list[tuple[str, str]]:
+    """How it was made."""
+    name, setting = found.setting
+    folds, about = found.folds, found.about
+    subjects = found.bootstrap.task.subjects
+    kind = "its own" if folds.official else f"drawn by class and subject, seed {about['seed']}"
+    return [
+        ("command", command),
+        ("data", f"{found.dataset.name}: {len(folds.videos)} clips or stills, "
+         f"{len(folds.sample())} frames, {len(subjects)} subjects; {', '.join(folds.classes)}"),
+        ("licence", found.dataset.licence or "file by file"),
+        ("folds", f"{folds.count}, {kind}; no subject in two"),
+        ("setting", f"{name}: pretraining within folds {setting.epochs} epochs at "
+         f"{setting.size}², {setting.precision}"),
+        ("intervals", f"95 %, bootstrap over subjects within classes, {about['resamples']} "
+         "resamples, the same for all models; ± is the standard deviation over seeds"),
+        ("p", "two-sided, from the paired resamples; corrected by Holm's method for all rows"),
+        ("hardware", f"{about['hardware']}, torch {about['torch']}, {about['seconds']} s"),
+        ("code", str(about["code"])),
+    ]  # fmt: skip
+
+
+def markdown(found: Evaluation, command: str) -> str:
+    """The tables and how they were made."""
+    parts = [f"# {found.dataset.name}\n"]
+    for title, head, rows in tables(found):
+        parts += [f"## {title}\n", as_markdown(head, rows)]
+    used = dict.fromkeys(outcome.protocol for outcome in found.outcomes)
+    parts += ["## how\n", *(f"- {name}: {PROTOCOLS[name]}" for name in used)]
+    parts += [f"- {name}: {text}" for name, text in facts(found, command)]
+    parts += [f"- {note}" for note in found.dataset.collection.notes]
+    return "\n".join(parts) + "\n"
+
+
+def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def plain(found: Evaluation, command: str) -> dict[str, Any]:
+    """Everything that is a number."""
+    return {
+        "dataset": found.dataset.name,
+        "command": command,
+        "classes": list(found.folds.classes),
+        "folds": {
+            video.name: int(fold)
+            for video, fold in zip(found.folds.videos, found.folds.fold, strict=True)
+        },
+        "setting": {found.setting[0]: to_plain(found.setting[1])},
+        "about": found.about,
+        "outcomes": [
+            {
+                "model": outcome.model,
+                "note": outcome.note,
+                "protocol": outcome.protocol,
+                "size": outcome.size,
+                "seeds": len(outcome.probabilities),
+                "last epoch": outcome.last,
+                "best epoch on the held-out fold": outcome.best,
+            }
+            | {
+                unit: {
+                    name: _numbers(score) | {"spread over seeds": _number(figures.spread[name])}
+                    for name, score in figures.scores.items()
+                }
+                for unit, figures in outcome.figures.items()
+            }
+            for outcome in found.outcomes
+        ],
+        "differences": [
+            {
+                "protocol": protocol,
+                "unit": unit,
+                "first": one.first,
+                "second": one.second,
+                "p": one.p,
+                "p corrected": one.corrected,
+            }
+            | _numbers(one.difference)
+            for (protocol, unit), rows in found.compared.items()
+            for one in rows
+        ],
+        "label efficiency": {
+            model: {f"{share:g}": _numbers(figures.scores[COMPARED]) for share, figures in points}
+            for model, points in found.efficiency.items()
+        },
+    }
+
+
+def _numbers(score: Any) -> dict[str, float | None]:
+    return {name: _number(getattr(score, name)) for name in ("value", "low", "high")}
+
+
+def _number(value: float) -> float | None:
+    # JSON has no NaN
+    return round(float(value), 5) if value == value else None
+
+
+def _answers(found: Evaluation) -> str:
+    """A row a clip, model, protocol and seed: what the figures were computed from."""
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream, lineterminator="\n")
+    classes = found.folds.classes
+    table.writerow(["protocol", "model", "seed", "clip", "subject", "fold", "class", *classes])
+    for outcome in found.outcomes:
+        for seed, probabilities in enumerate(outcome.probabilities):
+            clips = next(one for one in units(probabilities, found.folds) if one.unit == "clip")
+            for video, fold, row in zip(
+                found.folds.videos, found.folds.fold, clips.probabilities, strict=True
+            ):
+                said = [f"{value:.4f}" for value in row]
+                own = [video.name, video.subject, int(fold) + 1, video.label]
+                table.writerow([outcome.protocol, outcome.model, seed, *own, *said])
+    return stream.getvalue()
+
+
+def page(found: Evaluation, command: str, drawn: Sequence[tuple[str, bytes, str]]) -> str:
+    """The report as one HTML file that needs no other."""
+    body = [f"<p>{escape(found.dataset.citation or '')}</p>"]
+    seen = sorted({outcome.model for outcome in found.outcomes if outcome.note})
+    if seen:
+        body.append(
+            f'<p class="note">In corpus: {escape(", ".join(seen))} was pretrained on this data '
+            "set, on subjects it is judged by here; its figures say nothing of new patients.</p>"
+        )
+    for title, head, rows in tables(found):
+        body += [f"<h2>{escape(title)}</h2>", pages.table(head, rows)]
+    body.append("<h2>Pictures</h2>")
+    body += [pages.figure(name, content, caption) for name, content, caption in drawn]
+    for outcome in found.outcomes:
+        body.append(f"<h3>{escape(outcome.protocol)}, {escape(outcome.model)}: all figures</h3>")
+        names = list(next(iter(outcome.figures.values())).scores)
+        rows = [
+            [name, *(_told(figures, name) for figures in outcome.figures.values())]
+            for name in names
+        ]
+        body.append(pages.table(["", *outcome.figures], rows))
+    used = dict.fromkeys(outcome.protocol for outcome in found.outcomes)
+    how = [[name, PROTOCOLS[name]] for name in used]
+    how += [list(fact) for fact in facts(found, command)]
+    body += ["<h2>How it was made</h2>", pages.table([], how, wrap=True)]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in found.dataset.collection.notes)
+    body.append(f"<h2>Left out</h2><ul>{notes}</ul>" if notes else "")
+    return pages.page(f"Evaluation on {found.dataset.name}", "".join(body))
