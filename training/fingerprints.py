@@ -205,7 +205,6 @@ def find_known(
     Returns:
         Pairs of a row of `prints` and one of `known`, nearest first.
     """
-
     lit, known_lit = (np.asarray(hashes.any(axis=1)) for hashes in (prints.hashes, known))
 
     def wanted(

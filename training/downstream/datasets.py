@@ -272,6 +272,9 @@ def _covid_blues(known: _Known, data: Path, target: str, folds: int) -> tuple[Co
         column = {"a-lines": "A-lines", "b-lines": "B-lines", "severity": "Severity Score"}[target]
         scores = read_table(path, *_spelt(path, "video_file", column))
         yes = {"yes": column, "no": f"no {column}"}
+        lost = sorted({Path(name).stem for name in scores.rows} - set(stems))
+        if lost:
+            notes.append(f"{len(lost)} rows of {path.name} have no file, the first: {lost[0]}")
         for stem, patient in whose.items():
             row = scores.find(stem) or scores.find(f"{stem}.mp4")
             label = _whole(row.label) if row else ""
