@@ -17,7 +17,7 @@ from uscl_zoo.ultrasound.phantom import lung_clip
 
 pytest.importorskip("uscl_zoo.ultrasound.beam")
 
-from uscl_zoo.gradcam import Explanation, _maps, explain
+from uscl_zoo.gradcam import Explanation, explain, heat_maps
 from uscl_zoo.scores import Scorer
 
 WHERE = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -129,7 +129,7 @@ def test_as_grad_cam_is_defined(still: Path) -> None:
     network.eval()
     scorer = Scorer.of(network)
     frames = [scorer.transform.resize(Image.open(still))]
-    maps = _maps(scorer, frames, 1, progress=False)
+    maps = heat_maps(scorer, frames, 1, progress=False)
     with torch.no_grad():
         features = network.forward_features(scorer.transform(Image.open(still))[None])
     weights = network.get_classifier().weight[1]

@@ -279,7 +279,7 @@ def explain(
         chosen = scores.mean(axis=0)
         lengths = np.linalg.norm(scores, axis=1) * np.linalg.norm(chosen)
         scores = scores @ chosen / np.maximum(lengths, 1e-12)
-    maps = _maps(scorer, resized, chosen, progress)
+    maps = heat_maps(scorer, resized, chosen, progress)
     heat, outside = cutting.heat(maps)
     return Explanation(
         source=path,
@@ -354,10 +354,24 @@ class _Seen(nn.Module):
         return outputs
 
 
-def _maps(
+def heat_maps(
     scorer: Scorer, frames: Sequence[NDArray[np.uint8]], chosen: Any, progress: bool
 ) -> NDArray[np.float32]:
-    """Grad-CAM of frames as `resize` leaves them: float32 (T, h, w), at least 0, not scaled."""
+    """Grad-CAM of frames by the last feature map of a network.
+
+    Args:
+        scorer: the network and its input.
+        frames: uint8, as `FrameTransform.resize` leaves them, T of them.
+        chosen: the number of the class; of a network without classes, the embedding to explain.
+        progress: show a bar.
+
+    Returns:
+        float32 (T, h, w), at least 0, not scaled, in the resolution of the feature map.
+
+    Raises:
+        DataError: if the network is not convolutional.
+        MissingDependencyError: if grad-cam is not installed.
+    """
     try:
         from pytorch_grad_cam import GradCAM
     except ImportError as error:

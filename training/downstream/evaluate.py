@@ -18,7 +18,10 @@ from tqdm import tqdm
 
 from uscl_zoo import store as files
 from uscl_zoo.embed import written_whole
-from uscl_zoo.errors import DataError
+from uscl_zoo.errors import DataError, MissingDependencyError
+from uscl_zoo.gradcam import heat_maps
+from uscl_zoo.scores import Scorer
+from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..execution import device_named
 from ..frames import FrameStore
@@ -30,8 +33,9 @@ from .folds import Folds, draw_folds, official_folds
 from .infold import SETTINGS, Job, Setting, method_recipe, pretrain_within
 from .probe import Bootstrap, Floats, features
 from .protocols import BUDGETS, PROTOCOLS, finetuned, knn, linear
-from .scoring import Difference, Figures, bootstrap_of, differences, figures
-from .tuning import Sample
+from .report import surest
+from .scoring import Difference, Figures, bootstrap_of, differences, figures, units
+from .tuning import Sample, linear_classifier
 
 Features = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -39,6 +43,8 @@ Rows = npt.NDArray[np.int64]
 #: Shares of the training subjects for label efficiency.
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 WORK = "work"
+#: Cases shown of either kind.
+CASES = 5
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A clip, and where in its middle frame the evidence is.
+
+    Attributes:
+        frame: uint8 (H, W, 3).
+        heat: float32 (h, w), Grad-CAM of the class that was said, at least 0.
+        said: the most probable class.
+        truth: its class.
+        probability: of what was said, of the whole clip.
+    """
+
+    frame: npt.NDArray[np.uint8]
+    heat: npt.NDArray[np.float32]
+    said: str
+    truth: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Everything that was found.
 
@@ -79,6 +104,7 @@ class Evaluation:
         compared: by protocol and unit.
         efficiency: by model, figures at a share of the training subjects, by frame.
         embedded: by model, features of every labelled frame by its first seed, for pictures.
+        cases: by model, of the linear protocol: the surest right and the surest wrong clips.
         about: how it was made.
     """
 
@@ -90,6 +116,7 @@ class Evaluation:
     compared: dict[tuple[str, str], list[Difference]]
     efficiency: dict[str, list[tuple[float, Figures]]]
     embedded: dict[str, Features]
+    cases: dict[str, list[Case]]
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -229,6 +256,7 @@ def evaluate(
         embedded={
             one.spec: bench.embed(one, 0, runs.get(one.spec, {}).get((0, 0))) for one in contenders
         },
+        cases=_all_cases(bench, contenders, runs, outcomes, tell),
         about={
             "seed": seed,
             "seeds": seeds,
@@ -240,6 +268,24 @@ def evaluate(
             "seconds": round(time.perf_counter() - began, 1),
         },
     )
+
+
+def _all_cases(
+    bench: _Bench,
+    contenders: Sequence[Contender],
+    runs: dict[str, dict[tuple[int, int], Path]],
+    outcomes: Sequence[Outcome],
+    tell: Callable[[str], None],
+) -> dict[str, list[Case]]:
+    found = {}
+    said = {one.model: one.probabilities[0] for one in outcomes if one.protocol == "linear"}
+    for one in contenders:
+        if one.spec in said:
+            try:
+                found[one.spec] = bench.cases(one, runs.get(one.spec, {}), said[one.spec])
+            except (MissingDependencyError, DataError) as error:
+                tell(f"no Grad-CAM of {one.spec}: {error}")
+    return found
 
 
 @dataclass
@@ -386,6 +432,56 @@ class _Bench:
                 best += share * kept["right"].max()
                 last += share * kept["right"][-1]
         return probabilities, (best, last)
+
+    def cases(
+        self, one: Contender, runs: dict[tuple[int, int], Path], probabilities: Floats
+    ) -> list[Case]:
+        """The surest right and wrong clips, explained by the very classifiers that judged them.
+
+        Args:
+            one: the model.
+            runs: its weights, of a method.
+            probabilities: (N, classes), of the linear protocol by the first seed.
+        """
+        judged = next(unit for unit in units(probabilities, self.folds) if unit.unit == "clip")
+        right = judged.predicted == judged.target
+        chosen = [int(i) for side in (right, ~right) for i in surest(judged, side, CASES)]
+        store, classes = self.stores[one.shape.size[1]], self.folds.classes
+        transform = FrameTransform(one.shape.size[1:], one.shape.mean, one.shape.std)
+        found: dict[int, Case] = {}
+        for fold in sorted({int(self.folds.fold[i]) for i in chosen}):
+            scorer = Scorer(self._classifier(one, fold, runs), transform, classes, name=one.spec)
+            for i in chosen:
+                if self.folds.fold[i] != fold:
+                    continue
+                video, said = self.folds.videos[i], int(judged.predicted[i])
+                frame = np.asarray(store.frames[video.first + video.count // 2])
+                found[i] = Case(
+                    frame=frame,
+                    heat=heat_maps(scorer, [frame], said, False)[0],
+                    said=classes[said],
+                    truth=classes[int(judged.target[i])],
+                    probability=float(judged.probabilities[i, said]),
+                )
+        return [found[i] for i in chosen]
+
+    def _classifier(
+        self, one: Contender, fold: int, runs: dict[tuple[int, int], Path]
+    ) -> torch.nn.Module:
+        """The backbone with the regression of a fold on it, by the first seed."""
+        weights = runs.get((0, fold))
+        embedded, train, sample = self.embed(one, 0, weights), self.fold != fold, self.sample
+        given = embedded[train], sample.target[train]
+        _, penalty = linear(*given, sample.subject[train], embedded[:1], len(self.folds.classes))
+        weight, bias = linear_classifier(*given, penalty)
+        network: Any = copy.deepcopy(one.build(0, weights))
+        network.reset_classifier(len(self.folds.classes))
+        head = network.get_classifier()
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(weight))
+            head.bias.copy_(torch.from_numpy(bias))
+        placed: torch.nn.Module = network.to(self.device)
+        return placed
 
     def thinned(self, one: Contender, runs: dict[tuple[int, int], Path], share: float) -> Floats:
         """The linear protocol on a share of the training subjects, drawn anew by each seed.

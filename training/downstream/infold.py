@@ -150,6 +150,8 @@ def pretrain_within(
             mp_context=multiprocessing.get_context("spawn"),
             initializer=torch.set_num_threads,
             initargs=(threads,),
+            # what a run leaves in memory goes with its process
+            max_tasks_per_child=1,
         ) as pool,
     ):
         waiting = {pool.submit(_one, job, store.folder, path, device) for job, path in left}

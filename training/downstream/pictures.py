@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from .evaluate import Evaluation, Outcome
+from .evaluate import Case, Evaluation, Outcome
 from .metrics import Judged
 from .probe import Bootstrap
 from .report import draw_confusion, draw_reliability, plain
@@ -24,9 +24,7 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
     yield (
         "compared.png",
         draw_compared(found),
-        (
-            f"{COMPARED.capitalize()} by model, with 95 % intervals over subjects; red was in corpus."
-        ),
+        (f"{COMPARED.capitalize()} by model, with 95 % intervals over subjects; red: in corpus."),
     )
     if found.efficiency:
         yield (
@@ -55,6 +53,15 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
             f"reliability-{name}.png",
             draw_reliability(judged),
             (f"{whom}: dots on the diagonal are calibrated; bars count the clips."),
+        )
+    for model, cases in found.cases.items():
+        yield (
+            f"cases-{_plain_name(model)}.png",
+            draw_cases(cases),
+            (
+                f"{model}, linear: Grad-CAM of the class that was said, in the middle frame of the "
+                "surest right clips and, in red, of the surest wrong ones."
+            ),
         )
     for model in found.embedded:
         yield (
@@ -192,4 +199,38 @@ def draw_embedding(found: Evaluation, model: str) -> Figure:
     by_subject.set_title("by subject")
     for axes in (by_class, by_subject):
         axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def draw_cases(cases: Sequence[Case]) -> Figure:
+    """Right ones above, wrong ones below; the frame, and the evidence over it."""
+    rows = [
+        [case for case in cases if (case.said == case.truth) == right] for right in (True, False)
+    ]
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(2.1 * columns, 5.2), layout="constrained")
+    grid: Any = figure.subplots(2, columns, squeeze=False)
+    for line, row in enumerate(rows):
+        for place in range(columns):
+            axes = grid[line, place]
+            axes.axis("off")
+            if place >= len(row):
+                continue
+            case = row[place]
+            height, width = case.frame.shape[:2]
+            axes.imshow(case.frame)
+            axes.imshow(
+                case.heat,
+                cmap="magma",
+                alpha=0.45,
+                vmin=0,
+                vmax=max(float(case.heat.max()), 1e-12),
+                interpolation="bilinear",
+                # the map covers the whole frame, however few its cells are
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            )
+            text = f"{case.said} {case.probability:.2f}"
+            if case.said != case.truth:
+                text += f"\nis {case.truth}"
+            axes.set_title(text, fontsize=8, color="#c53030" if line else "black")
     return figure

@@ -177,6 +177,21 @@ def draw_reliability(judged: Judged) -> Figure:
     return figure
 
 
+def surest(judged: Judged, chosen: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.int64]:
+    """The most confident of those chosen, classes in turn.
+
+    Args:
+        judged: N of them.
+        chosen: (N,).
+        count: at most.
+    """
+    sure = judged.probabilities.max(axis=1)
+    order = np.flatnonzero(chosen)[np.argsort(-sure[chosen], kind="stable")]
+    # one of each class in turn, so that one easy class does not fill the row
+    turn = [int((judged.target[order[:i]] == judged.target[k]).sum()) for i, k in enumerate(order)]
+    return np.asarray(order[np.argsort(turn, kind="stable")][:count])
+
+
 def draw_cases(judged: Judged, verdict: Verdict, frames: npt.NDArray[np.uint8]) -> Figure:
     """The surest right and the surest wrong clips, by the middle frame of each."""
     sure = judged.probabilities.max(axis=1)
@@ -185,12 +200,7 @@ def draw_cases(judged: Judged, verdict: Verdict, frames: npt.NDArray[np.uint8]) 
     grid: Any = figure.subplots(2, _ROW)
     starts = np.cumsum([0, *(clip.frames for clip in verdict.clips)])
     for line, (title, chosen) in enumerate((("right", right), ("wrong", ~right))):
-        order = np.flatnonzero(chosen)[np.argsort(-sure[chosen], kind="stable")]
-        # one of each class in turn, so that one easy class does not fill the row
-        turn = [
-            int((judged.target[order[:i]] == judged.target[k]).sum()) for i, k in enumerate(order)
-        ]
-        order = order[np.argsort(turn, kind="stable")][:_ROW]
+        order = surest(judged, chosen, _ROW)
         for place in range(_ROW):
             axes = grid[line, place]
             axes.axis("off")
