@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ..export import encoder_of
 from ..frames import FrameStore
 from ..pretrain import Interrupted, listening, pretrain
 from ..recipe import Recipe, load_recipe, replace, settings_of
-from ..runs import load_run
+from ..runs import RECIPE, load_run
 
 #: How a model of `uscl evaluate` that is to be pretrained within folds begins.
 METHOD = "method:"
@@ -154,9 +154,13 @@ def pretrain_within(
             max_tasks_per_child=1,
         ) as pool,
     ):
-        waiting = {pool.submit(_one, job, store.folder, path, device) for job, path in left}
+        waiting: set[Future[None]] = set()
         try:
-            while waiting:
+            while left or waiting:
+                # none may wait in the pool's own queue, where a stop would not reach it
+                while left and len(waiting) < workers:
+                    job, path = left.pop(0)
+                    waiting.add(pool.submit(_one, job, store.folder, path, device))
                 done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
                 for one in done:
                     one.result()
@@ -181,7 +185,7 @@ def _one(job: Job, folder: Path, path: Path, device: str | None) -> None:
         job.recipe,
         FrameStore(folder).holding_out(job.held_out),
         run,
-        resume=run.exists(),
+        resume=(run / RECIPE).exists(),
         execution=Execution(device_named(device)),
         progress=False,
         pictures=False,
