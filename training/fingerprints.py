@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,11 @@ class Prints:
 
     Attributes:
         hashes: uint8 (N, 32), packed bits.
-        textures: float16 (N, 64, 64) of norm 1 each, or 0 for an image without texture; None where
-            only hashes are known.
+        textures: float16 (N, 64, 64) of norm 1 each, or 0 for an image without texture.
     """
 
     hashes: npt.NDArray[np.uint8]
-    textures: npt.NDArray[np.float16] | None
+    textures: npt.NDArray[np.float16]
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -62,25 +62,20 @@ class Prints:
     @classmethod
     def of(cls, images: Iterable[Image.Image]) -> Prints:
         """The fingerprints of images, of which a few hundred are in memory at a time."""
-        hashes, textures, block = [], [], []
-        for image in images:
-            block.append(shrink(image))
-            if len(block) == _CHUNK:
-                hashes.append(hash_of(np.stack(block)))
-                textures.append(texture_of(np.stack(block)))
-                block = []
-        grey = np.stack(block) if block else np.empty((0, SIDE, SIDE), np.uint8)
-        return cls(
-            np.concatenate([*hashes, hash_of(grey)]), np.concatenate([*textures, texture_of(grey)])
-        )
+        rest = map(shrink, images)
+        parts = []
+        while block := list(islice(rest, _CHUNK)):
+            grey = np.stack(block)
+            parts.append(cls(hash_of(grey), texture_of(grey)))
+        return cls.join(parts)
 
     @classmethod
     def join(cls, parts: Sequence[Prints]) -> Prints:
         """The fingerprints of several, one after the other."""
-        textures = [part.textures for part in parts if part.textures is not None]
+        none = np.empty((0, (BITS + 7) // 8), np.uint8), np.empty((0, SIDE, SIDE), np.float16)
         return cls(
-            np.concatenate([part.hashes for part in parts]),
-            np.concatenate(textures) if len(textures) == len(parts) else None,
+            np.concatenate([none[0], *(part.hashes for part in parts)]),
+            np.concatenate([none[1], *(part.textures for part in parts)]),
         )
 
 
@@ -161,7 +156,6 @@ def find_pairs(
     Returns:
         Pairs of rows, the first's source before the second's, most alike first.
     """
-    assert prints.textures is not None
     usable = np.asarray(prints.textures.any(axis=(1, 2)) & prints.hashes.any(axis=1))
 
     def wanted(

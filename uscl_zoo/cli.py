@@ -19,6 +19,8 @@ _LAZY = {
     "pretrain": ("uscl_zoo.training.cli", "Pretrain a backbone on a FrameStore."),
     "throughput": ("uscl_zoo.training.cli", "Time pretraining on this machine."),
     "export": ("uscl_zoo.training.cli", "Turn a run into weights and a card."),
+    "corpus": ("uscl_zoo.training.cli", "Put fingerprints of the training data on a card."),
+    "audit": ("uscl_zoo.training.cli", "Find near-duplicates within and across data sets."),
     "probe": ("uscl_zoo.training.cli", "Judge frozen features on held-out subjects."),
     "finetune": ("uscl_zoo.training.cli", "Fine-tune a backbone on classes of your own."),
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +18,7 @@ from uscl_zoo.prediction import Answers, write_rows
 from uscl_zoo.publish import CONFUSION
 from uscl_zoo.records import write_text
 
+from . import pages
 from .metrics import BINS, Judged, bins
 
 if TYPE_CHECKING:
@@ -219,15 +218,6 @@ def _plain(axes: Any) -> None:
 
 # ------------------------------------------------------------------------------------- the page
 
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
-td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
-img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;font-size:.9rem}
-.note{border-left:4px solid #c53030;padding-left:.8rem} code{font-size:.9em}
-@media print{body{margin:0;font-size:11px} figure{break-inside:avoid}}
-"""
-
 
 def page(
     card: Card,
@@ -263,36 +253,21 @@ def page(
         for source in training.sources
     ]
     figures = "".join(
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,'
-        f'{base64.b64encode(pictures[name]).decode()}"><figcaption>'
-        f"{escape(text.format(unit='clip'))}</figcaption></figure>"
+        pages.figure(name, "image/png", pictures[name], text.format(unit="clip"))
         for name, text in PICTURES.items()
     )
     warned = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     limits = "".join(f"<li>{escape(limit)}</li>" for limit in card.limits)
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(card.name)}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(card.name)}</h1><p>{escape(card.summary)}.</p>{warned}"
+    return pages.page(
+        card.name,
+        f"<p>{escape(card.summary)}.</p>{warned}"
         f"<h2>Figures</h2><p>Held-out data: {sizes}. In brackets 95 % intervals, bootstrap over "
         f"{count} held-out subjects within classes. A still is a clip of one frame.</p>"
-        f"{_table(['', *units], rows)}{figures}"
-        f"<h2>How it was made</h2>{_table([], [list(fact) for fact in facts])}"
-        f"<h2>Limits</h2><ul>{limits}</ul></html>\n"
+        f"{pages.table(['', *units], rows)}{figures}"
+        f"<h2>How it was made</h2>{pages.table([], [list(fact) for fact in facts])}"
+        f"<h2>Limits</h2><ul>{limits}</ul>",
     )
 
 
 def _shown(score: str) -> str:
     return "-" if "nan" in score else score
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    out = io.StringIO()
-    out.write("<table>")
-    if head:
-        out.write("<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>")
-    for row in rows:
-        out.write("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
-    out.write("</table>")
-    return out.getvalue()
