@@ -197,8 +197,12 @@ class Audit:
     def _by_kind(self) -> dict[str, list[Finding]]:
         kinds: dict[str, list[Finding]] = {}
         for finding in self.findings:
-            between = ", ".join(finding.across)
-            kinds.setdefault(f"across {between}" if between else "of one class", []).append(finding)
+            kind = "of one class"
+            if finding.across:
+                kind = f"across {', '.join(finding.across)}"
+            elif finding.second.path is None:
+                kind = "with what weights have seen, on the training side"
+            kinds.setdefault(kind, []).append(finding)
         return kinds
 
     def save(self, folder: Path, progress: bool = False) -> None:
