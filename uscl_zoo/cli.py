@@ -67,7 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     try:
         # --debug is taken anywhere, since it is added after something has gone wrong
-        cli.main([word for word in given if word != "--debug"], "uscl", standalone_mode=False)
+        status = cli.main(
+            [word for word in given if word != "--debug"], "uscl", standalone_mode=False
+        )
+        # of a command that ended itself, as `audit --fail` does
+        if isinstance(status, int) and status:
+            sys.exit(status)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:

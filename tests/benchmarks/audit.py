@@ -10,6 +10,7 @@ import argparse
 import resource
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.ndimage import gaussian_filter, zoom  # type: ignore[import-untyped]
 from uscl_zoo.training.downstream.datasets import load
 from uscl_zoo.training.fingerprints import BITS, Prints, find_pairs
 from uscl_zoo.training.frames import FrameStore
+
 from uscl_zoo.ultrasound import reading
 
 #: Of the made images, this many are copies of others, disturbed in the ways below.
@@ -41,7 +43,7 @@ def _scene(seed: int) -> npt.NDArray[np.uint8]:
     y, x = np.mgrid[0:192, 0:192] / 192
     beam = (np.abs(x - 0.5) < 0.12 + 0.4 * y) & (np.hypot(x - 0.5, y + 0.1) < 1.05)
     speckle = gaussian_filter(rng.rayleigh(1, (192, 192)), 1.2)
-    image = beam * speckle * np.exp(0.5 * tissue - 1.2 * y) * 90
+    image = beam * speckle * np.exp(tissue - y) * 90
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -97,17 +99,12 @@ def distribution(
     widest = int(_DISTANCES[-1]) - 1
     pairs = find_pairs(prints, owner, group, distance=widest, correlation=-1)
     print("bits apart  " + "".join(f"<{edge:<6.2f}" for edge in _CORRELATIONS[1:]))
-    for low, high in zip(_DISTANCES[:-1], _DISTANCES[1:], strict=True):
+    for low, high in pairwise(_DISTANCES.tolist()):
         chosen = (pairs.distance >= low) & (pairs.distance < high)
         counts = np.histogram(pairs.correlation[chosen], _CORRELATIONS)[0]
         print(f"{low:3}-{high - 1:<3} of {BITS} " + "".join(f"{count:<7}" for count in counts))
-    print(
-        f"mirrored: {pairs.mirrored.sum()}, the most alike {_most(pairs.correlation, pairs.mirrored)}"
-    )
-
-
-def _most(correlation: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_]) -> str:
-    return f"{correlation[chosen].max():.2f}" if chosen.any() else "-"
+    turned = pairs.correlation[pairs.mirrored]
+    print(f"mirrored: {len(turned)}, the most alike {turned.max(initial=-1):.2f}")
 
 
 def _busi(folder: Path) -> None:
