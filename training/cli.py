@@ -305,8 +305,29 @@ def export(
         f"{card.weights.file}: {card.weights.bytes} bytes, sha256 {card.weights.sha256}, with its "
         f"card in {folder}"
     )
+    if card.corpus is None:
+        click.echo(
+            "the run's store is not where it was, so the card has no fingerprints of it; add them "
+            f"with `uscl corpus {folder / card.name}.yaml --data STORE`",
+            err=True,
+        )
     if output is None:
         click.echo(f'next: uscl_zoo.create_model("{card.name}", pretrained=True)')
+
+
+@click.command(short_help="Put fingerprints of the training data on a card.")
+@click.argument("card", type=_PATH)
+@click.option("--data", required=True, type=_PATH, help="The store that was trained on.")
+def corpus(card: Path, data: Path) -> None:
+    """Put fingerprints of the training videos on a CARD that was exported without them.
+
+    `uscl audit` compares data with them. `uscl export` writes them by itself.
+    """
+    from .corpus import add_corpus
+
+    written = add_corpus(card, FrameStore(data)).corpus
+    assert written is not None
+    click.echo(f"{card.parent / written.file}: {written.bytes} bytes, sha256 {written.sha256}")
 
 
 @click.command(short_help="Judge frozen features on held-out subjects.")
@@ -498,3 +519,39 @@ def evaluate(
     results.write(found, output, shlex.join(["uscl", *sys.argv[1:]]))
     click.echo(results.markdown(found, shlex.join(["uscl", *sys.argv[1:]])))
     click.echo(f"{output / results.PAGE}: the report, with pictures")
+
+
+@click.command(short_help="Find near-duplicates within and across data sets.")
+@click.argument("data", nargs=-1, required=True)
+@click.option("-o", "--output", type=_PATH, help="Folder of the report: pairs.csv, report.html.")
+@click.option("--fail", is_flag=True, help="Exit with status 1 if anything leaks.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--distance", type=click.IntRange(0, 127), help="Of hashes, in bits; default 76.")
+@click.option("--correlation", type=click.FloatRange(0, 1), help="Of textures; default 0.55.")
+@click.option("--file-column", help="Of a CSV: names, stems or paths; default Filename.")
+@click.option("--label-column", help="Of a CSV: class of the file.")
+@click.option("--subject-column", help="Of a CSV: patient.")
+@click.option("--subject-pattern", help="Of a folder: regex whose group is the subject.")
+@click.option("--exclude", multiple=True, help="File names; repeat. Default: *_mask*.")
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
+def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any) -> None:
+    """Find what is in DATA twice: near-duplicates within and across data sets, splits and classes.
+
+    Each argument is a data set as NAME:DIR (pocus, busi, bus-bra, covid-blues, folder, csv), a
+    folder, a CSV, a store of `uscl prepare`, or a card such as resnet18_uscl.pocus, whose training
+    data the others are compared with.
+    """
+    from .downstream.audit import PAGE
+    from .downstream.audit import audit as run
+
+    options["exclude"] = options["exclude"] or None
+    for threshold in ("distance", "correlation"):
+        if options[threshold] is None:
+            del options[threshold]
+    found = run(data, **options)
+    click.echo(str(found))
+    if output is not None:
+        found.save(output, progress=True)
+        click.echo(f"report: {output / PAGE}")
+    if fail and found.leaks:
+        raise click.exceptions.Exit(1)

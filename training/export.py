@@ -10,13 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from uscl_zoo import store
-from uscl_zoo.card import Card, Input, Metric, Source, Training, Weights, home, read_card
+from uscl_zoo.card import Card, Corpus, Input, Metric, Source, Training, Weights, home, read_card
 from uscl_zoo.checkpoint import write_backbone
-from uscl_zoo.errors import DataError
+from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.records import write_yaml
 
-from .pairs import draw_batches
-from .recipe import METHODS, settings_of
+from .corpus import write_corpus
+from .frames import FrameStore
+from .pairs import draw_batches, draw_videos
+from .recipe import METHODS, Recipe, settings_of
 from .runs import load_run
 
 _ENCODER = "encoder."
@@ -36,7 +38,8 @@ def export(
 ) -> Card:
     """Write the backbone of a run as `NAME.safetensors` and its card as `NAME.yaml`.
 
-    The weights are those of the last epoch. Heads stay behind: the zoo is one of backbones.
+    The weights are those of the last epoch. Heads stay behind: the zoo is one of backbones. Where
+    the store of the run is still in its place, `NAME.corpus.safetensors` tells what it was.
 
     Args:
         run: a folder that `pretrain` left.
@@ -110,6 +113,7 @@ def export(
         licence=licence,
         intended_use=_USE,
         limits=(*_LIMITS, *limits),
+        corpus=_corpus(output, name, about, recipe),
     )
     write_yaml(card_file, card)
     return read_card(card_file)
@@ -122,6 +126,16 @@ def encoder_of(state: dict[str, Any]) -> dict[str, Tensor]:
         for key, tensor in state["network"].items()
         if key.startswith(_ENCODER)
     }
+
+
+def _corpus(output: Path, name: str, about: dict[str, Any], recipe: Recipe) -> Corpus | None:
+    try:
+        store = FrameStore(about["store"])
+    except (DataError, UnreadableError):
+        return None
+    if store.digest != about["store_digest"]:
+        return None
+    return write_corpus(output, name, store, draw_videos(store.select("train"), recipe))
 
 
 def _origin(about: dict[str, Any]) -> str:

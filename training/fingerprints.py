@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.fft import dctn, irfft2, rfft2  # type: ignore[import-untyped]
-from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+from scipy.fft import dctn, irfft2, next_fast_len, rfft2  # type: ignore[import-untyped]
+from scipy.ndimage import gaussian_filter, minimum_filter  # type: ignore[import-untyped]
 from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from tqdm import tqdm
@@ -37,6 +38,9 @@ SHIFT = 2
 _SCALE = 1.5
 # grey levels of texture that count as none
 _FLAT = 4.0
+# Grey levels that are black, width in pixels of what is left out around them, and least share of
+# an image that must then be left to tell it by.
+_BLACK, _EDGE, _SHARE = 4, 5, 0.1
 # sides of a block of the distance matrix; images, or pairs, worked on at a time
 _ROWS, _COLUMNS, _CHUNK = 1024, 8192, 256
 # candidates kept of two sources: videos have thousands of like frames
@@ -49,12 +53,11 @@ class Prints:
 
     Attributes:
         hashes: uint8 (N, 32), packed bits.
-        textures: float16 (N, 64, 64) of norm 1 each, or 0 for an image without texture; None where
-            only hashes are known.
+        textures: float16 (N, 64, 64) of norm 1 each, or 0 for an image without texture.
     """
 
     hashes: npt.NDArray[np.uint8]
-    textures: npt.NDArray[np.float16] | None
+    textures: npt.NDArray[np.float16]
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -62,25 +65,20 @@ class Prints:
     @classmethod
     def of(cls, images: Iterable[Image.Image]) -> Prints:
         """The fingerprints of images, of which a few hundred are in memory at a time."""
-        hashes, textures, block = [], [], []
-        for image in images:
-            block.append(shrink(image))
-            if len(block) == _CHUNK:
-                hashes.append(hash_of(np.stack(block)))
-                textures.append(texture_of(np.stack(block)))
-                block = []
-        grey = np.stack(block) if block else np.empty((0, SIDE, SIDE), np.uint8)
-        return cls(
-            np.concatenate([*hashes, hash_of(grey)]), np.concatenate([*textures, texture_of(grey)])
-        )
+        rest = map(shrink, images)
+        parts = []
+        while block := list(islice(rest, _CHUNK)):
+            grey = np.stack(block)
+            parts.append(cls(hash_of(grey), texture_of(grey)))
+        return cls.join(parts)
 
     @classmethod
     def join(cls, parts: Sequence[Prints]) -> Prints:
         """The fingerprints of several, one after the other."""
-        textures = [part.textures for part in parts if part.textures is not None]
+        none = np.empty((0, (BITS + 7) // 8), np.uint8), np.empty((0, SIDE, SIDE), np.float16)
         return cls(
-            np.concatenate([part.hashes for part in parts]),
-            np.concatenate(textures) if len(textures) == len(parts) else None,
+            np.concatenate([none[0], *(part.hashes for part in parts)]),
+            np.concatenate([none[1], *(part.textures for part in parts)]),
         )
 
 
@@ -134,7 +132,10 @@ def texture_of(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
     fine -= gaussian_filter(fine, around)
     power = gaussian_filter(fine * fine, tuple(2 * scale for scale in around))
     fine /= np.sqrt(power) + _FLAT
-    fine -= fine.mean(axis=(1, 2), keepdims=True)
+    # the edge of the beam is as sharp as speckle, and the same in all that one scanner made
+    inside = minimum_filter(grey, (1, _EDGE, _EDGE)) > _BLACK
+    fine *= inside & (inside.mean(axis=(1, 2), keepdims=True) >= _SHARE)
+    fine -= inside * (fine.sum(axis=(1, 2)) / np.maximum(inside.sum(axis=(1, 2)), 1))[:, None, None]
     norm = np.sqrt((fine * fine).sum(axis=(1, 2), keepdims=True))
     return np.asarray(fine / np.maximum(norm, 1e-6), np.float16)
 
@@ -161,7 +162,6 @@ def find_pairs(
     Returns:
         Pairs of rows, the first's source before the second's, most alike first.
     """
-    assert prints.textures is not None
     usable = np.asarray(prints.textures.any(axis=(1, 2)) & prints.hashes.any(axis=1))
 
     def wanted(
@@ -171,6 +171,7 @@ def find_pairs(
         return np.asarray(apart & usable[first] & usable[second])
 
     near = _near(prints.hashes, prints.hashes, owner, owner, distance, wanted, progress)
+    near = near.take(np.argsort(near.first, kind="stable"))
     parts = [
         _correlate(prints.textures, near.take(np.arange(start, min(start + _CHUNK, len(near)))))
         for start in tqdm(
@@ -300,12 +301,14 @@ def _join(parts: Sequence[Pairs]) -> Pairs:
 
 def _correlate(textures: npt.NDArray[np.float16], pairs: Pairs) -> npt.NDArray[np.float64]:
     """The largest correlation of each pair over the shifts."""
-    first = textures[pairs.first].astype(np.float32)
-    second = textures[pairs.second].astype(np.float32)
-    first[pairs.mirrored] = first[pairs.mirrored][:, :, ::-1]
-    # padded, so that what is shifted out does not come in again
-    shape = (SIDE + 2 * SHIFT,) * 2
-    product = irfft2(rfft2(first, shape) * rfft2(second, shape).conj(), shape)
+    # padded, so that what is shifted out does not come in again, to a length that is quick
+    shape = (next_fast_len(SIDE + 2 * SHIFT, real=True),) * 2
+    # near pairs share their first images
+    own, place = np.unique(pairs.first * 2 + pairs.mirrored, return_inverse=True)
+    first = textures[own // 2].astype(np.float32)
+    first[own % 2 == 1] = first[own % 2 == 1][:, :, ::-1]
+    second = rfft2(textures[pairs.second].astype(np.float32), shape)
+    product = irfft2(rfft2(first, shape)[place] * second.conj(), shape)
     shifts = np.arange(-SHIFT, SHIFT + 1)
     near = product[:, shifts][:, :, shifts]
     return np.asarray(near.reshape(len(near), -1).max(axis=1), np.float64)

@@ -332,7 +332,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
             "state": state,
             "sampling": sampling.settings(),
             "times": times,
-            "sha256": _content(source),
+            "sha256": content_of(source),
         }
         if cleaner is not None:
             about["beam"] = _record(cleaner)
@@ -373,7 +373,7 @@ def _record(cleaner: Cleaner) -> dict[str, Any]:
     }
 
 
-def _content(source: Path) -> str:
+def content_of(source: Path) -> str:
     """SHA-256 of a file, or of the files of a folder in order."""
     digest = hashlib.sha256()
     for file in files_of(source):

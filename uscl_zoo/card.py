@@ -43,6 +43,23 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """Fingerprints of what weights were trained on, in a file beside the card.
+
+    They tell whether a file or an image has been seen; `uscl audit` reads them.
+
+    Attributes:
+        file: its name.
+        sha256: 64 hexadecimal digits.
+        bytes: its size.
+    """
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Input:
     """What the network was trained to see.
 
@@ -153,6 +170,7 @@ class Card:
         limits: known limits, a sentence each.
         metrics: measured figures.
         classes: what the outputs of the classifier stand for; empty for a backbone.
+        corpus: fingerprints of the training data; None where nobody took them.
     """
 
     name: str
@@ -166,6 +184,7 @@ class Card:
     limits: tuple[str, ...]
     metrics: tuple[Metric, ...] = ()
     classes: tuple[str, ...] = ()
+    corpus: Corpus | None = None
 
     @property
     def model(self) -> str:
@@ -251,6 +270,17 @@ def read_card(path: Path) -> Card:
         "weights.revision",
         "should be a commit, 40 hexadecimal digits: a branch can change",
     )
+    corpus = card.corpus
+    check(
+        corpus is None or corpus.file == f"{card.name}.corpus.safetensors",
+        "corpus.file",
+        f"should be {card.name}.corpus.safetensors",
+    )
+    check(
+        corpus is None or re.fullmatch(r"[0-9a-f]{64}", corpus.sha256) is not None,
+        "corpus.sha256",
+        "should be 64 lower-case hexadecimal digits",
+    )
     check(
         card.input.size[0] == 3 and all(32 <= s <= 4096 for s in card.input.size[1:]),
         "input.size",
@@ -323,6 +353,8 @@ def describe(card: Card) -> str:
         row("", f"{source.videos} videos, {source.frames} frames{subjects}")
         row("", ", ".join(f"{label} {count}" for label, count in source.classes.items()))
         row("licences", ", ".join(f"{name} {count}" for name, count in source.licences.items()))
+    if card.corpus is not None:
+        row("fingerprints", f"of the training data, {card.corpus.file}; `uscl audit` reads them")
     if training.held_out_subjects:
         row("held out", f"{len(training.held_out_subjects)} subjects")
     if training.epochs is not None:

@@ -19,6 +19,8 @@ _LAZY = {
     "pretrain": ("uscl_zoo.training.cli", "Pretrain a backbone on a FrameStore."),
     "throughput": ("uscl_zoo.training.cli", "Time pretraining on this machine."),
     "export": ("uscl_zoo.training.cli", "Turn a run into weights and a card."),
+    "corpus": ("uscl_zoo.training.cli", "Put fingerprints of the training data on a card."),
+    "audit": ("uscl_zoo.training.cli", "Find near-duplicates within and across data sets."),
     "probe": ("uscl_zoo.training.cli", "Judge frozen features on held-out subjects."),
     "evaluate": ("uscl_zoo.training.cli", "Compare models on a data set, subjects never shared."),
     "finetune": ("uscl_zoo.training.cli", "Fine-tune a backbone on classes of your own."),
@@ -66,7 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     try:
         # --debug is taken anywhere, since it is added after something has gone wrong
-        cli.main([word for word in given if word != "--debug"], "uscl", standalone_mode=False)
+        status = cli.main(
+            [word for word in given if word != "--debug"], "uscl", standalone_mode=False
+        )
+        # of a command that ended itself, as `audit --fail` does
+        if isinstance(status, int) and status:
+            sys.exit(status)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:

@@ -127,8 +127,9 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
         repo: `namespace/name`, for the examples in the model card.
 
     Returns:
-        The folder, with `model.safetensors`, `config.json`, `README.md` and a figure; and, of a
-        fine-tuned model, what `uscl predict` takes.
+        The folder, with `model.safetensors`, `config.json`, `README.md` and a figure; the
+        fingerprints of the training data, where the card has any; and, of a fine-tuned model, what
+        `uscl predict` takes.
 
     Raises:
         CardError: if the card states no licence: nobody could use what is published.
@@ -156,6 +157,9 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
         store.verify(partial / store.HUB_FILE, card)
         write_text(partial / CONFIG, json.dumps(config(card), indent=2) + "\n")
         write_text(partial / README, model_card(card, repo or f"NAMESPACE/{card.name}"))
+        corpus = store.corpus_of(card, tuned)
+        if corpus is not None:
+            shutil.copyfile(corpus, partial / corpus.name)
         if tuned is None:
             _draw(card, partial / FIGURE)
         else:
@@ -241,6 +245,11 @@ def model_card(card: Card, repo: str) -> str:
     ]
     if training.sources:
         sections.append("## Data\n\n" + _items([_source(source) for source in training.sources]))
+    if card.corpus is not None:
+        sections[-1] += (
+            f"\n\n`{card.corpus.file}` holds digests of the training files and perceptual hashes "
+            f"of their frames: `uscl audit YOUR_DATA {card.name}` tells whether yours are there."
+        )
     if training.recipe:
         recipe = json.dumps(training.recipe, indent=1, default=str)
         sections.append(

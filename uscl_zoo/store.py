@@ -47,7 +47,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-from .card import Card, home
+from .card import Card, home, packaged_folder
 from .errors import DigestError, UsclError, WeightsNotFoundError
 from .records import write_text, write_yaml
 
@@ -224,7 +224,8 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
         cache_dir: as for `locate`.
 
     Returns:
-        The copy of the weights, named as the card says, with `<name>.yaml` beside it.
+        The copy of the weights, named as the card says, with `<name>.yaml` beside it, and the
+        fingerprints of the training data where there are any.
 
     Raises:
         WeightsNotFoundError: if there are no weights, or the folder cannot be written to.
@@ -244,6 +245,9 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
                 f"{target}: cannot be written ({error.strerror}); make room or name another folder"
             ) from error
     try:
+        corpus = corpus_of(card)
+        if corpus is not None and not (target.parent / corpus.name).exists():
+            shutil.copyfile(corpus, target.parent / corpus.name)
         # after the weights: a card must not promise a file that is not there yet
         write_yaml(target.with_name(f"{card.name}.yaml"), card)
     except OSError as error:
@@ -251,6 +255,36 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
             f"{target.parent}: the card cannot be written ({error.strerror}); name another folder"
         ) from error
     return target
+
+
+def corpus_of(card: Card, folder: str | Path | None = None) -> Path | None:
+    """Find the fingerprints of what the weights of a card were trained on, and check them.
+
+    Args:
+        card: whose training data is asked about.
+        folder: to look in first; `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`, when None.
+
+    Returns:
+        The file; None if the card names none, or it is neither there nor bundled.
+
+    Raises:
+        DigestError: if the file is not the one the card describes.
+        OSError: if it cannot be read.
+    """
+    if card.corpus is None:
+        return None
+    for place in (Path(folder).expanduser() if folder else home(), packaged_folder()):
+        path = place / card.corpus.file
+        if not path.is_file():
+            continue
+        found = sha256_of(path)
+        if found != card.corpus.sha256:
+            raise DigestError(
+                f"{path}: is not the file that the card of {card.name} describes: expected SHA-256 "
+                f"{card.corpus.sha256}, found {found}; delete it and try again"
+            )
+        return path
+    return None
 
 
 def sha256_of(path: str | Path) -> str:

@@ -118,14 +118,15 @@ def _of_folder(
             notes.append(str(error))
             continue
         # numbered stills of one size look like a clip, and are a class here
-        for source in _images(folder) if sources == [folder] else sources:
+        for source in images_in(folder) if sources == [folder] else sources:
             name = source.relative_to(data).as_posix()
             subject = name if pattern is None else from_name(name, None, pattern).subject
             found[name] = source, Annotation(subject, folder.name)
     return found
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder in natural order, each a picture of its own."""
     files = (file for file in folder.iterdir() if not file.name.startswith("."))
     images = (file for file in files if file.suffix.lower() in image_files.SUFFIXES)
     return sorted(images, key=reading.natural_key)
@@ -152,7 +153,9 @@ def _of_table(
         taken = {source.resolve() for source, _ in found.values()}
         matched = set()
         candidates = reading.find([path.parent])
-        candidates += [file for folder in candidates if folder.is_dir() for file in _images(folder)]
+        candidates += [
+            file for folder in candidates if folder.is_dir() for file in images_in(folder)
+        ]
         for source in candidates:
             name = source.relative_to(path.parent).as_posix()
             row = None if source.resolve() in taken else table.find(name)

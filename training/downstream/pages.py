@@ -1,4 +1,4 @@
-"""Reports as one HTML file each, that needs no other and reads well on paper and on a phone."""
+"""One HTML page that needs no other file, for a screen, a phone and paper."""
 
 from __future__ import annotations
 
@@ -17,48 +17,45 @@ img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;fo
 """
 
 
-def page(title: str, content: str) -> str:
-    """A whole page.
+def page(title: str, body: str) -> str:
+    """A page.
 
     Args:
         title: plain text.
-        content: HTML, below the title.
+        body: HTML.
     """
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(title)}</h1>{content}</html>\n"
+        f"<h1>{escape(title)}</h1>{body}</html>\n"
     )
 
 
-def figure(name: str, picture: bytes, caption: str) -> str:
-    """A PNG within the page.
+def figure(name: str, kind: str, picture: bytes, caption: str) -> str:
+    """A picture within the page.
 
     Args:
-        name: for those who cannot see it.
-        picture: the file.
+        name: said where it cannot be shown.
+        kind: its media type, e.g. `image/png`.
+        picture: content of the file.
         caption: plain text.
     """
+    data = base64.b64encode(picture).decode()
     return (
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,'
-        f'{base64.b64encode(picture).decode()}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><img alt="{escape(name)}" src="data:{kind};base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], wrap: bool = False) -> str:
-    """A table of plain texts; without a head if that is empty.
+    """A table of plain text.
 
     Args:
-        head: of the columns.
+        head: of the columns; empty for none.
         rows: of cells.
         wrap: break long cells; otherwise a wide table scrolls.
     """
-    cells = [("td", row) for row in rows]
-    if head:
-        cells.insert(0, ("th", head))
-    lines = (
-        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
-        for tag, row in cells
-    )
+    lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"] if head else []
+    lines += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
     return f"<table{' class=wrap' if wrap else ''}>{''.join(lines)}</table>"

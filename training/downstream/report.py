@@ -261,7 +261,7 @@ def page(
         for source in training.sources
     ]
     figures = "".join(
-        pages.figure(name, pictures[name], text.format(unit="clip"))
+        pages.figure(name, "image/png", pictures[name], text.format(unit="clip"))
         for name, text in PICTURES.items()
     )
     warned = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)

@@ -252,7 +252,7 @@ def page(found: Evaluation, command: str, drawn: Sequence[tuple[str, bytes, str]
     for title, head, rows in tables(found):
         body += [f"<h2>{escape(title)}</h2>", pages.table(head, rows)]
     body.append("<h2>Pictures</h2>")
-    body += [pages.figure(name, content, caption) for name, content, caption in drawn]
+    body += [pages.figure(name, "image/png", content, caption) for name, content, caption in drawn]
     for outcome in found.outcomes:
         body.append(f"<h3>{escape(outcome.protocol)}, {escape(outcome.model)}: all figures</h3>")
         names = list(next(iter(outcome.figures.values())).scores)

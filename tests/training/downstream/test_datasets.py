@@ -219,7 +219,11 @@ def test_own_folders_and_tables_are_data_sets_too(tmp_path: Path) -> None:
     mine = load("folder", tmp_path / "mine", subject_pattern=r"(s\d)_")
     assert mine.name == "mine"
     assert {row.subject for row in mine.collection.annotations.values()} == {"s1", "s2"}
-    rows = [["file", "class", "who"], ["a/s1_0.png", "x", 1], ["b/s2_0.png", "y", 2]]
+    rows: list[list[object]] = [
+        ["file", "class", "who"],
+        ["a/s1_0.png", "x", 1],
+        ["b/s2_0.png", "y", 2],
+    ]
     table(tmp_path / "mine" / "table.csv", rows)
     columns = {"file_column": "file", "label_column": "class", "subject_column": "who"}
     read = load("csv", tmp_path / "mine" / "table.csv", **columns)
