@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from uscl_zoo.checkpoint import write_backbone
-from uscl_zoo.errors import CardError
+from uscl_zoo.errors import CardError, DataError
 
 from ..execution import Execution, device_named
 from ..export import encoder_of
@@ -170,6 +171,11 @@ def pretrain_within(
                         f"stopped by {asked[0]}, {bar.n} of {len(paths)} runs done, saved in "
                         f"{work}; the same command continues it"
                     )
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{work}: a process that pretrained was killed, perhaps for want of memory; try "
+                "fewer --workers, the same command continues it"
+            ) from error
         except BaseException:
             # each saves its run and ends
             for process in multiprocessing.active_children():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -132,7 +133,7 @@ def facts(found: Evaluation, command: str) -> list[tuple[str, str]]:
         ("command", command),
         ("data", f"{found.dataset.name}: {len(folds.videos)} clips or stills, "
          f"{len(folds.sample())} frames, {len(subjects)} subjects; {', '.join(folds.classes)}"),
-        ("licence", found.dataset.licence or "file by file"),
+        ("licence", found.dataset.licence or _licences(found)),
         ("folds", f"{folds.count}, {kind}; no subject in two"),
         ("setting", f"{name}: pretraining within folds {setting.epochs} epochs at "
          f"{setting.size}², {setting.precision}"),
@@ -142,6 +143,12 @@ def facts(found: Evaluation, command: str) -> list[tuple[str, str]]:
         ("hardware", f"{about['hardware']}, torch {about['torch']}, {about['seconds']} s"),
         ("code", str(about["code"])),
     ]  # fmt: skip
+
+
+def _licences(found: Evaluation) -> str:
+    """Those of the files, where the data set has none as a whole."""
+    counts = Counter(video.licence for video in found.folds.videos if video.licence)
+    return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items())) or "not stated"
 
 
 def markdown(found: Evaluation, command: str) -> str:
