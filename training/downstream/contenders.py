@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from uscl_zoo.card import ARCHITECTURES, Card, Input
 from uscl_zoo.errors import DataError, UnknownModelError, UsclError
 from uscl_zoo.registry import model_info
 
+from ..corpus import read_corpus
 from .infold import METHOD, Setting, method_recipe
 
 #: How a randomly initialised network is asked for, alone or with `:` and an architecture.
@@ -50,10 +51,21 @@ class Contender:
         """Whether another seed gives other weights."""
         return self.kind in ("random", "method")
 
-    def has_seen(self, name: str) -> str:
-        """`in corpus` if the card names this data set among those trained on, else nothing."""
-        sources = self.card.training.sources if self.card is not None else ()
-        return "in corpus" if name in {source.name for source in sources} else ""
+    def has_seen(self, name: str, digests: Collection[str]) -> str:
+        """`in corpus` if the card names this data set, or its corpus has files of it.
+
+        Args:
+            name: of the data set.
+            digests: SHA-256 of its files.
+        """
+        if self.card is None:
+            return ""
+        path = store.corpus_of(self.card)
+        same = set(digests) & set(read_corpus(path).digests) if path is not None else ()
+        if same:
+            return f"in corpus ({len(same)} of {len(digests)} files)"
+        named = name in {source.name for source in self.card.training.sources}
+        return "in corpus" if named else ""
 
 
 def contender(spec: str, setting: Setting) -> Contender:

@@ -53,7 +53,7 @@ class Outcome:
 
     Attributes:
         model: as asked for.
-        note: `in corpus` where its card says so.
+        note: `in corpus` where its card, or its corpus, says so.
         protocol: of `PROTOCOLS`.
         size: height and width of the frames it was given.
         probabilities: (seeds, N, classes), of every labelled frame by the fold that judges it.
@@ -210,6 +210,8 @@ def evaluate(
         progress=progress,
     )
     bootstrap = bootstrap_of(divided, resamples, seed)
+    content = first.description["sources_sha256"]
+    digests = [content[video.name] for video in divided.videos]
     runs = bench.pretrain(contenders)
     outcomes: list[Outcome] = []
     for protocol in protocols:
@@ -218,7 +220,7 @@ def evaluate(
             outcomes.append(
                 Outcome(
                     model=one.spec,
-                    note=one.has_seen(dataset.name),
+                    note=one.has_seen(dataset.name, digests),
                     protocol=protocol,
                     size=one.shape.size[1],
                     probabilities=probabilities,

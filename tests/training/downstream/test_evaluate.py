@@ -14,6 +14,7 @@ import pytest
 from conftest import draw_classes
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
+from uscl_zoo.training.corpus import read_corpus
 from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream import evaluate as module
 from uscl_zoo.training.downstream.contenders import contender
@@ -135,8 +136,6 @@ def test_weights_that_have_seen_the_data_are_marked(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = model_info("resnet18_uscl.pocus").training.sources[0].name
-    assert contender("resnet18_uscl.pocus", TINY).has_seen(name) == "in corpus"
-    assert contender("random", TINY).has_seen(name) == ""
     data = datasets.load("folder", classes)
     object.__setattr__(data, "name", name)
     monkeypatch.setattr(datasets, "load", lambda *a, **k: data)
@@ -146,6 +145,16 @@ def test_weights_that_have_seen_the_data_are_marked(
         assert "in corpus" in text
     # one size for what is trained here, and its own for what is not
     assert [outcome.size for outcome in found.outcomes] == [224, 32]
+
+
+def test_files_that_were_trained_on_are_known_under_any_name() -> None:
+    one = contender("resnet18_uscl.pocus", TINY)
+    path = store.corpus_of(model_info("resnet18_uscl.pocus"))
+    assert path is not None
+    known = read_corpus(path).digests
+    assert one.has_seen("Mine", [*known[:3], "0" * 64]) == "in corpus (3 of 4 files)"
+    assert one.has_seen("Mine", ["0" * 64]) == ""
+    assert contender("random", TINY).has_seen("Mine", known) == ""
 
 
 def test_subjects_of_a_smaller_share_are_among_those_of_a_larger(
