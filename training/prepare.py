@@ -319,12 +319,12 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
         state = state_of(source)
         cleaner = _cleaner(source, sampling)
         with partial.open("wb") as stream:
-            for time, frame in reading.sample(source, rate=sampling.rate):
+            for time, frame in reading.sample(source, rate=sampling.rate, grey=True):
                 if cleaner is not None:
                     frame, _ = cleaner(frame)
                 side = (sampling.size, sampling.size)
                 small = frame.resize(side, Image.Resampling.BILINEAR)
-                stream.write(small.tobytes())
+                stream.write(small.convert("RGB").tobytes())
                 times.append(round(time, 6))
         if not times:
             raise UnreadableError(f"{source}: holds no frame")

@@ -24,7 +24,7 @@ from test_dicom import make
 from test_dicom import write as write_dicom
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
-from uscl_zoo.ultrasound import Facts, images, read
+from uscl_zoo.ultrasound import Facts, images, read, video
 from uscl_zoo.ultrasound.reading import DamageWarning, find, iterate, sample
 
 Frames = NDArray[np.uint8]
@@ -43,10 +43,11 @@ def write_video(
     pix_fmt: str = "bgr0",
     container: str | None = None,
     rotation: int = 0,
+    options: dict[str, str] | None = None,
 ) -> Path:
     """FFV1 of RGB is lossless, so what is read can be compared exactly."""
     with av.open(str(path), "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate)
+        stream = output.add_stream(codec, rate=rate, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
@@ -158,6 +159,30 @@ class TestVideo:
         path = write_video(tmp_path / "clip.mkv", noise(21))
         assert [time for time, _ in sample(path, 2)] == [0, 0.5, 1, 1.5, 2]
         assert len(converted) == 5
+
+    @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "gray"])
+    @pytest.mark.parametrize("size", [(48, 64), (51, 77), (33, 90), (15, 16)])
+    def test_frames_without_colour_as_one_channel_of_the_same_levels(
+        self, tmp_path: Path, size: tuple[int, int], pix_fmt: str
+    ) -> None:
+        path = tmp_path / "clip.mkv"
+        levels = noise(3, *size)[..., :1].repeat(3, axis=3)
+        if pix_fmt != "gray":
+            levels[1] = noise(1, *size)[0]
+        write_video(path, levels, codec="ffv1", pix_fmt=pix_fmt)
+        one = [image for _, image in sample(path, 10, grey=True)]
+        # too small a picture cannot show all levels
+        grey = "L" if size != (15, 16) else "RGB"
+        assert [image.mode for image in one] == [grey, grey if pix_fmt == "gray" else "RGB", grey]
+        three = [image for _, image in iterate(path)]
+        assert {image.mode for image in three} == {"RGB"}
+        assert [pixels(i.convert("RGB")).tolist() for i in one] == [
+            pixels(i).tolist() for i in three
+        ]
+        small = [
+            [i.resize((7, 5), Image.Resampling.BILINEAR) for i in some] for some in (one, three)
+        ]
+        assert [i.convert("RGB").tobytes() for i in small[0]] == [i.tobytes() for i in small[1]]
 
     def test_times_are_those_of_the_file_counted_from_the_first(self, tmp_path: Path) -> None:
         times = [5.0, 5.04, 5.3, 6.5]
@@ -497,6 +522,36 @@ class TestSample:
         )
         path = write_video(tmp_path / "clip.mkv", frames, rate=fps)
         assert [int(pixels(image)[0, 0, 0]) for _, image in sample(path, rate)] == expected
+
+    @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
+    @pytest.mark.parametrize("rate", [3, 7.5])
+    def test_frames_nobody_wants_need_not_be_decoded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, rate: float
+    ) -> None:
+        told: list[bool] = []
+        consider = video._Thrift.consider
+
+        def spy(self: video._Thrift, packet: object) -> None:
+            consider(self, packet)  # type: ignore[arg-type]
+            told.append(self.skips)
+
+        monkeypatch.setattr(video._Thrift, "consider", spy)
+        moving = np.stack([np.roll(noise(1)[0], i, axis=1) for i in range(75)])
+        path = write_video(
+            tmp_path / "clip.mkv", moving, None, 25, codec, "yuv420p", options={"bf": "3"}
+        )
+        whole = list(iterate(path))
+        assert not any(told)
+        taken = list(sample(path, rate))
+        assert sum(told) > 25
+        times = [frame.time for frame in taken]
+        first = {math.floor((frame.time + 0.001) * rate): frame for frame in whole[::-1]}
+        expected = list(first.values())[::-1]
+        assert times == [frame.time for frame in expected]
+        assert all(
+            np.array_equal(pixels(a.image), pixels(b.image))
+            for a, b in zip(taken, expected, strict=True)
+        )
 
     def test_a_gap_is_not_made_up_for(self, tmp_path: Path) -> None:
         path = write_video(tmp_path / "clip.mkv", noise(6), [0, 0.1, 4.0, 4.1, 4.2, 5.0])

@@ -319,7 +319,7 @@ class Cleaner:
         if not self.sure:
             return image, np.zeros((height, width), bool)
         left, top, right, bottom = self.box
-        crop = np.asarray(image.convert("RGB"))[top:bottom, left:right].copy()
+        crop = np.array(image.crop(self.box).convert("RGB"))
         inside = self.beam.mask[top:bottom, left:right]
         overlay = self.drawn | _strokes(crop, inside, self.tint, self.still)
         if overlay.any():
@@ -340,8 +340,8 @@ def _paint_over(picture: Pixels, overlay: Mask) -> None:
     """Inpaint, piece by piece: the library's cost is that of the whole picture."""
     cv2 = _opencv()
     pieces = cv2.dilate(overlay.astype(np.uint8), np.ones((15, 15), np.uint8))
-    count, _, stats, _ = cv2.connectedComponentsWithStats(pieces)
-    for left, top, wide, high, _ in stats[1:count]:
+    outlines, _ = cv2.findContours(pieces, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    for left, top, wide, high in map(cv2.boundingRect, outlines):
         part = np.s_[top : top + high, left : left + wide]
         hole = overlay[part].astype(np.uint8)
         picture[part] = cv2.inpaint(np.ascontiguousarray(picture[part]), hole, 3, cv2.INPAINT_TELEA)
@@ -361,10 +361,11 @@ def _tint(frames: Pixels, inside: Mask) -> NDArray[np.float32]:
 def _tinged(picture: Pixels, tint: NDArray[np.float32]) -> Pixels:
     """How far each pixel's colour is from the tint, 0-255."""
     cv2 = _opencv()
-    brightest = _brightest(picture)
+    channels = cv2.split(picture)
+    brightest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
     away = [
-        cv2.absdiff(channel, cv2.multiply(brightest, float(share)))
-        for channel, share in zip(cv2.split(picture), tint, strict=True)
+        cv2.absdiff(channel, brightest if share == 1 else cv2.multiply(brightest, float(share)))
+        for channel, share in zip(channels, tint, strict=True)
     ]
     tinged: Pixels = cv2.max(cv2.max(away[0], away[1]), away[2])
     return tinged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +20,35 @@ from ..errors import DataError
 MAX_PIXELS = 2**25
 
 OnDamage = Callable[[str], None]
-#: Whether the frame at a time, in seconds or NaN, is to be made an image.
-Wanted = Callable[[float], bool]
+
+
+class Wanted:
+    """Whether the frame at a time, in seconds or NaN, is to be made an image.
+
+    To be asked once of each frame and in order: the first at or behind each multiple of 1/`rate`
+    seconds is, and every one without a time, or without a rate.
+    """
+
+    def __init__(self, rate: float | None = None) -> None:
+        self.rate = rate
+        self._next = 0
+
+    def __call__(self, time: float) -> bool:
+        """Whether the next frame, which is at that time, is."""
+        if self.rate is None or math.isnan(time):
+            return True
+        tick = self.tick(time)
+        if tick < self._next:
+            return False
+        self._next = tick + 1
+        return True
+
+    def tick(self, time: float) -> int:
+        """The number of the last multiple that a time has reached; -1 without a rate."""
+        if self.rate is None:
+            return -1
+        # Matroska rounds times to milliseconds: 0.333 s has reached the tick at 1/3 s
+        return math.floor((time + 0.001) * self.rate)
 
 
 class DamageWarning(UserWarning):

@@ -5,26 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import MissingDependencyError, UnreadableError, reason
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 
 if TYPE_CHECKING:
+    from av import Packet, VideoCodecContext, VideoFrame, VideoStream
     from av.container import InputContainer
+    from av.video.plane import VideoPlane
 
 #: Suffixes, compared without case.
 SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
+# FFmpeg can tell of a packet of these whether any other frame is predicted from it. So it can of
+# HEVC, but there only of others in the same layer.
+_TELLING = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
 
-def iterate(path: Path, threads: int, on_damage: OnDamage, wanted: Wanted) -> Iterator[Frame]:
+# Brightness in a plane of its own, colour in others, of one byte each.
+_PLANAR = frozenset({"gray", *(f"{y}{n}p" for y in ("yuv", "yuvj") for n in (420, 422, 444))})
+
+
+def iterate(
+    path: Path, threads: int, on_damage: OnDamage, wanted: Wanted, grey: bool = False
+) -> Iterator[Frame]:
     """Decode a video; see `reading.iterate`."""
     count, trouble = 0, None
     with _open(path) as container:
         import av
-        from av.video.reformatter import VideoReformatter
 
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream):
@@ -35,8 +47,8 @@ def iterate(path: Path, threads: int, on_damage: OnDamage, wanted: Wanted) -> It
         # FFmpeg counts in the margins it pads with
         stream.codec_context.options = {"max_pixels": str(2 * MAX_PIXELS)}
         clock = _Clock(stream.average_rate)
-        # kept: a new one for every frame takes longer than the conversion itself
-        converter = VideoReformatter()
+        convert = _Converter(threads, grey)
+        thrift = _Thrift(stream.codec_context, clock, wanted)
         try:
             for packet in container.demux(stream):
                 # so says FFmpeg of one that ends with the file before it should
@@ -45,6 +57,7 @@ def iterate(path: Path, threads: int, on_damage: OnDamage, wanted: Wanted) -> It
                     trouble = "a frame is cut off"
                     if not count:
                         continue
+                thrift.consider(packet)
                 try:
                     # instead of it, the frames that wait for their turn
                     decoded = stream.decode(None if cut else packet)
@@ -63,9 +76,7 @@ def iterate(path: Path, threads: int, on_damage: OnDamage, wanted: Wanted) -> It
                         )
                     time = clock.read(frame.time)
                     if wanted(time):
-                        rgb = converter.reformat(frame, format="rgb24", threads=threads)
-                        image = Image.fromarray(rgb.to_ndarray())
-                        yield Frame(time, _turn(image, frame.rotation))
+                        yield Frame(time, _turn(convert(frame), frame.rotation))
                     count += 1
                 if cut:
                     break
@@ -74,7 +85,9 @@ def iterate(path: Path, threads: int, on_damage: OnDamage, wanted: Wanted) -> It
     if not count:
         raise UnreadableError(f"{path}: no frame can be decoded ({trouble or 'it is empty'})")
     if trouble:
-        on_damage(f"{path}: breaks off after {count} frames ({trouble})")
+        # where frames are left out, their count tells nobody where
+        where = f"{clock.last:.1f} s" if thrift.able else f"{count} frames"
+        on_damage(f"{path}: breaks off after {where} ({trouble})")
 
 
 def facts(path: Path) -> Facts:
@@ -105,6 +118,106 @@ def _open(path: Path) -> InputContainer:
         raise UnreadableError(f"{path}: cannot be read ({reason(error)})") from error
 
 
+class _Thrift:
+    """Lets the decoder leave out frames that nobody wants and no other is predicted from.
+
+    Packets come in the order of decoding. A frame is not wanted if one that is shown before it has
+    reached the same tick, and left out only if that one is known already.
+    """
+
+    def __init__(self, codec: VideoCodecContext, clock: _Clock, wanted: Wanted) -> None:
+        self.codec, self.clock, self.wanted = codec, clock, wanted
+        self.able = wanted.rate is not None and codec.name in _TELLING
+        self.skips = False
+        self.earliest: dict[int, float] = {}
+
+    def consider(self, packet: Packet[VideoStream]) -> None:
+        """Tell the decoder, ahead of a packet, whether its frame is needed."""
+        if not self.able:
+            return
+        skip = False
+        if self.clock.start is not None and packet.pts is not None:
+            time = float(packet.pts * packet.time_base) - self.clock.start
+            tick = self.wanted.tick(time)
+            skip = self.clock.steady and self.earliest.get(tick, math.inf) < time
+            self.earliest[tick] = min(self.earliest.get(tick, math.inf), time)
+            if len(self.earliest) > 64:
+                del self.earliest[next(iter(self.earliest))]
+        if skip != self.skips:
+            self.codec.skip_frame = "NONREF" if skip else "DEFAULT"
+            self.skips = skip
+
+
+class _Converter:
+    """Makes images of decoded frames: RGB, or `L` of those without colour if these are wanted."""
+
+    def __init__(self, threads: int, grey: bool) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self.threads, self.grey = threads, grey
+        # kept: a new one for every frame takes longer than the conversion itself
+        self.reformatter = VideoReformatter()
+        self.levels: dict[tuple[object, ...], list[int] | None] = {}
+
+    def __call__(self, frame: VideoFrame) -> Image.Image:
+        size = frame.width, frame.height
+        if self.grey and _is_grey(frame):
+            key = (*size, frame.format.name, frame.color_range, frame.colorspace)
+            if key not in self.levels:
+                self.levels[key] = self._ask(frame)
+            levels = self.levels[key]
+            if levels is not None:
+                return _image("L", size, frame.planes[0]).point(levels)
+        return _image("RGB", size, self._rgb(frame).planes[0])
+
+    def _rgb(self, frame: VideoFrame) -> VideoFrame:
+        return self.reformatter.reformat(frame, format="rgb24", threads=self.threads)
+
+    def _ask(self, like: VideoFrame) -> list[int] | None:
+        """What the conversion makes of each of the 256 levels; None if that depends on where.
+
+        FFmpeg rounds otherwise in pictures of an odd height, so it is asked in one like this.
+        """
+        import av
+
+        height = min(like.height, 16 + like.height % 2)
+        ramp = av.VideoFrame(like.width, height, like.format.name)
+        ramp.color_range, ramp.colorspace = like.color_range, like.colorspace
+        for plane in ramp.planes:
+            plane.update(bytes([128]) * plane.buffer_size)
+        shown = np.resize(np.arange(256, dtype=np.uint8), (height, like.width))
+        first = ramp.planes[0]
+        rows = np.zeros((height, first.line_size), np.uint8)
+        rows[:, : like.width] = shown
+        first.update(rows.tobytes())
+        rgb = self._rgb(ramp).to_ndarray()
+        levels = np.zeros(256, np.uint8)
+        levels[shown] = rgb[..., 0]
+        # too small a picture has not shown all
+        told = shown.size >= 256 and (levels[shown][..., None] == rgb).all()
+        return levels.tolist() if told else None
+
+
+def _is_grey(frame: VideoFrame) -> bool:
+    return (
+        frame.format.name in _PLANAR
+        and frame.planes[0].line_size > 0
+        and all((_pixels(plane) == 128).all() for plane in frame.planes[1:])
+    )
+
+
+def _image(mode: str, size: tuple[int, int], plane: VideoPlane) -> Image.Image:
+    # a plane is a buffer, which PyAV's stubs do not say
+    pixels = cast("bytes", plane)
+    return Image.frombuffer(mode, size, pixels, "raw", mode, plane.line_size, 1)
+
+
+def _pixels(plane: VideoPlane) -> NDArray[np.uint8]:
+    """Of a plane, uint8 (h, w), without the margin that its lines are padded with."""
+    pixels = np.frombuffer(cast("bytes", plane), np.uint8, plane.height * plane.line_size)
+    return pixels.reshape(plane.height, plane.line_size)[:, : plane.width]
+
+
 class _Clock:
     """Seconds since the first frame; the frame rate stands in where a frame has no time."""
 
@@ -112,12 +225,14 @@ class _Clock:
         self.step = float(1 / rate) if rate else 1 / 25
         self.start: float | None = None
         self.last = -self.step
+        self.steady = True
 
     def read(self, time: float | None) -> float:
         if time is not None and self.start is None:
             self.start = time - (self.last + self.step)
         now = self.last + self.step if time is None else time - (self.start or 0.0)
         # time stamps that run backwards would stop the sampling
+        self.steady &= time is not None and now > self.last
         self.last = now if now > self.last else self.last + self.step
         return self.last
 
