@@ -50,6 +50,7 @@ def run(data: Path, output: Path, *models: str, **options: Any) -> Evaluation:
     )
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_answers(classes: Path, tmp_path: Path) -> None:
     found = run(classes, tmp_path, "random", METHOD, protocols=("knn", "linear"))
     results.write(found, tmp_path, "uscl evaluate")
@@ -77,6 +78,7 @@ def test_figures_are_those_of_the_answers(classes: Path, tmp_path: Path) -> None
     }
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_other_file(classes: Path, tmp_path: Path) -> None:
     found = run(classes, tmp_path, "random", protocols=("linear",), shares=(0.25, 1.0))
     results.write(found, tmp_path, "uscl evaluate random")
@@ -104,6 +106,7 @@ def test_the_page_needs_no_other_file(classes: Path, tmp_path: Path) -> None:
     assert whole == found.outcomes[0].figures["clip"].scores["balanced accuracy"]
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_twice(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
