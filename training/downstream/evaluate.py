@@ -175,24 +175,7 @@ def evaluate(
         raise DataError("shares of the training subjects are above 0 and up to 1")
     chosen = SETTINGS[setting]
     contenders = [contender(spec, chosen) for spec in models]
-    for note in dataset.collection.notes:
-        tell(note)
-    stores: dict[int, FrameStore] = {}
-    for size in sorted({one.shape.size[1] for one in contenders}):
-        prepared = prepare(
-            dataset.collection.sources,
-            output / WORK / f"store-{size}",
-            dataset.collection.annotations.get,
-            sampling=Sampling(rate, size),
-            holdout=0,
-            seed=0,
-            workers=workers,
-            origin={"name": dataset.name, "url": dataset.url, "citation": dataset.citation},
-            progress=progress,
-        )
-        stores[size] = prepared.store
-        for _, reason in prepared.skipped[:5]:
-            tell(f"skipped: {reason}")
+    stores = _prepare(contenders, dataset, output / WORK, rate, workers, progress, tell)
     first = next(iter(stores.values()))
     divided = (
         draw_folds(first, folds, seed)
@@ -210,25 +193,12 @@ def evaluate(
         progress=progress,
     )
     bootstrap = bootstrap_of(divided, resamples, seed)
-    content = first.description["sources_sha256"]
-    digests = [content[video.name] for video in divided.videos]
     runs = bench.pretrain(contenders)
-    outcomes: list[Outcome] = []
-    for protocol in protocols:
-        for one in contenders:
-            probabilities, right = bench.judge(one, protocol, runs.get(one.spec, {}))
-            outcomes.append(
-                Outcome(
-                    model=one.spec,
-                    note=one.has_seen(dataset.name, digests),
-                    protocol=protocol,
-                    size=one.shape.size[1],
-                    probabilities=probabilities,
-                    figures={f.unit: f for f in figures(probabilities, divided, bootstrap)},
-                    best=None if right is None else float(right[0]),
-                    last=None if right is None else float(right[1]),
-                )
-            )
+    outcomes = [
+        _outcome(bench, one, protocol, runs.get(one.spec, {}), bootstrap, dataset.name)
+        for protocol in protocols
+        for one in contenders
+    ]
     compared = {}
     for protocol in protocols:
         mine = [outcome for outcome in outcomes if outcome.protocol == protocol]
@@ -272,6 +242,59 @@ def evaluate(
     )
 
 
+def _prepare(
+    contenders: Sequence[Contender],
+    dataset: DataSet,
+    work: Path,
+    rate: float,
+    workers: int | None,
+    progress: bool,
+    tell: Callable[[str], None],
+) -> dict[int, FrameStore]:
+    """The frames in every size that is asked for."""
+    for note in dataset.collection.notes:
+        tell(note)
+    stores: dict[int, FrameStore] = {}
+    for size in sorted({one.shape.size[1] for one in contenders}):
+        prepared = prepare(
+            dataset.collection.sources,
+            work / f"store-{size}",
+            dataset.collection.annotations.get,
+            sampling=Sampling(rate, size),
+            holdout=0,
+            seed=0,
+            workers=workers,
+            origin={"name": dataset.name, "url": dataset.url, "citation": dataset.citation},
+            progress=progress,
+        )
+        # the same in every size
+        for _, reason in [] if stores else prepared.skipped:
+            tell(f"skipped: {reason}")
+        stores[size] = prepared.store
+    return stores
+
+
+def _outcome(
+    bench: _Bench,
+    one: Contender,
+    protocol: str,
+    runs: dict[tuple[int, int], Path],
+    bootstrap: Bootstrap,
+    name: str,
+) -> Outcome:
+    probabilities, right = bench.judge(one, protocol, runs)
+    return Outcome(
+        model=one.spec,
+        note=one.has_seen(name, bench.digests),
+        protocol=protocol,
+        size=one.shape.size[1],
+        probabilities=probabilities,
+        figures={unit.unit: unit for unit in figures(probabilities, bench.folds, bootstrap)},
+        best=None if right is None else right[0],
+        last=None if right is None else right[1],
+    )
+
+
 def _all_cases(
     bench: _Bench,
     contenders: Sequence[Contender],
@@ -306,6 +329,8 @@ class _Bench:
     def __post_init__(self) -> None:
         self.sample = self.folds.sample()
         self.fold = self.folds.of_frames()
+        content = next(iter(self.stores.values())).description["sources_sha256"]
+        self.digests = [content[video.name] for video in self.folds.videos]
 
     def pretrain(self, contenders: Sequence[Contender]) -> dict[str, dict[tuple[int, int], Path]]:
         """Weights of the methods, by seed and fold; the first seed of all before the next."""
@@ -341,9 +366,8 @@ class _Bench:
     def embed(self, one: Contender, seed: int, weights: Path | None) -> Features:
         """Features of every labelled frame, computed once."""
         store = self.stores[one.shape.size[1]]
-        content = [store.description["sources_sha256"][video.name] for video in self.folds.videos]
         identity = one.identity if weights is None else files.sha256_of(weights)
-        told = [identity, seed if one.kind == "random" else 0, one.shape.size, content]
+        told = [identity, seed if one.kind == "random" else 0, one.shape.size, self.digests]
         told += [one.shape.mean, one.shape.std, store.description["sampling"]]
         path = self.work / "features" / f"{_digest(told)}.npy"
         if not path.exists():
@@ -522,12 +546,11 @@ class _Bench:
 
     def _data(self) -> list[Any]:
         """What answers depend on besides the model."""
-        content = next(iter(self.stores.values())).description
-        videos = self.folds.videos
-        return [
-            [content["sources_sha256"][video.name], video.label, video.subject, video.count]
-            for video in videos
-        ] + [self.folds.fold.tolist()]
+        told = [
+            [digest, video.label, video.subject, video.count]
+            for digest, video in zip(self.digests, self.folds.videos, strict=True)
+        ]
+        return [*told, self.folds.fold.tolist()]
 
 
 def _names(runs: dict[tuple[int, int], Path], seed: int) -> list[str]:
