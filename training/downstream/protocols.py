@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
@@ -89,7 +91,9 @@ def linear(
     """
     probabilities = np.zeros((len(test), classes))
     # matrices this small are faster on one core, and far faster beside other work
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings():
+        # of the weakest penalties, which fit the training frames long before
+        warnings.simplefilter("ignore", ConvergenceWarning)
         chosen = _penalty(train, target, subject, seed)
         fitted = regression(chosen).fit(train, target)
         # of a class that no training subject has nothing can be said
