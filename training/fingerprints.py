@@ -9,15 +9,16 @@ agrees only in pictures of one recording. docs/audit.md has the figures the thre
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from scipy.fft import dctn, irfft2, next_fast_len, rfft2  # type: ignore[import-untyped]
+from scipy.fft import dctn  # type: ignore[import-untyped]
 from scipy.ndimage import gaussian_filter, minimum_filter  # type: ignore[import-untyped]
 from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
@@ -41,9 +42,9 @@ _FLAT = 4.0
 # Grey levels that are black, width in pixels of what is left out around them, and least share of
 # an image that must then be left to tell it by.
 _BLACK, _EDGE, _SHARE = 4, 5, 0.1
-# sides of a block of the distance matrix; images, or pairs, worked on at a time
-_ROWS, _COLUMNS, _CHUNK = 1024, 8192, 256
-# candidates kept of two sources: videos have thousands of like frames
+# sides of a block of the distance matrix; images fingerprinted, and correlated, at a time
+_ROWS, _COLUMNS, _CHUNK, _WIDE = 1024, 8192, 256, 2048
+# candidates kept of two sources in a block of rows: videos have thousands of like frames
 _TRIES = 8
 
 
@@ -170,18 +171,13 @@ def find_pairs(
         apart = (owner[first] < owner[second]) & (group[first] != group[second])
         return np.asarray(apart & usable[first] & usable[second])
 
-    near = _near(prints.hashes, prints.hashes, owner, owner, distance, wanted, progress)
-    near = near.take(np.argsort(near.first, kind="stable"))
-    parts = [
-        _correlate(prints.textures, near.take(np.arange(start, min(start + _CHUNK, len(near)))))
-        for start in tqdm(
-            range(0, len(near), _CHUNK), "comparing", unit="block", disable=not progress
-        )
-    ]
-    near.correlation[:] = np.concatenate([*parts, np.empty(0)])
-    near = near.take(near.correlation >= correlation)
-    order = np.lexsort((near.distance, -near.correlation))
-    return _best(near.take(order), owner, owner, 1)
+    found = []
+    for near in _near(prints.hashes, prints.hashes, owner, owner, distance, wanted, progress):
+        near.correlation[:] = _correlate(prints.textures, near)
+        found.append(near.take(near.correlation >= correlation))
+    pairs = _join(found)
+    order = np.lexsort((pairs.distance, -pairs.correlation))
+    return _best(pairs.take(order), owner, owner, 1)
 
 
 def find_known(
@@ -213,7 +209,7 @@ def find_known(
     ) -> npt.NDArray[np.bool_]:
         return np.asarray(lit[first] & known_lit[second])
 
-    near = _near(prints.hashes, known, owner, known_owner, distance, wanted, progress)
+    near = _join(list(_near(prints.hashes, known, owner, known_owner, distance, wanted, progress)))
     order = np.argsort(near.distance, kind="stable")
     return _best(near.take(order), owner, known_owner, 1)
 
@@ -234,16 +230,15 @@ def _near(
     distance: int,
     wanted: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
     progress: bool,
-) -> Pairs:
-    """Candidates, by blocks of the distance matrix, the nearest few of any two sources."""
+) -> Iterator[Pairs]:
+    """Candidates, by blocks of rows of the distance matrix, the nearest few of any two sources."""
     one, two = _signs(first), _signs(second)
     # from left to right, the odd waves across change their sign
     odd = np.arange(1, BITS + 1) % FREQUENCIES % 2 == 1
     turned = np.where(odd, -one, one)
     least = BITS - 2 * distance
-    found: list[Pairs] = []
     blocks = range(0, len(one), _ROWS)
-    for row in tqdm(blocks, "hashes", unit="block", disable=not progress):
+    for row in tqdm(blocks, "comparing", unit="block", disable=not progress):
         of_rows: list[Pairs] = []
         for column in range(0, len(two), _COLUMNS):
             across = two[column : column + _COLUMNS].T
@@ -258,15 +253,9 @@ def _near(
                 i, j, apart = i[kept], j[kept], apart[kept]
                 none = np.full(len(i), np.nan)
                 of_rows.append(Pairs(i, j, apart, none, np.full(len(i), mirrored)))
-        found.append(_nearest(_join(of_rows), first_owner, second_owner))
-    return _nearest(_join(found), first_owner, second_owner)
-
-
-def _nearest(
-    pairs: Pairs, first_owner: npt.NDArray[np.int64], second_owner: npt.NDArray[np.int64]
-) -> Pairs:
-    order = np.argsort(pairs.distance, kind="stable")
-    return _best(pairs.take(order), first_owner, second_owner, _TRIES)
+        near = _join(of_rows)
+        order = np.argsort(near.distance, kind="stable")
+        yield _best(near.take(order), first_owner, second_owner, _TRIES)
 
 
 def _best(
@@ -301,14 +290,22 @@ def _join(parts: Sequence[Pairs]) -> Pairs:
 
 def _correlate(textures: npt.NDArray[np.float16], pairs: Pairs) -> npt.NDArray[np.float64]:
     """The largest correlation of each pair over the shifts."""
-    # padded, so that what is shifted out does not come in again, to a length that is quick
-    shape = (next_fast_len(SIDE + 2 * SHIFT, real=True),) * 2
-    # near pairs share their first images
-    own, place = np.unique(pairs.first * 2 + pairs.mirrored, return_inverse=True)
-    first = textures[own // 2].astype(np.float32)
-    first[own % 2 == 1] = first[own % 2 == 1][:, :, ::-1]
-    second = rfft2(textures[pairs.second].astype(np.float32), shape)
-    product = irfft2(rfft2(first, shape)[place] * second.conj(), shape)
-    shifts = np.arange(-SHIFT, SHIFT + 1)
-    near = product[:, shifts][:, :, shifts]
-    return np.asarray(near.reshape(len(near), -1).max(axis=1), np.float64)
+    found = np.empty(len(pairs))
+    own = pairs.first * 2 + pairs.mirrored
+    seconds, place = np.unique(pairs.second, return_inverse=True)
+    for start in range(0, len(seconds), _WIDE):
+        second = textures[seconds[start : start + _WIDE]].astype(np.float32)
+        second = second.reshape(len(second), -1)
+        here = np.flatnonzero(place // _WIDE == start // _WIDE)
+        here = here[np.argsort(own[here], kind="stable")]
+        # an image is shifted once for all that it is near to; quicker than transforming these
+        for of in np.split(here, np.flatnonzero(np.diff(own[here])) + 1):
+            first = _shifted(textures[pairs.first[of[0]]], bool(pairs.mirrored[of[0]]))
+            found[of] = (second[place[of] - start] @ first.T).max(axis=1)
+    return found
+
+
+def _shifted(texture: npt.NDArray[np.float16], mirrored: bool) -> npt.NDArray[np.float32]:
+    """A texture in all shifts, (25, 4096); what is shifted in is 0."""
+    padded = np.pad(texture[:, ::-1] if mirrored else texture, SHIFT).astype(np.float32)
+    return sliding_window_view(padded, texture.shape).reshape(-1, texture.size)

@@ -44,7 +44,7 @@ def _scene(seed: int) -> npt.NDArray[np.uint8]:
     beam = (np.abs(x - 0.5) < 0.12 + 0.4 * y) & (np.hypot(x - 0.5, y + 0.1) < 1.05)
     speckle = gaussian_filter(rng.rayleigh(1, (192, 192)), 1.2)
     image = beam * speckle * np.exp(1.5 * tissue - 0.5 * y) * 60
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image, 0, 255), np.uint8)
 
 
 def _disturbed(scene: npt.NDArray[np.uint8], way: str, seed: int) -> Image.Image:
