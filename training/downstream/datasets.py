@@ -128,7 +128,8 @@ def _pocus(
     left: Counter[str] = Counter()
     for root in roots:
         suffixes = video.SUFFIXES | ({".gif"} if root == roots[0] else image_files.SUFFIXES)
-        for source in sorted(reading.find(root)):
+        # in the order of `uscl prepare`, on which draws depend
+        for source in reading.find(root):
             # as `uscl prepare` names videos; stills by their folder, as both have a convex one
             name = source.relative_to(root if root == roots[0] else data).as_posix()
             prefix = re.split(r"[-_]", source.name)[0].casefold()
