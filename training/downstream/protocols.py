@@ -188,13 +188,34 @@ def finetuned(
         seed=seed,
     )
     tuner = Tuner(network, frames, train, None, settings, device, shape.mean, shape.std)
+    look = tuner.logits if everything else _watch(network, tuner, test.rows)
     right = []
     logits = np.zeros((len(test), classes), np.float32)
     while not tuner.finished:
         while tuner.progress.step < tuner.steps:
             tuner.step()
         tuner.close_epoch()
-        logits = tuner.logits(test.rows)
+        logits = look(test.rows)
         right.append(float((logits.argmax(axis=1) == test.target).mean()))
         tick()
     return np.asarray(softmax(logits, 1), dtype=np.float64), np.array(right)
+
+
+def _watch(network: Any, tuner: Tuner, rows: Rows) -> Callable[[Rows], Features]:
+    """Logits of the same frames again and again, of which the last block alone has to be run.
+
+    What comes before it is frozen, and the frames are not augmented: the block's input is kept.
+    """
+    block = network.layer4[-1]
+    kept: list[torch.Tensor] = []
+    hook = block.register_forward_pre_hook(lambda _, given: kept.append(given[0].cpu()))
+    tuner.logits(rows)
+    hook.remove()
+
+    @torch.inference_mode()
+    def look(_: Rows) -> Features:
+        network.eval()
+        parts = [network.forward_head(block(part.to(tuner.device))).float().cpu() for part in kept]
+        return np.asarray(torch.cat(parts).numpy())
+
+    return look

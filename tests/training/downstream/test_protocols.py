@@ -106,6 +106,16 @@ def test_the_last_block_is_tuned_and_what_is_frozen_stays(small_store: FrameStor
     assert changed and all(name.startswith("layer4.1.") for name in changed)
 
 
+def test_the_kept_input_of_the_last_block_gives_the_same_answers(small_store: FrameStore) -> None:
+    _, network, said, _ = tune(small_store, everything=False)
+    folds = draw_folds(small_store, 3)
+    rows = folds.sample().rows[folds.of_frames() == 0]
+    images = torch.from_numpy(small_store.frames[rows]).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        whole = network.eval()((images - 0.5) / 0.25).softmax(dim=1)
+    assert np.allclose(said, whole.numpy(), atol=1e-4)
+
+
 def test_everything_is_tuned_where_asked(small_store: FrameStore) -> None:
     before, network, _, _ = tune(small_store, everything=True)
     assert not torch.equal(network.state_dict()["conv1.weight"], before["conv1.weight"])
