@@ -34,7 +34,15 @@ from .infold import SETTINGS, Job, Setting, method_recipe, pretrain_within
 from .probe import Bootstrap, Floats, features
 from .protocols import BUDGETS, PROTOCOLS, finetuned, knn, linear
 from .report import surest
-from .scoring import Difference, Figures, bootstrap_of, differences, figures, units
+from .scoring import (
+    Difference,
+    Figures,
+    bootstrap_of,
+    by_frame,
+    differences,
+    figures,
+    units,
+)
 from .tuning import Sample, linear_classifier
 
 Features = npt.NDArray[np.float32]
@@ -208,10 +216,7 @@ def evaluate(
             )
     efficiency = {
         one.spec: [
-            (
-                share,
-                figures(bench.thinned(one, runs.get(one.spec, {}), share), divided, bootstrap)[0],
-            )
+            (share, by_frame(bench.thinned(one, runs.get(one.spec, {}), share), bootstrap))
             for share in shares
         ]
         for one in contenders

@@ -15,8 +15,8 @@ from .report import draw_confusion, draw_reliability, plain
 from .scoring import COMPARED, units
 
 _GRID = np.linspace(0, 1, 101)
-#: Subjects of the t-SNE, which takes long of many, and frames of each clip.
-_CLIPS, _FRAMES = 150, 6
+#: Frames of the t-SNE, which takes long of many, and of each clip at most.
+_DOTS, _FRAMES = 900, 6
 
 
 def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
@@ -178,10 +178,11 @@ def draw_embedding(found: Evaluation, model: str) -> Figure:
     from sklearn.manifold import TSNE  # slow to import
 
     sample = found.folds.sample()
-    rng = np.random.default_rng(0)
-    clips = rng.permutation(len(found.folds.videos))[:_CLIPS]
     shown = sample.thin(_FRAMES)
-    shown = shown[np.isin(sample.clip[shown], clips)]
+    clips = len(found.folds.videos)
+    # whole clips
+    some = np.random.default_rng(0).permutation(clips)[: clips * _DOTS // len(shown)]
+    shown = shown[np.isin(sample.clip[shown], some)]
     features = found.embedded[model][shown]
     flat = TSNE(
         perplexity=min(30.0, (len(shown) - 1) / 4), init="pca", random_state=0, n_jobs=1

@@ -130,6 +130,19 @@ def figures(probabilities: Floats, folds: Folds, bootstrap: Bootstrap) -> list[F
     return found
 
 
+def by_frame(probabilities: Floats, bootstrap: Bootstrap) -> Figures:
+    """`COMPARED` alone, by frame, as `figures` has it and in a hundredth of the time.
+
+    Args:
+        probabilities: (seeds, N, classes), of the test frames of the bootstrap.
+        bootstrap: of their subjects.
+    """
+    values = np.stack([bootstrap.balanced_accuracy(one.argmax(axis=1)) for one in probabilities])
+    mean = values.mean(axis=0)
+    spread = float(np.std(values[:, 0], ddof=1)) if len(values) > 1 else float("nan")
+    return Figures("frame", {COMPARED: interval(mean)}, {COMPARED: spread}, mean)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Two models on the same subjects: the first minus the second.

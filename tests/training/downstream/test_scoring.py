@@ -9,6 +9,7 @@ import pytest
 from uscl_zoo.training.downstream.folds import Folds, draw_folds
 from uscl_zoo.training.downstream.scoring import (
     bootstrap_of,
+    by_frame,
     differences,
     figures,
     holm,
@@ -68,6 +69,15 @@ def test_seeds_are_averaged_and_their_spread_is_told(folds: Folds) -> None:
     assert good.scores[name].value == good.scores[name].low == 1
     assert bad.scores[name].low < bad.scores[name].value < bad.scores[name].high
     assert "share answered" not in both.scores
+
+
+def test_by_frame_is_the_same_sooner(folds: Folds) -> None:
+    bootstrap = bootstrap_of(folds, 200, 0)
+    said = np.stack([answers(folds, 0.2), answers(folds, 0.5)])
+    slow, soon = figures(said, folds, bootstrap)[0], by_frame(said, bootstrap)
+    assert soon.unit == slow.unit == "frame"
+    assert soon.compared == pytest.approx(slow.compared)
+    assert soon.spread["balanced accuracy"] == pytest.approx(slow.spread["balanced accuracy"])
 
 
 def test_models_are_compared_on_the_same_resamples(folds: Folds) -> None:
