@@ -29,7 +29,7 @@ def answers(folds: Folds, wrong: float, seed: int = 0) -> np.ndarray:
     target = folds.sample().target
     rng = np.random.default_rng(seed)
     said = np.where(rng.random(len(target)) < wrong, (target + 1) % 3, target)
-    return np.eye(3)[said]
+    return np.asarray(np.eye(3)[said])
 
 
 def test_clips_and_subjects_are_means(folds: Folds) -> None:
