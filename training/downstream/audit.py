@@ -348,7 +348,7 @@ def audit(
         findings.append(Finding(first, second, how, _across(first, second), frames, bits, alike))
     for name, corpus in corpora.items():
         findings += _seen(name, corpus, sources, digests, prints, owner, starts, progress)
-    findings.sort(key=lambda finding: (not finding.leaks, finding.across))
+    findings.sort(key=lambda finding: (not finding.leaks, not finding.across, finding.across))
     return Audit(
         data=tuple(data),
         corpora={name: len(corpus.digests) for name, corpus in corpora.items()},

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -21,6 +20,7 @@ from uscl_zoo.registry import model_info
 
 from ..corpus import read_corpus
 from .infold import METHOD, Setting, method_recipe
+from .probe import random_network
 
 #: How a randomly initialised network is asked for, alone or with `:` and an architecture.
 RANDOM = "random"
@@ -92,8 +92,9 @@ def contender(spec: str, setting: Setting) -> Contender:
     if spec == RANDOM or spec.startswith(f"{RANDOM}:"):
         architecture = spec.partition(":")[2] or ARCHITECTURES[0]
         _known(architecture)
+        name = f"{architecture}_uscl"
         shape = Input((3, setting.size, setting.size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-        return Contender(spec, "random", shape, lambda seed, _: random(architecture, seed), spec)
+        return Contender(spec, "random", shape, lambda seed, _: random_network(name, seed), spec)
     if Path(spec).is_file():
         return _of_file(Path(spec))
     try:
@@ -106,13 +107,6 @@ def contender(spec: str, setting: Setting) -> Contender:
         return _of_timm(spec)
     network = uscl_zoo.create_model(spec, pretrained=True, num_classes=0)
     return _fixed(card.name, "zoo", network, str(card.weights.sha256), card)
-
-
-def random(architecture: str, seed: int) -> nn.Module:
-    """A network as pretraining starts it, with every residual branch alive."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return uscl_zoo.create_model(f"{architecture}_uscl", num_classes=0, zero_init_last=False)
 
 
 def _known(architecture: str) -> None:

@@ -359,7 +359,7 @@ def compare(
     task = make_task(store)
     bootstrap = Bootstrap.draw(task, resamples, seed)
     ours = balanced_accuracies([_pretrained(name)], store, bootstrap, progress)
-    randoms = [_random(name, number) for number in range(random_seeds)]
+    randoms = [random_network(name, number) for number in range(random_seeds)]
     theirs = balanced_accuracies(randoms, store, bootstrap, progress)
     return Comparison(
         model=name,
@@ -391,7 +391,7 @@ def penalty_table(name: str, store: FrameStore, seed: int = 0) -> str:
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     subject_of_row = np.repeat([v.subject for v in store.videos], [v.count for v in store.videos])
     columns = []
-    for model in (_pretrained(name), _random(name, seed)):
+    for model in (_pretrained(name), random_network(name, seed)):
         train, test = features(model, store, task.train), features(model, store, task.test)
         for c in PENALTIES:
             probe = regression(c)
@@ -416,7 +416,7 @@ def _pretrained(name: str) -> nn.Module:
     return uscl_zoo.create_model(name, pretrained=True, num_classes=0)
 
 
-def _random(name: str, seed: int) -> nn.Module:
+def random_network(name: str, seed: int) -> nn.Module:
     """A network as pretraining starts it, with every residual branch alive."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

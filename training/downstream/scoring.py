@@ -131,7 +131,7 @@ def figures(probabilities: Floats, folds: Folds, bootstrap: Bootstrap) -> list[F
 
 
 def by_frame(probabilities: Floats, bootstrap: Bootstrap) -> Figures:
-    """`COMPARED` alone, by frame, as `figures` has it and in a hundredth of the time.
+    """`COMPARED` alone, by frame, as `figures` has it and without all the rest.
 
     Args:
         probabilities: (seeds, N, classes), of the test frames of the bootstrap.
