@@ -78,6 +78,11 @@ def method_recipe(spec: str, setting: Setting, seed: int) -> Recipe:
     )
 
 
+def file_name(spec: str) -> str:
+    """A model as it was asked for, in letters that any file system takes."""
+    return "".join(c if c.isalnum() or c in "_.=" else "-" for c in spec)
+
+
 @dataclass(frozen=True)
 class Job:
     """A method, pretrained for one fold by one seed.
@@ -103,8 +108,7 @@ class Job:
         ]
         told = [settings_of(self.recipe), store.description["sampling"], videos]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-        name = "".join(c if c.isalnum() or c in "_.=" else "-" for c in self.spec)
-        return f"{name}-fold{self.fold + 1}-seed{self.recipe.seed}-{digest}"
+        return f"{file_name(self.spec)}-fold{self.fold + 1}-seed{self.recipe.seed}-{digest}"
 
 
 def pretrain_within(

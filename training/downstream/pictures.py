@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .evaluate import Case, Evaluation, Outcome
+from .infold import file_name
 from .metrics import Judged
 from .probe import Bootstrap
 from .report import draw_confusion, draw_reliability, plain
@@ -36,7 +37,7 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
             ),
         )
     for outcome in found.outcomes:
-        name = f"{outcome.protocol}-{_plain_name(outcome.model)}"
+        name = f"{outcome.protocol}-{file_name(outcome.model)}"
         judged = _clips(outcome, found)
         whom = f"{outcome.model}, {outcome.protocol}, clips, mean probability over seeds"
         yield (
@@ -56,7 +57,7 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
         )
     for model, cases in found.cases.items():
         yield (
-            f"cases-{_plain_name(model)}.png",
+            f"cases-{file_name(model)}.png",
             draw_cases(cases),
             (
                 f"{model}, linear: Grad-CAM of the class that was said, in the middle frame of the "
@@ -65,17 +66,13 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
         )
     for model in found.embedded:
         yield (
-            f"embedding-{_plain_name(model)}.png",
+            f"embedding-{file_name(model)}.png",
             draw_embedding(found, model),
             (
                 f"{model}: t-SNE of frozen features, by class and by subject. Distances between "
                 "clusters mean little; what to see is what lies together."
             ),
         )
-
-
-def _plain_name(model: str) -> str:
-    return "".join(c if c.isalnum() or c in "_.=" else "-" for c in model)
 
 
 def _clips(outcome: Outcome, found: Evaluation) -> Judged:
