@@ -213,7 +213,7 @@ def _records(content: dict[str, Any]) -> list[dict[str, Any]]:
 _OPTIONAL = {
     *("sha256", "bytes", "hub_repo", "revision", "origin", "metrics", "labels", "recipe"),
     *("interpolation", "crop_mode", "crop_pct", "held_out_subjects", "epochs", "steps", "seed"),
-    *("code", "hardware", "hours", "classes"),
+    *("code", "hardware", "hours", "classes", "corpus"),
 }
 
 

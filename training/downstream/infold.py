@@ -57,20 +57,19 @@ def method_recipe(spec: str, setting: Setting, seed: int) -> Recipe:
 
     Args:
         spec: a recipe by name or file, and settings after `+`.
-        setting: gives epochs and precision.
+        setting: gives epochs, and precision unless `spec` does.
         seed: of the run.
 
     Raises:
         CardError: for an unknown recipe or setting, or one that the setting decides.
     """
     name, *overrides = spec.removeprefix(METHOD).split("+")
-    for key in ("epochs", "precision", "seed"):
+    for key in ("epochs", "seed"):
         if any(override.startswith(f"{key}=") for override in overrides):
             raise CardError(f"{spec}: {key} is decided by --setting and --seeds")
     return replace(
-        load_recipe(name, overrides),
+        load_recipe(name, [f"precision={setting.precision}", *overrides]),
         epochs=setting.epochs,
-        precision=setting.precision,
         seed=seed,
         # nobody watches
         validate_every=setting.epochs,

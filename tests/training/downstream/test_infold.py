@@ -38,7 +38,12 @@ def test_a_method_is_a_recipe_with_settings_of_its_own() -> None:
     assert (recipe.epochs, recipe.precision, recipe.seed) == (7, "bf16", 3)
 
 
-@pytest.mark.parametrize("key", ["epochs=3", "seed=1", "precision=bf16"])
+def test_a_method_may_name_a_precision_to_compare() -> None:
+    spec = "method:pocus_resnet18+precision=float32"
+    assert method_recipe(spec, Setting(64, 7, "bf16"), 3).precision == "float32"
+
+
+@pytest.mark.parametrize("key", ["epochs=3", "seed=1"])
 def test_what_the_setting_decides_is_refused(key: str) -> None:
     with pytest.raises(CardError, match="is decided by --setting and --seeds"):
         method_recipe(f"method:pocus_resnet18+{key}", TINY, 0)
