@@ -24,7 +24,7 @@ from tqdm import tqdm
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.beam import Cleaner
+from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.sources import files_of, state_of
 

@@ -26,7 +26,8 @@ from .embed import digest
 from .embeddings import written_whole
 from .errors import DataError, MissingDependencyError, UsclError
 from .scores import Scorer
-from .ultrasound.beam import UNKNOWN, clean
+from .ultrasound.beam import UNKNOWN
+from .ultrasound.cleaning import clean
 from .ultrasound.clip import Clip
 from .ultrasound.reading import read, sample
 from .ultrasound.sources import name_sources, state_of

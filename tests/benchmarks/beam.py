@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.beam import Beam, Cleaner, beam, clean
+from uscl_zoo.ultrasound.beam import Beam, beam
+from uscl_zoo.ultrasound.cleaning import Cleaner, clean
 from uscl_zoo.ultrasound.clip import Clip
 
 from .simulator import Simulated, simulate
@@ -186,6 +187,18 @@ def real(data: Path, folder: Path) -> None:
     write_sheets(tiles, folder, "real")
 
 
+def remaining(truth: Simulated, cleaner: Cleaner) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The last frame cleaned, and what of names and dates outside the beam is left in it."""
+    left, top, right, bottom = cleaner.box
+    frame = np.asarray(cleaner(Image.fromarray(truth.frames[-1]))[0])
+    written = truth.text[top:bottom, left:right]
+    before = truth.frames[-1][top:bottom, left:right].astype(int)
+    after = frame.astype(int)
+    # a letter painted over is no longer that letter, whatever its pixels are now
+    same = written & (np.abs(before - after).max(axis=2) < 24) & (after.max(axis=2) > 40)
+    return frame, same
+
+
 def identity(seeds: range, folder: Path) -> None:
     """Names and dates outside the beam: what is left of them. Stills, which are harder."""
     any_left, much_left, refused, total = 0, 0, 0, 0
@@ -197,18 +210,12 @@ def identity(seeds: range, folder: Path) -> None:
         if not cleaner.sure:
             refused += 1
             continue
-        left, top, right, bottom = cleaner.box
-        frame, _ = cleaner(Image.fromarray(truth.frames[-1]))
-        written = truth.text[top:bottom, left:right]
-        before = truth.frames[-1][top:bottom, left:right].astype(int)
-        after = np.asarray(frame).astype(int)
-        # a letter painted over is no longer that letter, whatever its pixels are now
-        same = written & (np.abs(before - after).max(axis=2) < 24) & (after.max(axis=2) > 40)
+        frame, same = remaining(truth, cleaner)
         share = same.sum() / max(truth.text.sum(), 1)
         any_left += bool(same.any())
         much_left += bool(share > 0.02)
         if same.any():
-            tiles.append(tile(np.asarray(frame), cleaner.beam, f"{seed} {share:.2%} left", None))
+            tiles.append(tile(frame, cleaner.beam, f"{seed} {share:.2%} left", None))
     print(
         f"\nidentifying text outside the beam, seeds {seeds.start}-{seeds.stop - 1}, {total} "
         f"frames: some pixel of it left in {any_left}, more than 2 % of it in {much_left}; "

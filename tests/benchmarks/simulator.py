@@ -108,6 +108,20 @@ def simulate(seed: int, count: int = 8, names: int = 0, annotated: bool | None =
     return Simulated(frames, inside, kind, drawn & inside, outside, doppler, style)
 
 
+def find(kind: str, **wanted: Any) -> Simulated:
+    """The first clip of a kind from seed 200 on, without flow and of six frames unless wanted.
+
+    Args:
+        kind: of the beam.
+        wanted: `count` and `annotated` as of `simulate`, and `doppler`.
+    """
+    for seed in range(200, 400):
+        truth = simulate(seed, count=wanted.get("count", 6), annotated=wanted.get("annotated"))
+        if truth.kind == kind and truth.doppler == wanted.get("doppler", False):
+            return truth
+    raise AssertionError(kind)
+
+
 def _background(rng: np.random.Generator) -> Colour:
     if rng.random() < 0.7:
         return (0, 0, 0)

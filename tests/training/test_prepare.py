@@ -24,7 +24,7 @@ from uscl_zoo.training.prepare import Report, Sampling, prepare
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.beam import Cleaner
+from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.phantom import lung_clip
 

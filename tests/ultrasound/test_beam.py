@@ -4,28 +4,19 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks.beam import as_box, box_overlap, overlap, read_boxes
-from benchmarks.simulator import KINDS, Simulated, simulate
+from benchmarks.simulator import KINDS, Simulated, find
 from PIL import Image
 
-from uscl_zoo.errors import DataError, MissingDependencyError
+from uscl_zoo.errors import MissingDependencyError
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.beam import DOUBTFUL, Beam, Cleaner, beam, clean
+from uscl_zoo.ultrasound.beam import DOUBTFUL, Beam, beam
+from uscl_zoo.ultrasound.cleaning import clean
 from uscl_zoo.ultrasound.clip import Clip, Facts, Frame, Region
 from uscl_zoo.ultrasound.phantom import lung_clip
-
-
-def find(kind: str, start: int = 200, **wanted: Any) -> Simulated:
-    """The first simulated clip of a kind."""
-    for seed in range(start, start + 200):
-        truth = simulate(seed, count=wanted.get("count", 6), annotated=wanted.get("annotated"))
-        if truth.kind == kind and truth.doppler == wanted.get("doppler", False):
-            return truth
-    raise AssertionError(kind)
 
 
 @pytest.fixture(scope="module")
@@ -140,67 +131,6 @@ def test_a_long_clip_is_not_kept() -> None:
     found = beam(Clip(decode))
     assert overlap(found.mask, truth.mask) > 0.95
     assert most <= 3
-
-
-# ------------------------------------------------------------------------------------- cleaning
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_outside_is_blanked(kind: str, truths: dict[str, Simulated]) -> None:
-    truth = truths[kind]
-    cleaned = clean(Clip.of(truth.frames))
-    left, top, right, bottom = cleaned.beam.box
-    frames = cleaned.clip.frames
-    assert frames.shape == (len(truth.frames), bottom - top, right - left, 3)
-    outside = ~cleaned.beam.mask[top:bottom, left:right]
-    assert not frames[:, outside].any()
-    # and inside it is the tissue still
-    overlays = list(cleaned.overlays())
-    for before, after, overlay in zip(truth.frames, frames, overlays, strict=True):
-        kept = ~outside & ~overlay
-        assert np.array_equal(after[kept], before[top:bottom, left:right][kept])
-
-
-def test_what_is_drawn_inside_is_painted_over(truths: dict[str, Simulated]) -> None:
-    found, drawn = 0, 0
-    for truth in truths.values():
-        cleaned = clean(Clip.of(truth.frames))
-        left, top, right, bottom = cleaned.beam.box
-        overlay = next(cleaned.overlays())
-        marks = truth.overlay[top:bottom, left:right]
-        found += int((marks & overlay).sum())
-        drawn += int(marks.sum())
-        assert overlay.mean() < 0.1
-    assert drawn > 200
-    assert found / drawn > 0.6
-
-
-def test_colour_flow_is_kept_and_flagged(truths: dict[str, Simulated]) -> None:
-    truth = find("curved", doppler=True)
-    cleaned = clean(Clip.of(truth.frames))
-    assert cleaned.colour
-    left, top, right, bottom = cleaned.beam.box
-    before, after = truth.frames[0, top:bottom, left:right], cleaned.clip.frames[0]
-    flow = np.ptp(before, axis=2) > 100
-    assert flow.sum() > 500
-    assert (np.ptp(after, axis=2) > 80)[flow].mean() > 0.85
-    assert not clean(Clip.of(truths["linear"].frames)).colour
-
-
-def test_facts_follow_the_crop(truths: dict[str, Simulated]) -> None:
-    truth = truths["linear"]
-    height, width = truth.mask.shape
-    facts = Facts(regions=(Region((0, 0, width, height), "2D", (0.1, 0.1)),), spacing=(0.1, 0.1))
-    cleaned = clean(Clip.of(truth.frames, facts=facts))
-    left, top, right, bottom = cleaned.beam.box
-    assert cleaned.clip.facts.regions[0].box == (0, 0, right - left, bottom - top)
-    assert cleaned.clip.facts.spacing == (0.1, 0.1)
-
-
-def test_frames_of_another_size_are_refused(truths: dict[str, Simulated]) -> None:
-    cleaner = Cleaner.of(Clip.of(truths["linear"].frames))
-    with pytest.raises(DataError, match="10x20"):
-        cleaner(Image.new("RGB", (10, 20)))
 
 
 @pytest.mark.parametrize("library", ["cv2", "scipy"])

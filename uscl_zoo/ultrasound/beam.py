@@ -1,4 +1,4 @@
-"""The beam: where in the picture ultrasound is, and the clip without anything else.
+"""The beam: where in the picture ultrasound is.
 
 A scanner draws its image into a shape it knows: a fan of rays from one apex, cut by two arcs, or a
 rectangle. So a model of that shape is fitted to what differs from the interface's background, and
@@ -10,16 +10,14 @@ The edges are then refined by robust least squares on the outline.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..errors import DataError, MissingDependencyError
-from .clip import Clip, Facts, Frame, Region
+from ..errors import MissingDependencyError
+from .clip import Clip, Facts
 
 Floats = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
@@ -38,8 +36,8 @@ _FINE, _COARSE = 320, 112
 # pictures hold few bright pixels that are neither beam nor lettering, which has been taken out.
 _DARK = 0.12
 
-# Wider than any stroke of lettering at the sizes scanners export.
-_STROKE = np.ones((9, 9), np.uint8)
+# How far from the background lettering that can be read is, in grey levels.
+_DRAWN = 30
 
 # A clip is judged by this many frames at most, spread over its length.
 _FRAMES = 16
@@ -105,6 +103,41 @@ class _Shape(NamedTuple):
         return _Shape((x, y), self.across, (self.along[0] * scale, self.along[1] * scale))
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What of a clip is not tissue, whatever model of the beam it lies in.
+
+    Attributes:
+        plain: neither tissue nor within a few pixels of it, bool (H, W).
+        drawn: of that, what stands out from the background, bool (H, W).
+        black: whether the background is.
+    """
+
+    plain: Mask
+    drawn: Mask
+    black: bool
+
+    @classmethod
+    def of(cls, evidence: _Evidence, declared: Box, shape: tuple[int, int]) -> Interface:
+        """From the evidence within the box that the scanner declared.
+
+        Args:
+            evidence: of that box.
+            declared: left, top, right and bottom.
+            shape: height and width of the picture.
+        """
+        cv2 = opencv()
+        left, top, right, bottom = declared
+        # lettering that touches the beam is thinner than it, and corners come back
+        thick = cv2.dilate(cv2.morphologyEx(evidence.beam, cv2.MORPH_OPEN, disc(15)), disc(7))
+        tissue = cv2.dilate(np.minimum(thick, evidence.beam), disc(3))
+        tissue = cv2.resize(tissue, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+        plain, drawn = np.ones(shape, bool), np.zeros(shape, bool)
+        plain[top:bottom, left:right] = tissue < 0.5
+        drawn[top:bottom, left:right] = (evidence.away > _DRAWN) & (tissue < 0.5)
+        return cls(plain, drawn, evidence.black)
+
+
 def beam(clip: Clip) -> Beam:
     """Find the beam of a clip.
 
@@ -121,26 +154,34 @@ def beam(clip: Clip) -> Beam:
         MissingDependencyError: if OpenCV or SciPy is not installed.
         UnreadableError: if the clip cannot be decoded.
     """
-    return _beam(_spread(clip), clip.facts)
+    return look(spread_over(clip), clip.facts)[0]
 
 
-def _beam(frames: Pixels, facts: Facts) -> Beam:
+def look(frames: Pixels, facts: Facts) -> tuple[Beam, Interface]:
+    """Find the beam in frames of one clip, and what the scanner drew around it.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        facts: what the file says of itself.
+    """
     height, width = frames.shape[1:3]
-    left, top, right, bottom = _declared(facts, height, width)
+    declared = left, top, right, bottom = _declared(facts, height, width)
     evidence = _Evidence.of(frames[:, top:bottom, left:right])
+    interface = Interface.of(evidence, declared, (height, width))
     shape, confidence = _fit(evidence)
     if shape is None:
         # what the scanner declared is a beam, even where the picture says nothing more
-        declared = (left, top, right, bottom) != (0, 0, width, height)
+        said = declared != (0, 0, width, height)
         mask = np.zeros((height, width), bool)
         mask[top:bottom, left:right] = True
-        return Beam(mask, UNKNOWN, (left, top, right, bottom), 0.6 if declared else confidence)
+        return Beam(mask, UNKNOWN, declared, 0.6 if said else confidence), interface
     shape = shape.scaled(evidence.scale, left, top)
     mask = shape.draw(height, width)
     inside = np.zeros_like(mask)
     inside[top:bottom, left:right] = True
     mask &= inside
-    return Beam(mask, *_describe(shape, mask), round(confidence, 3), *_geometry(shape))
+    found = Beam(mask, *_describe(shape, mask), round(confidence, 3), *_geometry(shape))
+    return found, interface
 
 
 def _describe(shape: _Shape, mask: Mask) -> tuple[str, Box]:
@@ -170,7 +211,7 @@ def _declared(facts: Facts, height: int, width: int) -> Box:
     return 0, 0, width, height
 
 
-def _spread(clip: Clip) -> Pixels:
+def spread_over(clip: Clip) -> Pixels:
     """At most `_FRAMES` frames spread over a clip, holding no more than those at any time."""
     kept: list[Pixels] = []
     step = 1
@@ -185,244 +226,6 @@ def _spread(clip: Clip) -> Pixels:
     return np.stack(kept)
 
 
-# ------------------------------------------------------------------------------------- cleaning
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """A clip without what the scanner drew around and over the ultrasound.
-
-    Attributes:
-        clip: cropped to the beam, black outside it, lettering inside it painted over; frames are
-            cleaned when they are asked for.
-        beam: that was found, in pixels of the original.
-        colour: whether there is colour Doppler, which is kept.
-        cleaner: makes each frame.
-        original: the clip as it was.
-    """
-
-    clip: Clip
-    beam: Beam
-    colour: bool
-    cleaner: Cleaner
-    original: Clip
-
-    def overlays(self) -> Iterator[Mask]:
-        """What was painted over in each frame: bool (H, W) of the cropped size."""
-        for frame in self.original:
-            yield self.cleaner(frame.image)[1]
-
-
-def clean(clip: Clip) -> Cleaned:
-    """Crop a clip to its beam, blank what is outside, and take out what is drawn inside.
-
-    Text, calipers and rulers inside the beam are found by their sharp strokes, by their colour, and
-    in a moving clip by standing still, and are painted over (Telea's inpainting). Where the beam
-    cannot be told the frames are left as they are: see `Beam.confidence`.
-
-    Args:
-        clip: any; it is decoded once to look at it and again for each use of the result.
-
-    Raises:
-        MissingDependencyError: if OpenCV or SciPy is not installed.
-        UnreadableError: if the clip cannot be decoded.
-    """
-    cleaner = Cleaner.of(clip)
-
-    def decode() -> Iterator[Frame]:
-        for frame in clip:
-            yield Frame(frame.time, cleaner(frame.image)[0])
-
-    facts = replace(clip.facts, regions=_moved(clip.facts.regions, cleaner.box))
-    cleaned = Clip(decode, clip.source, facts)
-    return Cleaned(cleaned, cleaner.beam, cleaner.colour, cleaner, clip)
-
-
-def _moved(regions: tuple[Region, ...], box: Box) -> tuple[Region, ...]:
-    """Regions in pixels of a crop; those outside it are left out."""
-    moved = []
-    for region in regions:
-        left, top = max(region.box[0], box[0]) - box[0], max(region.box[1], box[1]) - box[1]
-        right, bottom = min(region.box[2], box[2]) - box[0], min(region.box[3], box[3]) - box[1]
-        if left < right and top < bottom:
-            moved.append(replace(region, box=(left, top, right, bottom)))
-    return tuple(moved)
-
-
-@dataclass(frozen=True)
-class Cleaner:
-    """Cleans the frames of one clip.
-
-    Attributes:
-        beam: of the clip.
-        colour: whether there is colour Doppler.
-        tint: of the grey scale, its colour as shares of the brightest channel, float32 (3,).
-        drawn: what stands still over moving tissue, bool of the size of the crop.
-        still: whether nothing moves, so that white strokes have to be told by their shape.
-    """
-
-    beam: Beam
-    colour: bool
-    tint: NDArray[np.float32]
-    drawn: Mask
-    still: bool
-
-    @classmethod
-    def of(cls, clip: Clip) -> Cleaner:
-        """Look at a clip.
-
-        Raises:
-            MissingDependencyError: if OpenCV or SciPy is not installed.
-            UnreadableError: if the clip cannot be decoded.
-        """
-        frames = _spread(clip)
-        found = _beam(frames, clip.facts)
-        left, top, right, bottom = found.box
-        frames, inside = frames[:, top:bottom, left:right], found.mask[top:bottom, left:right]
-        tint = _tint(frames, inside)
-        flow = max(_flow(_tinged(frame, tint), inside).mean() for frame in frames)
-        drawn = _standing(frames, inside)
-        return cls(found, bool(flow > 0.002), tint, drawn, _is_still(frames, inside))
-
-    @property
-    def sure(self) -> bool:
-        """Whether the beam was told, so that frames are cropped and blanked."""
-        return self.beam.kind != UNKNOWN and self.beam.confidence >= DOUBTFUL
-
-    @property
-    def box(self) -> Box:
-        """What frames are cropped to."""
-        if self.sure:
-            return self.beam.box
-        height, width = self.beam.mask.shape
-        return 0, 0, width, height
-
-    def __call__(self, image: Image.Image) -> tuple[Image.Image, Mask]:
-        """Clean a frame.
-
-        Args:
-            image: of the size of the clip.
-
-        Returns:
-            The frame, and what was painted over in it: bool of its size.
-
-        Raises:
-            DataError: if the image has another size.
-        """
-        cv2 = _opencv()
-        height, width = self.beam.mask.shape
-        if image.size != (width, height):
-            raise DataError(
-                f"a frame of {image.width}x{image.height} in a clip of {width}x{height} cannot be "
-                "cleaned; split the clip"
-            )
-        if not self.sure:
-            return image, np.zeros((height, width), bool)
-        left, top, right, bottom = self.box
-        crop = np.array(image.crop(self.box).convert("RGB"))
-        inside = self.beam.mask[top:bottom, left:right]
-        overlay = self.drawn | _strokes(crop, inside, self.tint, self.still)
-        if overlay.any():
-            overlay = cv2.dilate(overlay.astype(np.uint8), _disc(3)).astype(bool) & inside
-            _paint_over(crop, overlay)
-        crop[~inside] = 0
-        return Image.fromarray(crop), overlay
-
-
-def _is_still(frames: Pixels, inside: Mask) -> bool:
-    if len(frames) < 4:
-        return True
-    first, last = _brightest(frames[0])[inside], _brightest(frames[len(frames) // 2])[inside]
-    return float(np.abs(first.astype(int) - last).mean()) < 2
-
-
-def _paint_over(picture: Pixels, overlay: Mask) -> None:
-    """Inpaint, piece by piece: the library's cost is that of the whole picture."""
-    cv2 = _opencv()
-    pieces = cv2.dilate(overlay.astype(np.uint8), np.ones((15, 15), np.uint8))
-    outlines, _ = cv2.findContours(pieces, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    for left, top, wide, high in map(cv2.boundingRect, outlines):
-        part = np.s_[top : top + high, left : left + wide]
-        hole = overlay[part].astype(np.uint8)
-        picture[part] = cv2.inpaint(np.ascontiguousarray(picture[part]), hole, 3, cv2.INPAINT_TELEA)
-
-
-def _tint(frames: Pixels, inside: Mask) -> NDArray[np.float32]:
-    """The colour of the grey scale: some scanners show sepia or blue."""
-    pixels = frames[len(frames) // 2][inside][::7].astype(np.float32)
-    brightest = pixels.max(axis=1)
-    pixels, brightest = pixels[brightest > 40], brightest[brightest > 40]
-    if len(pixels) < 50:
-        return np.ones(3, np.float32)
-    tint: NDArray[np.float32] = np.median(pixels / brightest[:, None], axis=0).astype(np.float32)
-    return tint
-
-
-def _tinged(picture: Pixels, tint: NDArray[np.float32]) -> Pixels:
-    """How far each pixel's colour is from the tint, 0-255."""
-    cv2 = _opencv()
-    channels = cv2.split(picture)
-    brightest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
-    away = [
-        cv2.absdiff(channel, brightest if share == 1 else cv2.multiply(brightest, float(share)))
-        for channel, share in zip(channels, tint, strict=True)
-    ]
-    tinged: Pixels = cv2.max(cv2.max(away[0], away[1]), away[2])
-    return tinged
-
-
-def _flow(tinged: Pixels, inside: Mask) -> Mask:
-    """Areas of colour too wide to be strokes: flow."""
-    cv2 = _opencv()
-    coloured = ((tinged > 60) & inside).astype(np.uint8)
-    flow: Mask = cv2.morphologyEx(coloured, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8)).astype(bool)
-    return flow
-
-
-def _standing(frames: Pixels, inside: Mask) -> Mask:
-    """Bright thin strokes that stay where the tissue under them moves."""
-    cv2 = _opencv()
-    found = np.zeros_like(inside)
-    grey = [_brightest(frame) for frame in frames]
-    # each half on its own: lettering may come or go
-    half = max(len(grey) // 2, 4)
-    for some in (grey[:half], grey[-half:]):
-        if len(some) < 4:
-            continue
-        lowest, highest = np.min(some, axis=0), np.max(some, axis=0)
-        spread = cv2.subtract(highest, lowest)
-        thin = cv2.morphologyEx(lowest, cv2.MORPH_TOPHAT, _STROKE)
-        around = cv2.blur(spread, (15, 15))
-        found |= (thin > 60) & (around > 24) & (spread < 0.3 * around) & inside
-    return _glyphs(found)
-
-
-def _strokes(picture: Pixels, inside: Mask, tint: NDArray[np.float32], still: bool) -> Mask:
-    """Sharp thin strokes of one frame: of another colour, and in a still white ones."""
-    cv2 = _opencv()
-    grey = _brightest(picture)
-    tinged = _tinged(picture, tint)
-    strokes = (cv2.morphologyEx(tinged, cv2.MORPH_TOPHAT, _STROKE) > 40) & (grey > 60)
-    flow = _flow(tinged, inside)
-    if flow.any():
-        strokes &= cv2.dilate(flow.astype(np.uint8), _STROKE) == 0
-    if still:
-        # white ones stand out from the speckle around them, or could not be told from it
-        thin = cv2.morphologyEx(grey, cv2.MORPH_TOPHAT, _STROKE)
-        speckle = cv2.blur(thin, (41, 41))
-        strokes |= (thin > 100) & (grey > 180) & (thin > 7 * speckle.astype(int))
-    strokes &= inside
-    return _glyphs(strokes) if strokes.any() else strokes
-
-
-def _glyphs(strokes: Mask) -> Mask:
-    """Strokes of more than a few pixels."""
-    cv2 = _opencv()
-    around = cv2.boxFilter(strokes.astype(np.uint8), -1, (5, 5), normalize=False)
-    kept: Mask = strokes & (around >= 5)
-    return kept
-
-
 # -------------------------------------------------------------------------------------- evidence
 
 
@@ -434,6 +237,8 @@ class _Evidence(NamedTuple):
         weight: how much to believe that: less where lettering was, (h, w).
         outline: a stricter mask, whose outline follows sharp edges, (h, w).
         bright: all that is not background, lettering and the sparsest echoes too, (h, w).
+        away: mean distance from the background, grey levels, (H, W) of the picture.
+        black: whether the background is.
         scale: of the picture to this.
     """
 
@@ -441,26 +246,30 @@ class _Evidence(NamedTuple):
     weight: Floats
     outline: Mask
     bright: Mask
+    away: Floats
+    black: bool
     scale: float
 
     @classmethod
     def of(cls, frames: Pixels) -> _Evidence:
-        cv2 = _opencv()
+        cv2 = opencv()
         height, width = frames.shape[1:3]
         scale = max(height, width) / _FINE
         size = max(round(width / scale), 8), max(round(height / scale), 8)
         whole = np.zeros((height, width), np.float32)
         mean, squares = np.zeros((2, size[1], size[0]), np.float32)
-        noise = 0.0
+        noise, black = 0.0, True
         for frame in frames:
             back, shaken = _background(frame)
-            away = _brightest(cv2.absdiff(frame, np.full_like(frame, back)))
+            black &= int(back.max()) <= 3
+            away = brightest(cv2.absdiff(frame, np.full_like(frame, back)))
             cv2.accumulate(away, whole)
             small = cv2.resize(away, size, interpolation=cv2.INTER_AREA).astype(np.float32)
             mean += small / len(frames)
             squares += small * small / len(frames)
             noise = max(noise, shaken)
         whole /= len(frames)
+        strongest = whole
         moving = np.sqrt(np.maximum(squares - mean * mean, 0))
         # between strokes there is background, between speckles hardly ever
         stroke = max(3, round(max(height, width) / 128)) | 1
@@ -478,14 +287,14 @@ class _Evidence(NamedTuple):
         firm = bright & (faint | (solid > np.maximum(noise, 0.25 * around)))
         beam, lettering = _separate(bright, firm, None if still else moving)
         outline = beam & (faint | (mean > np.maximum(noise, 0.25 * around)))
-        closed = cv2.morphologyEx(beam.astype(np.uint8), cv2.MORPH_CLOSE, _disc(7))
+        closed = cv2.morphologyEx(beam.astype(np.uint8), cv2.MORPH_CLOSE, disc(7))
         weight = np.where(lettering & (closed == 0), np.float32(0.05), np.float32(1))
-        return cls(closed.astype(np.float32), weight, outline, bright, scale)
+        return cls(closed.astype(np.float32), weight, outline, bright, strongest, black, scale)
 
 
 def _faint(mean: Floats, noise: float) -> Mask:
     """Wide fields of one level that is not quite the background's: the beam at low gain."""
-    cv2 = _opencv()
+    cv2 = opencv()
     faint = np.zeros(mean.shape, np.uint8)
     for level in range(1, math.ceil(noise)):
         field = (np.abs(mean - level) < 0.02).astype(np.uint8)
@@ -503,16 +312,18 @@ def _bars(bright: Mask) -> Mask:
         filled = side.mean(axis=1)
         limit = side.shape[0] // 6
         first = int((filled < 0.95).argmax())
-        # a beam that fills the picture goes on, and a shadow in it does not begin so sharply
-        if 2 < first < limit and filled[min(first + 2, len(filled) - 1)] < 0.7:
-            np.rot90(bars, turns)[: first + 2] = True
+        # a beam that fills the picture goes on, and a shadow in it does not begin so sharply; JPEG
+        # may draw the edge of a bar twice
+        if 2 < first < limit and np.median(filled[first + 1 : first + 6]) < 0.7:
+            doubled = np.nonzero(filled[first : first + 6] >= 0.95)[0]
+            np.rot90(bars, turns)[: first + 2 + int(doubled.max(initial=0))] = True
     return bars
 
 
 def _background(frame: Pixels) -> tuple[Pixels, float]:
     """The colour of the interface behind the beam, and how far from it noise goes."""
-    cv2 = _opencv()
-    full = _brightest(frame)
+    cv2 = opencv()
+    full = brightest(frame)
     flat = cv2.morphologyEx(full, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) <= 2
     step = max(1, max(full.shape) // _FINE)
     grey, flat, frame = full[::step, ::step], flat[::step, ::step], frame[::step, ::step]
@@ -533,13 +344,13 @@ def _background(frame: Pixels) -> tuple[Pixels, float]:
 
 def _separate(bright: Mask, firm: Mask, moving: Floats | None) -> tuple[Mask, Mask]:
     """Part what may be beam from lettering, rulers, bars and headers by its connected parts."""
-    cv2 = _opencv()
-    filled = cv2.morphologyEx(firm.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
-    opened = cv2.morphologyEx(filled, cv2.MORPH_OPEN, _disc(5))
+    cv2 = opencv()
+    filled = cv2.morphologyEx(firm.astype(np.uint8), cv2.MORPH_CLOSE, disc(5))
+    opened = cv2.morphologyEx(filled, cv2.MORPH_OPEN, disc(5))
     if moving is not None:
         # lettering does not move: here small parts count too
-        moves = cv2.morphologyEx((moving > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
-        opened |= cv2.morphologyEx(moves, cv2.MORPH_OPEN, _disc(3))
+        moves = cv2.morphologyEx((moving > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, disc(5))
+        opened |= cv2.morphologyEx(moves, cv2.MORPH_OPEN, disc(3))
     count, labels = cv2.connectedComponents(opened)
     beam = np.zeros_like(bright)
     if count == 1:
@@ -558,7 +369,7 @@ def _separate(bright: Mask, firm: Mask, moving: Floats | None) -> tuple[Mask, Ma
         moves = moving is not None and paces[i] > max(0.15 * paces[main], 0.4) and sizes[i] > 12
         if scores[i] and (moves or scores[i] >= 0.03 * scores[main]):
             beam |= labels == i
-    beam = cv2.dilate(beam.astype(np.uint8), _disc(7)).astype(bool)
+    beam = cv2.dilate(beam.astype(np.uint8), disc(7)).astype(bool)
     return beam & bright, bright & ~beam
 
 
@@ -566,7 +377,7 @@ def _separate(bright: Mask, firm: Mask, moving: Floats | None) -> tuple[Mask, Ma
 
 
 def _fit(evidence: _Evidence) -> tuple[_Shape | None, float]:
-    cv2 = _opencv()
+    cv2 = opencv()
     height, width = evidence.beam.shape
     bright = float((evidence.beam * evidence.weight).sum())
     share = bright / evidence.beam.size
@@ -741,10 +552,13 @@ def _deepen(shape: _Shape, bright: Mask) -> _Shape:
     there = (sector >= 0) & (sector < 12) & (ring >= 0)
     filled = np.zeros((60, 12), bool)
     filled[np.minimum(ring[there], 59), sector[there]] = True
+    spread = filled.mean(axis=1) >= 0.6
+    # a line across the picture, such as a heartbeat, fills one ring alone
+    spread[1:-1] &= spread[:-2] | spread[2:]
     # two empty rings end it
     deepest = -1
     for i in range(59):
-        if filled[i].mean() >= 0.6:
+        if spread[i]:
             deepest = i
         elif i > deepest + 2:
             break
@@ -766,9 +580,9 @@ class _Outline(NamedTuple):
 
     @classmethod
     def of(cls, seen: Mask) -> _Outline:
-        cv2 = _opencv()
+        cv2 = opencv()
         height, width = seen.shape
-        closed = cv2.morphologyEx(seen.astype(np.uint8), cv2.MORPH_CLOSE, _disc(7))
+        closed = cv2.morphologyEx(seen.astype(np.uint8), cv2.MORPH_CLOSE, disc(7))
         contours, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         points = np.concatenate([np.zeros((0, 1, 2), np.intp), *contours])[:, 0]
         x, y = points.T
@@ -776,7 +590,7 @@ class _Outline(NamedTuple):
         x, y = x[free], y[free]
         near = np.zeros(seen.shape, np.uint8)
         near[y, x] = 1
-        near = cv2.dilate(near, _disc(5)).astype(bool)
+        near = cv2.dilate(near, disc(5)).astype(bool)
         return cls(x.astype(np.float64), y.astype(np.float64), near)
 
     @property
@@ -877,21 +691,27 @@ def _scales(shape: _Shape) -> Floats:
 # -------------------------------------------------------------------------------------- libraries
 
 
-def _disc(size: int) -> Pixels:
-    cv2 = _opencv()
+def disc(size: int) -> Pixels:
+    """A round kernel, uint8 (size, size)."""
+    cv2 = opencv()
     disc: Pixels = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
     return disc
 
 
-def _brightest(picture: Pixels) -> Pixels:
+def brightest(picture: Pixels) -> Pixels:
     """The brightest channel of each pixel; NumPy's own maximum is 20 times slower."""
-    cv2 = _opencv()
+    cv2 = opencv()
     red, green, blue = cv2.split(picture)
     brightest: Pixels = cv2.max(cv2.max(red, green), blue)
     return brightest
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
+    """OpenCV, imported when it is needed.
+
+    Raises:
+        MissingDependencyError: if it is not installed.
+    """
     try:
         import cv2
     except ImportError as error:

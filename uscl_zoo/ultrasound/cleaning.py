@@ -1,0 +1,293 @@
+"""A clip without what the scanner drew around its beam and over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import DataError
+from .beam import (
+    DOUBTFUL,
+    UNKNOWN,
+    Beam,
+    Box,
+    Interface,
+    Mask,
+    Pixels,
+    brightest,
+    disc,
+    look,
+    opencv,
+    spread_over,
+)
+from .clip import Clip, Frame, Region
+
+# Wider than any stroke of lettering at the sizes scanners export.
+_STROKE = np.ones((9, 9), np.uint8)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A clip without what the scanner drew around and over the ultrasound.
+
+    Attributes:
+        clip: cropped to the beam, black outside it, lettering inside it painted over; frames are
+            cleaned when they are asked for.
+        beam: that was found, in pixels of the original.
+        colour: whether there is colour Doppler, which is kept.
+        cleaner: makes each frame.
+        original: the clip as it was.
+    """
+
+    clip: Clip
+    beam: Beam
+    colour: bool
+    cleaner: Cleaner
+    original: Clip
+
+    def overlays(self) -> Iterator[Mask]:
+        """What was painted over in each frame: bool (H, W) of the cropped size."""
+        for frame in self.original:
+            yield self.cleaner(frame.image)[1]
+
+
+def clean(clip: Clip) -> Cleaned:
+    """Crop a clip to its beam, blank what is outside, and take out what is drawn inside.
+
+    Text, calipers and rulers inside the beam are found by their sharp strokes, by their colour, and
+    in a moving clip by standing still, and are painted over (Telea's inpainting). Where the beam
+    cannot be told the frames are left as they are: see `Beam.confidence`.
+
+    Args:
+        clip: any; it is decoded once to look at it and again for each use of the result.
+
+    Raises:
+        MissingDependencyError: if OpenCV or SciPy is not installed.
+        UnreadableError: if the clip cannot be decoded.
+    """
+    cleaner = Cleaner.of(clip)
+
+    def decode() -> Iterator[Frame]:
+        for frame in clip:
+            yield Frame(frame.time, cleaner(frame.image)[0])
+
+    facts = replace(clip.facts, regions=_moved(clip.facts.regions, cleaner.box))
+    cleaned = Clip(decode, clip.source, facts)
+    return Cleaned(cleaned, cleaner.beam, cleaner.colour, cleaner, clip)
+
+
+def _moved(regions: tuple[Region, ...], box: Box) -> tuple[Region, ...]:
+    """Regions in pixels of a crop; those outside it are left out."""
+    moved = []
+    for region in regions:
+        left, top = max(region.box[0], box[0]) - box[0], max(region.box[1], box[1]) - box[1]
+        right, bottom = min(region.box[2], box[2]) - box[0], min(region.box[3], box[3]) - box[1]
+        if left < right and top < bottom:
+            moved.append(replace(region, box=(left, top, right, bottom)))
+    return tuple(moved)
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Cleans the frames of one clip.
+
+    Attributes:
+        beam: of the clip.
+        colour: whether there is colour Doppler.
+        tint: of the grey scale, its colour as shares of the brightest channel, float32 (3,).
+        drawn: what stands still over moving tissue, bool of the size of the crop.
+        foreign: of the interface, though within the beam: the model is not that exact; bool of the
+            size of the crop.
+        still: whether nothing moves, so that white strokes have to be told by their shape.
+    """
+
+    beam: Beam
+    colour: bool
+    tint: NDArray[np.float32]
+    drawn: Mask
+    foreign: Mask
+    still: bool
+
+    @classmethod
+    def of(cls, clip: Clip) -> Cleaner:
+        """Look at a clip.
+
+        Raises:
+            MissingDependencyError: if OpenCV or SciPy is not installed.
+            UnreadableError: if the clip cannot be decoded.
+        """
+        frames = spread_over(clip)
+        found, interface = look(frames, clip.facts)
+        left, top, right, bottom = found.box
+        foreign = _foreign(found.mask, interface)[top:bottom, left:right]
+        frames, inside = frames[:, top:bottom, left:right], found.mask[top:bottom, left:right]
+        tint = _tint(frames, inside)
+        flow = max(_flow(_tinged(frame, tint), inside).mean() for frame in frames)
+        drawn = _standing(frames, inside)
+        still = _is_still(frames, inside)
+        return cls(found, bool(flow > 0.002), tint, drawn, foreign, still)
+
+    @property
+    def sure(self) -> bool:
+        """Whether the beam was told, so that frames are cropped and blanked."""
+        return self.beam.kind != UNKNOWN and self.beam.confidence >= DOUBTFUL
+
+    @property
+    def box(self) -> Box:
+        """What frames are cropped to."""
+        if self.sure:
+            return self.beam.box
+        height, width = self.beam.mask.shape
+        return 0, 0, width, height
+
+    def __call__(self, image: Image.Image) -> tuple[Image.Image, Mask]:
+        """Clean a frame.
+
+        Args:
+            image: of the size of the clip.
+
+        Returns:
+            The frame, and what was painted over in it: bool of its size.
+
+        Raises:
+            DataError: if the image has another size.
+        """
+        cv2 = opencv()
+        height, width = self.beam.mask.shape
+        if image.size != (width, height):
+            raise DataError(
+                f"a frame of {image.width}x{image.height} in a clip of {width}x{height} cannot be "
+                "cleaned; split the clip"
+            )
+        if not self.sure:
+            return image, np.zeros((height, width), bool)
+        left, top, right, bottom = self.box
+        crop = np.array(image.crop(self.box).convert("RGB"))
+        inside = self.beam.mask[top:bottom, left:right]
+        overlay = self.drawn | _strokes(crop, inside, self.tint, self.still)
+        if overlay.any():
+            overlay = cv2.dilate(overlay.astype(np.uint8), disc(3)).astype(bool) & inside
+            _paint_over(crop, overlay)
+        crop[~inside | self.foreign] = 0
+        return Image.fromarray(crop), overlay | self.foreign
+
+
+def _foreign(inside: Mask, interface: Interface) -> Mask:
+    """What lies in the beam's model and belongs to the interface around it.
+
+    The background, where it can be told from a dark part of the beam, as far as it reaches in from
+    outside. Lettering that begins outside, to its end, and a letter's width of tissue beside it.
+    """
+    cv2 = opencv()
+    height = len(inside)
+    foreign: Mask = np.zeros_like(inside)
+    if not interface.black:
+        _, labels = cv2.connectedComponents((interface.plain | ~inside).astype(np.uint8))
+        foreign = np.isin(labels, np.unique(labels[~inside])) & interface.plain & inside
+    # letters of a line are less than their height apart
+    line = np.ones((max(height // 160, 3), max(height // 40, 9)), np.uint8)
+    lines = cv2.morphologyEx(interface.drawn.astype(np.uint8), cv2.MORPH_CLOSE, line)
+    _, labels = cv2.connectedComponents(lines)
+    begun = np.isin(labels, np.unique(labels[~inside & (labels > 0)])) & (labels > 0)
+    beside = max(height // 24, 15) | 1
+    reach = cv2.dilate(begun.astype(np.uint8), disc(beside)).astype(bool)
+    foreign |= reach & inside
+    return foreign
+
+
+def _is_still(frames: Pixels, inside: Mask) -> bool:
+    if len(frames) < 4:
+        return True
+    first, last = brightest(frames[0])[inside], brightest(frames[len(frames) // 2])[inside]
+    return float(np.abs(first.astype(int) - last).mean()) < 2
+
+
+def _paint_over(picture: Pixels, overlay: Mask) -> None:
+    """Inpaint, piece by piece: the library's cost is that of the whole picture."""
+    cv2 = opencv()
+    pieces = cv2.dilate(overlay.astype(np.uint8), np.ones((15, 15), np.uint8))
+    outlines, _ = cv2.findContours(pieces, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    for left, top, wide, high in map(cv2.boundingRect, outlines):
+        part = np.s_[top : top + high, left : left + wide]
+        hole = overlay[part].astype(np.uint8)
+        picture[part] = cv2.inpaint(np.ascontiguousarray(picture[part]), hole, 3, cv2.INPAINT_TELEA)
+
+
+def _tint(frames: Pixels, inside: Mask) -> NDArray[np.float32]:
+    """The colour of the grey scale: some scanners show sepia or blue."""
+    pixels = frames[len(frames) // 2][inside][::7].astype(np.float32)
+    brightest = pixels.max(axis=1)
+    pixels, brightest = pixels[brightest > 40], brightest[brightest > 40]
+    if len(pixels) < 50:
+        return np.ones(3, np.float32)
+    tint: NDArray[np.float32] = np.median(pixels / brightest[:, None], axis=0).astype(np.float32)
+    return tint
+
+
+def _tinged(picture: Pixels, tint: NDArray[np.float32]) -> Pixels:
+    """How far each pixel's colour is from the tint, 0-255."""
+    cv2 = opencv()
+    channels = cv2.split(picture)
+    brightest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
+    away = [
+        cv2.absdiff(channel, brightest if share == 1 else cv2.multiply(brightest, float(share)))
+        for channel, share in zip(channels, tint, strict=True)
+    ]
+    tinged: Pixels = cv2.max(cv2.max(away[0], away[1]), away[2])
+    return tinged
+
+
+def _flow(tinged: Pixels, inside: Mask) -> Mask:
+    """Areas of colour too wide to be strokes: flow."""
+    cv2 = opencv()
+    coloured = ((tinged > 60) & inside).astype(np.uint8)
+    flow: Mask = cv2.morphologyEx(coloured, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8)).astype(bool)
+    return flow
+
+
+def _standing(frames: Pixels, inside: Mask) -> Mask:
+    """Bright thin strokes that stay where the tissue under them moves."""
+    cv2 = opencv()
+    found = np.zeros_like(inside)
+    grey = [brightest(frame) for frame in frames]
+    # each half on its own: lettering may come or go
+    half = max(len(grey) // 2, 4)
+    for some in (grey[:half], grey[-half:]):
+        if len(some) < 4:
+            continue
+        lowest, highest = np.min(some, axis=0), np.max(some, axis=0)
+        spread = cv2.subtract(highest, lowest)
+        thin = cv2.morphologyEx(lowest, cv2.MORPH_TOPHAT, _STROKE)
+        around = cv2.blur(spread, (15, 15))
+        found |= (thin > 60) & (around > 24) & (spread < 0.3 * around) & inside
+    return _glyphs(found)
+
+
+def _strokes(picture: Pixels, inside: Mask, tint: NDArray[np.float32], still: bool) -> Mask:
+    """Sharp thin strokes of one frame: of another colour, and in a still white ones."""
+    cv2 = opencv()
+    grey = brightest(picture)
+    tinged = _tinged(picture, tint)
+    strokes = (cv2.morphologyEx(tinged, cv2.MORPH_TOPHAT, _STROKE) > 40) & (grey > 60)
+    flow = _flow(tinged, inside)
+    if flow.any():
+        strokes &= cv2.dilate(flow.astype(np.uint8), _STROKE) == 0
+    if still:
+        # white ones stand out from the speckle around them, or could not be told from it
+        thin = cv2.morphologyEx(grey, cv2.MORPH_TOPHAT, _STROKE)
+        speckle = cv2.blur(thin, (41, 41))
+        strokes |= (thin > 100) & (grey > 180) & (thin > 7 * speckle.astype(int))
+    strokes &= inside
+    return _glyphs(strokes) if strokes.any() else strokes
+
+
+def _glyphs(strokes: Mask) -> Mask:
+    """Strokes of more than a few pixels."""
+    cv2 = opencv()
+    around = cv2.boxFilter(strokes.astype(np.uint8), -1, (5, 5), normalize=False)
+    kept: Mask = strokes & (around >= 5)
+    return kept
