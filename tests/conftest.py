@@ -194,3 +194,11 @@ def tuned(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tell=lambda text: None,
     )
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def truths() -> dict[str, Any]:
+    """A simulated clip with lettering in it for each kind of beam; not to be written to."""
+    from benchmarks.simulator import KINDS, find
+
+    return {kind: find(kind, annotated=True) for kind in KINDS}

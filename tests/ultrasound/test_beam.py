@@ -18,12 +18,6 @@ from uscl_zoo.ultrasound.cleaning import clean
 from uscl_zoo.ultrasound.clip import Clip, Facts, Frame, Region
 from uscl_zoo.ultrasound.phantom import lung_clip
 
-
-@pytest.fixture(scope="module")
-def truths() -> dict[str, Simulated]:
-    return {kind: find(kind, annotated=True) for kind in KINDS}
-
-
 # ------------------------------------------------------------------------------------- geometry
 
 

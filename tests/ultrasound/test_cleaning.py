@@ -11,11 +11,6 @@ from uscl_zoo.ultrasound.cleaning import Cleaner, clean
 from uscl_zoo.ultrasound.clip import Clip, Facts, Region
 
 
-@pytest.fixture(scope="module")
-def truths() -> dict[str, Simulated]:
-    return {kind: find(kind, annotated=True) for kind in KINDS}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_outside_is_blanked(kind: str, truths: dict[str, Simulated]) -> None:
     truth = truths[kind]

@@ -128,9 +128,7 @@ class Interface:
         """
         cv2 = opencv()
         left, top, right, bottom = declared
-        # lettering that touches the beam is thinner than it, and corners come back
-        thick = cv2.dilate(cv2.morphologyEx(evidence.beam, cv2.MORPH_OPEN, disc(15)), disc(7))
-        tissue = cv2.dilate(np.minimum(thick, evidence.beam), disc(3))
+        tissue = cv2.dilate(evidence.beam, disc(3))
         tissue = cv2.resize(tissue, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
         plain, drawn = np.ones(shape, bool), np.zeros(shape, bool)
         plain[top:bottom, left:right] = tissue < 0.5
@@ -269,12 +267,11 @@ class _Evidence(NamedTuple):
             squares += small * small / len(frames)
             noise = max(noise, shaken)
         whole /= len(frames)
-        strongest = whole
         moving = np.sqrt(np.maximum(squares - mean * mean, 0))
         # between strokes there is background, between speckles hardly ever
         stroke = max(3, round(max(height, width) / 128)) | 1
-        whole = cv2.morphologyEx(whole, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
-        solid = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+        opened = cv2.morphologyEx(whole, cv2.MORPH_OPEN, np.ones((stroke, stroke), np.uint8))
+        solid = cv2.resize(opened, size, interpolation=cv2.INTER_AREA)
         around = cv2.blur(mean, (13, 13))
         faint = _faint(mean, noise)
         bright = (mean > noise) | faint
@@ -289,7 +286,7 @@ class _Evidence(NamedTuple):
         outline = beam & (faint | (mean > np.maximum(noise, 0.25 * around)))
         closed = cv2.morphologyEx(beam.astype(np.uint8), cv2.MORPH_CLOSE, disc(7))
         weight = np.where(lettering & (closed == 0), np.float32(0.05), np.float32(1))
-        return cls(closed.astype(np.float32), weight, outline, bright, strongest, black, scale)
+        return cls(closed.astype(np.float32), weight, outline, bright, whole, black, scale)
 
 
 def _faint(mean: Floats, noise: float) -> Mask:

@@ -50,7 +50,7 @@ class Cleaned:
     original: Clip
 
     def overlays(self) -> Iterator[Mask]:
-        """What was painted over in each frame: bool (H, W) of the cropped size."""
+        """What was painted over or blanked in the beam of each frame: bool (H, W) of the crop."""
         for frame in self.original:
             yield self.cleaner(frame.image)[1]
 
@@ -58,9 +58,10 @@ class Cleaned:
 def clean(clip: Clip) -> Cleaned:
     """Crop a clip to its beam, blank what is outside, and take out what is drawn inside.
 
-    Text, calipers and rulers inside the beam are found by their sharp strokes, by their colour, and
-    in a moving clip by standing still, and are painted over (Telea's inpainting). Where the beam
-    cannot be told the frames are left as they are: see `Beam.confidence`.
+    Where the background or lettering of the interface reaches into the beam that was found, it is
+    blanked too. Text, calipers and rulers inside the beam are found by their sharp strokes, by
+    their colour, and in a moving clip by standing still, and are painted over (Telea's inpainting).
+    Where the beam cannot be told the frames are left as they are: see `Beam.confidence`.
 
     Args:
         clip: any; it is decoded once to look at it and again for each use of the result.
@@ -151,7 +152,7 @@ class Cleaner:
             image: of the size of the clip.
 
         Returns:
-            The frame, and what was painted over in it: bool of its size.
+            The frame, and what was painted over or blanked in the beam: bool of its size.
 
         Raises:
             DataError: if the image has another size.
@@ -179,8 +180,8 @@ class Cleaner:
 def _foreign(inside: Mask, interface: Interface) -> Mask:
     """What lies in the beam's model and belongs to the interface around it.
 
-    The background, where it can be told from a dark part of the beam, as far as it reaches in from
-    outside. Lettering that begins outside, to its end, and a letter's width of tissue beside it.
+    A background that is not black, which a dark part of the beam is, as far as it reaches in from
+    outside. Lettering of which a quarter or more is outside, and a letter's width beside it.
     """
     cv2 = opencv()
     height = len(inside)
@@ -191,11 +192,13 @@ def _foreign(inside: Mask, interface: Interface) -> Mask:
     # letters of a line are less than their height apart
     line = np.ones((max(height // 160, 3), max(height // 40, 9)), np.uint8)
     lines = cv2.morphologyEx(interface.drawn.astype(np.uint8), cv2.MORPH_CLOSE, line)
-    _, labels = cv2.connectedComponents(lines)
-    begun = np.isin(labels, np.unique(labels[~inside & (labels > 0)])) & (labels > 0)
-    beside = max(height // 24, 15) | 1
-    reach = cv2.dilate(begun.astype(np.uint8), disc(beside)).astype(bool)
-    foreign |= reach & inside
+    count, labels = cv2.connectedComponents(lines)
+    outside = np.bincount(labels[~inside], minlength=count)
+    # an echo may reach out of the model too, but not far
+    lettering = outside >= 0.25 * np.bincount(labels.ravel(), minlength=count)
+    lettering[0] = False
+    reach = cv2.dilate(lettering[labels].astype(np.uint8), disc(max(height // 24, 15) | 1))
+    foreign |= reach.astype(bool) & inside
     return foreign
 
 
