@@ -487,9 +487,9 @@ def evaluate(
 ) -> None:
     """Compare MODELs on a data set: the same folds and code, and intervals over subjects.
 
-    A MODEL is a name of the zoo or of timm, a checkpoint file, `random`, or a method to pretrain
-    within each fold, as `method:pocus_resnet18` or `method:pocus_resnet18+label_rate=0.2`. Run it
-    again after an interruption and it continues.
+    A MODEL is a name of the zoo or of timm, a checkpoint file, `local-dir:` and a folder of timm's,
+    `random`, or a method to pretrain within each fold, as `method:pocus_resnet18` or
+    `method:pocus_resnet18+label_rate=0.2`. Run it again after an interruption and it continues.
     """
     import shlex
     import sys

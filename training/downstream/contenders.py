@@ -24,6 +24,11 @@ from .probe import random_network
 
 #: How a randomly initialised network is asked for, alone or with `:` and an architecture.
 RANDOM = "random"
+#: How timm asks for a network in a folder, such as `uscl finetune` leaves.
+LOCAL = "local-dir:"
+
+# What timm reads weights from.
+_WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Contender:
 
     Attributes:
         spec: as it was asked for.
-        kind: `zoo`, `timm`, `file`, `random` or `method`.
+        kind: `zoo`, `timm`, `folder`, `file`, `random` or `method`.
         shape: of the input.
         build: makes the network, without a classifier, from a seed and for `method` a weights file.
         identity: changes whenever the weights of a given seed or file do.
@@ -72,8 +77,8 @@ def contender(spec: str, setting: Setting) -> Contender:
     """Find out what a model of the command line is.
 
     Args:
-        spec: a name of the zoo or of timm, a checkpoint file, `random`, `random:resnet50`, or
-            `method:` with a recipe.
+        spec: a name of the zoo or of timm, a checkpoint file, `local-dir:` with a folder of timm's,
+            `random`, `random:resnet50`, or `method:` with a recipe.
         setting: of what is pretrained here, and of the random networks beside it.
 
     Raises:
@@ -95,6 +100,8 @@ def contender(spec: str, setting: Setting) -> Contender:
         name = f"{architecture}_uscl"
         shape = Input((3, setting.size, setting.size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         return Contender(spec, "random", shape, lambda seed, _: random_network(name, seed), spec)
+    if spec.startswith(LOCAL):
+        return _of_folder(spec)
     if Path(spec).is_file():
         return _of_file(Path(spec))
     try:
@@ -136,6 +143,21 @@ def _fixed(
     config = resolve_model_data_config(network)
     shape = Input(tuple(config["input_size"]), tuple(config["mean"]), tuple(config["std"]))
     return Contender(spec, kind, shape, lambda *_: network, identity, card)
+
+
+def _of_folder(spec: str) -> Contender:
+    """A network of timm with the weights beside its `config.json`."""
+    folder = Path(spec.removeprefix(LOCAL)).expanduser()
+    try:
+        network: Any = timm.create_model(f"{LOCAL}{folder}", pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{folder}: no network that timm can load ({type(error).__name__}: {reason}); there "
+            "should be a config.json that names its architecture, and model.safetensors"
+        ) from error
+    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
+    return _fixed(spec, "folder", network, " ".join(store.sha256_of(path) for path in files))
 
 
 def _of_timm(name: str) -> Contender:

@@ -43,7 +43,7 @@ from .scoring import (
     figures,
     units,
 )
-from .tuning import Sample, linear_classifier
+from .tuning import Sample, linear_classifier, trained_modules
 
 Features = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -183,6 +183,10 @@ def evaluate(
         raise DataError("shares of the training subjects are above 0 and up to 1")
     chosen = SETTINGS[setting]
     contenders = [contender(spec, chosen) for spec in models]
+    if "finetune-last" in protocols:
+        for one in contenders:
+            if one.kind in ("timm", "folder"):
+                trained_modules(one.build(0, None), "last")  # an error now, not after hours
     stores = _prepare(contenders, dataset, output / WORK, rate, workers, progress, tell)
     first = next(iter(stores.values()))
     divided = (

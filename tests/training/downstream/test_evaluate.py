@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 from conftest import draw_classes
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
+from timm.models import save_for_hf
 from uscl_zoo.training.corpus import read_corpus
 from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream import evaluate as module
@@ -186,6 +188,34 @@ def test_a_checkpoint_file_is_a_model() -> None:
     one = contender(str(bundled), TINY)
     assert (one.kind, one.identity) == ("file", store.sha256_of(bundled))
     assert one.build(0, None).num_features == 512
+
+
+def test_a_folder_of_timm_is_a_model_whatever_its_architecture(tmp_path: Path) -> None:
+    network = timm.create_model("mobilenetv3_small_050", num_classes=2)
+    save_for_hf(network, str(tmp_path), safe_serialization=True)
+    one = contender(f"local-dir:{tmp_path}", TINY)
+    assert (one.kind, one.shape.size) == ("folder", (3, 224, 224))
+    key = "conv_stem.weight"
+    assert one.build(0, None).state_dict()[key].equal(network.state_dict()[key])
+    other = timm.create_model("mobilenetv3_small_050", num_classes=2)
+    save_for_hf(other, str(tmp_path), safe_serialization=True)
+    assert contender(f"local-dir:{tmp_path}", TINY).identity != one.identity
+
+
+def test_a_network_without_residual_blocks_is_refused_before_any_work(
+    classes: Path, tmp_path: Path
+) -> None:
+    network = timm.create_model("mobilenetv3_small_050", num_classes=2)
+    save_for_hf(network, str(tmp_path / "model"), safe_serialization=True)
+    spec, report = f"local-dir:{tmp_path / 'model'}", tmp_path / "report"
+    with pytest.raises(DataError, match="has no last residual block"):
+        run(classes, report, "random", spec, protocols=("knn", "finetune-last"))
+    assert not report.exists()
+
+
+def test_a_folder_without_a_network_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no network that timm can load .*config\.json"):
+        contender(f"local-dir:{tmp_path}", TINY)
 
 
 def test_random_networks_differ_by_seed() -> None:
