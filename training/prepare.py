@@ -24,6 +24,7 @@ from tqdm import tqdm
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.beam import opencv
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.sources import files_of, state_of
@@ -351,6 +352,7 @@ def _cleaner(source: Path, sampling: Sampling) -> Cleaner | None:
     """Looks at frames all over a source, in a pass of its own; None if not asked to."""
     if not sampling.clean:
         return None
+    opencv().setNumThreads(1)  # other processes have the other cores
 
     def decode() -> Iterator[reading.Frame]:
         # the second pass tells of damage

@@ -190,13 +190,14 @@ def real(data: Path, folder: Path) -> None:
 def remaining(truth: Simulated, cleaner: Cleaner) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The last frame cleaned, and what of names and dates outside the beam is left in it."""
     left, top, right, bottom = cleaner.box
-    frame = np.asarray(cleaner(Image.fromarray(truth.frames[-1]))[0])
+    cleaned, painted = cleaner(Image.fromarray(truth.frames[-1]))
+    frame = np.asarray(cleaned)
     written = truth.text[top:bottom, left:right]
     before = truth.frames[-1][top:bottom, left:right].astype(int)
     after = frame.astype(int)
     # a letter painted over is no longer that letter, whatever its pixels are now
     same = written & (np.abs(before - after).max(axis=2) < 24) & (after.max(axis=2) > 40)
-    return frame, same
+    return frame, same & ~painted
 
 
 def identity(seeds: range, folder: Path) -> None:

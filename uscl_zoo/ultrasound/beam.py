@@ -36,9 +36,6 @@ _FINE, _COARSE = 320, 112
 # pictures hold few bright pixels that are neither beam nor lettering, which has been taken out.
 _DARK = 0.12
 
-# How far from the background lettering that can be read is, in grey levels.
-_DRAWN = 30
-
 # A clip is judged by this many frames at most, spread over its length.
 _FRAMES = 16
 
@@ -109,12 +106,10 @@ class Interface:
 
     Attributes:
         plain: neither tissue nor within a few pixels of it, bool (H, W).
-        drawn: of that, what stands out from the background, bool (H, W).
         black: whether the background is.
     """
 
     plain: Mask
-    drawn: Mask
     black: bool
 
     @classmethod
@@ -130,10 +125,9 @@ class Interface:
         left, top, right, bottom = declared
         tissue = cv2.dilate(evidence.beam, disc(3))
         tissue = cv2.resize(tissue, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-        plain, drawn = np.ones(shape, bool), np.zeros(shape, bool)
+        plain = np.ones(shape, bool)
         plain[top:bottom, left:right] = tissue < 0.5
-        drawn[top:bottom, left:right] = (evidence.away > _DRAWN) & (tissue < 0.5)
-        return cls(plain, drawn, evidence.black)
+        return cls(plain, evidence.black)
 
 
 def beam(clip: Clip) -> Beam:
@@ -235,7 +229,6 @@ class _Evidence(NamedTuple):
         weight: how much to believe that: less where lettering was, (h, w).
         outline: a stricter mask, whose outline follows sharp edges, (h, w).
         bright: all that is not background, lettering and the sparsest echoes too, (h, w).
-        away: mean distance from the background, grey levels, (H, W) of the picture.
         black: whether the background is.
         scale: of the picture to this.
     """
@@ -244,7 +237,6 @@ class _Evidence(NamedTuple):
     weight: Floats
     outline: Mask
     bright: Mask
-    away: Floats
     black: bool
     scale: float
 
@@ -286,7 +278,7 @@ class _Evidence(NamedTuple):
         outline = beam & (faint | (mean > np.maximum(noise, 0.25 * around)))
         closed = cv2.morphologyEx(beam.astype(np.uint8), cv2.MORPH_CLOSE, disc(7))
         weight = np.where(lettering & (closed == 0), np.float32(0.05), np.float32(1))
-        return cls(closed.astype(np.float32), weight, outline, bright, whole, black, scale)
+        return cls(closed.astype(np.float32), weight, outline, bright, black, scale)
 
 
 def _faint(mean: Floats, noise: float) -> Mask:

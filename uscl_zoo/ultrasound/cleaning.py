@@ -25,9 +25,12 @@ from .beam import (
     spread_over,
 )
 from .clip import Clip, Frame, Region
+from .lettering import lettering
 
 # Wider than any stroke of lettering at the sizes scanners export.
 _STROKE = np.ones((9, 9), np.uint8)
+# Steps of 12 degrees around the circle of hues.
+_HUES = 30
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,16 @@ def clean(clip: Clip) -> Cleaned:
     """Crop a clip to its beam, blank what is outside, and take out what is drawn inside.
 
     Where the background or lettering of the interface reaches into the beam that was found, it is
-    blanked too. Text, calipers and rulers inside the beam are found by their sharp strokes, by
-    their colour, and in a moving clip by standing still, and are painted over (Telea's inpainting).
+    blanked too. Text inside the beam is found by a detector, it and calipers and rulers by their
+    sharp strokes, by their colour, and in a moving clip by standing still; they are painted over
+    (Telea's inpainting).
     Where the beam cannot be told the frames are left as they are: see `Beam.confidence`.
 
     Args:
         clip: any; it is decoded once to look at it and again for each use of the result.
 
     Raises:
-        MissingDependencyError: if OpenCV or SciPy is not installed.
+        MissingDependencyError: if OpenCV, SciPy or RapidOCR is not installed.
         UnreadableError: if the clip cannot be decoded.
     """
     cleaner = Cleaner.of(clip)
@@ -98,16 +102,16 @@ class Cleaner:
 
     Attributes:
         beam: of the clip.
-        colour: whether there is colour Doppler.
+        hues: those of colour Doppler, bool (30,), which is kept; none where there is none.
         tint: of the grey scale, its colour as shares of the brightest channel, float32 (3,).
-        drawn: what stands still over moving tissue, bool of the size of the crop.
+        drawn: what stands still over moving tissue, and lines of text; bool of the crop.
         foreign: of the interface, though within the beam: the model is not that exact; bool of the
-            size of the crop.
+            crop.
         still: whether nothing moves, so that white strokes have to be told by their shape.
     """
 
     beam: Beam
-    colour: bool
+    hues: NDArray[np.bool_]
     tint: NDArray[np.float32]
     drawn: Mask
     foreign: Mask
@@ -118,19 +122,25 @@ class Cleaner:
         """Look at a clip.
 
         Raises:
-            MissingDependencyError: if OpenCV or SciPy is not installed.
+            MissingDependencyError: if OpenCV, SciPy or RapidOCR is not installed.
             UnreadableError: if the clip cannot be decoded.
         """
         frames = spread_over(clip)
         found, interface = look(frames, clip.facts)
         left, top, right, bottom = found.box
-        foreign = _foreign(found.mask, interface)[top:bottom, left:right]
+        within, across = _written(lettering(frames), found.mask)
+        foreign = (across | _reaching_in(found.mask, interface))[top:bottom, left:right]
         frames, inside = frames[:, top:bottom, left:right], found.mask[top:bottom, left:right]
         tint = _tint(frames, inside)
-        flow = max(_flow(_tinged(frame, tint), inside).mean() for frame in frames)
-        drawn = _standing(frames, inside)
+        hues = _hues(frames, inside, tint)
+        drawn = _standing(frames, inside) | within[top:bottom, left:right]
         still = _is_still(frames, inside)
-        return cls(found, bool(flow > 0.002), tint, drawn, foreign, still)
+        return cls(found, hues, tint, drawn, foreign, still)
+
+    @property
+    def colour(self) -> bool:
+        """Whether there is colour Doppler."""
+        return bool(self.hues.any())
 
     @property
     def sure(self) -> bool:
@@ -169,7 +179,7 @@ class Cleaner:
         left, top, right, bottom = self.box
         crop = np.array(image.crop(self.box).convert("RGB"))
         inside = self.beam.mask[top:bottom, left:right]
-        overlay = self.drawn | _strokes(crop, inside, self.tint, self.still)
+        overlay = self.drawn | _strokes(crop, inside, self.tint, self.still, self.hues)
         if overlay.any():
             overlay = cv2.dilate(overlay.astype(np.uint8), disc(3)).astype(bool) & inside
             _paint_over(crop, overlay)
@@ -177,29 +187,26 @@ class Cleaner:
         return Image.fromarray(crop), overlay | self.foreign
 
 
-def _foreign(inside: Mask, interface: Interface) -> Mask:
-    """What lies in the beam's model and belongs to the interface around it.
+def _written(text: Mask, inside: Mask) -> tuple[Mask, Mask]:
+    """Lines of text within the beam, and those of which a quarter or more is outside it.
 
-    A background that is not black, which a dark part of the beam is, as far as it reaches in from
-    outside. Lettering of which a quarter or more is outside, and a letter's width beside it.
+    The latter are of the interface, and what is behind them may not be tissue.
     """
     cv2 = opencv()
-    height = len(inside)
-    foreign: Mask = np.zeros_like(inside)
-    if not interface.black:
-        _, labels = cv2.connectedComponents((interface.plain | ~inside).astype(np.uint8))
-        foreign = np.isin(labels, np.unique(labels[~inside])) & interface.plain & inside
-    # letters of a line are less than their height apart
-    line = np.ones((max(height // 160, 3), max(height // 40, 9)), np.uint8)
-    lines = cv2.morphologyEx(interface.drawn.astype(np.uint8), cv2.MORPH_CLOSE, line)
-    count, labels = cv2.connectedComponents(lines)
+    # a letter may stick out of its box
+    count, labels = cv2.connectedComponents(cv2.dilate(text.astype(np.uint8), disc(5)))
     outside = np.bincount(labels[~inside], minlength=count)
-    # an echo may reach out of the model too, but not far
-    lettering = outside >= 0.25 * np.bincount(labels.ravel(), minlength=count)
-    lettering[0] = False
-    reach = cv2.dilate(lettering[labels].astype(np.uint8), disc(max(height // 24, 15) | 1))
-    foreign |= reach.astype(bool) & inside
-    return foreign
+    across = (outside >= 0.25 * np.bincount(labels.ravel(), minlength=count))[labels]
+    written = (labels > 0) & inside
+    return written & ~across, written & across
+
+
+def _reaching_in(inside: Mask, interface: Interface) -> Mask:
+    """Background that is not black, as a dark part of a beam is, as far as it reaches into it."""
+    if interface.black:
+        return np.zeros_like(inside)
+    _, labels = opencv().connectedComponents((interface.plain | ~inside).astype(np.uint8))
+    return np.isin(labels, np.unique(labels[~inside])) & interface.plain & inside
 
 
 def _is_still(frames: Pixels, inside: Mask) -> bool:
@@ -252,6 +259,30 @@ def _flow(tinged: Pixels, inside: Mask) -> Mask:
     return flow
 
 
+def _hue(picture: Pixels) -> NDArray[np.intp]:
+    """The hue of each pixel, in `_HUES` steps around the circle."""
+    cv2 = opencv()
+    hue = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV_FULL)[..., 0]
+    return np.asarray(hue.astype(np.intp) * _HUES // 256)
+
+
+def _hues(frames: Pixels, inside: Mask, tint: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The hues of flow: bool (_HUES,), none if there is too little of it to be flow."""
+    counts = np.zeros(_HUES, np.int64)
+    most = 0.0
+    for frame in frames:
+        flow = _flow(_tinged(frame, tint), inside)
+        most = max(most, float(flow.mean()))
+        if flow.any():
+            counts += np.bincount(_hue(frame)[flow], minlength=_HUES)
+    if most <= 0.002:
+        return np.zeros(_HUES, bool)
+    common = counts > 0.02 * counts.sum()
+    # its edges fade into the hues beside them
+    near: NDArray[np.bool_] = common | np.roll(common, 1) | np.roll(common, -1)
+    return near
+
+
 def _standing(frames: Pixels, inside: Mask) -> Mask:
     """Bright thin strokes that stay where the tissue under them moves."""
     cv2 = opencv()
@@ -270,7 +301,13 @@ def _standing(frames: Pixels, inside: Mask) -> Mask:
     return _glyphs(found)
 
 
-def _strokes(picture: Pixels, inside: Mask, tint: NDArray[np.float32], still: bool) -> Mask:
+def _strokes(
+    picture: Pixels,
+    inside: Mask,
+    tint: NDArray[np.float32],
+    still: bool,
+    hues: NDArray[np.bool_],
+) -> Mask:
     """Sharp thin strokes of one frame: of another colour, and in a still white ones."""
     cv2 = opencv()
     grey = brightest(picture)
@@ -279,6 +316,9 @@ def _strokes(picture: Pixels, inside: Mask, tint: NDArray[np.float32], still: bo
     flow = _flow(tinged, inside)
     if flow.any():
         strokes &= cv2.dilate(flow.astype(np.uint8), _STROKE) == 0
+    if hues.any():
+        # a thin vessel is a stroke, and only its colour tells
+        strokes &= ~hues[_hue(picture)]
     if still:
         # white ones stand out from the speckle around them, or could not be told from it
         thin = cv2.morphologyEx(grey, cv2.MORPH_TOPHAT, _STROKE)
