@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import base64
+import io
+import re
 from collections.abc import Sequence
 from html import escape
 
+from PIL import Image
+
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222}
+body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
-td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
-.wrap td{white-space:normal;overflow-wrap:anywhere}
+td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
+td span{white-space:nowrap} .wrap td{overflow-wrap:anywhere}
 img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;font-size:.9rem}
+.narrow{display:inline-block;vertical-align:top;width:31.5%;margin-right:1.5%}
 .note{border-left:4px solid #c53030;padding-left:.8rem} code{font-size:.9em}
-@media print{body{margin:0;font-size:11px} figure{break-inside:avoid}}
+@media (max-width:40rem){.narrow{width:100%} td,th{font-size:.85rem;padding:.2rem .4rem}
+td:first-child,th:first-child{position:sticky;left:0;background:#fff;max-width:9rem;overflow-wrap:anywhere}}
+@media print{
+body{margin:0;padding:0;max-width:none;font-size:11px} h2{break-after:avoid}
+table{display:table;overflow:visible;font-size:9px} tr,figure{break-inside:avoid}
+td,th{padding:.15rem .3rem} td{overflow-wrap:anywhere}
+}
 """
+
+# Wider than high by less than this, two pictures stand side by side.
+_NARROW = 1.5
+# Of an interval: it stays on one line, where the rest of a cell may be broken.
+_INTERVAL = re.compile(r"\[[^\[\]]{1,24}\]")
 
 
 def page(title: str, body: str) -> str:
@@ -38,12 +54,14 @@ def figure(name: str, kind: str, picture: bytes, caption: str) -> str:
     Args:
         name: said where it cannot be shown.
         kind: its media type, e.g. `image/png`.
-        picture: content of the file.
+        picture: content of the file, of a kind that Pillow reads.
         caption: plain text.
     """
     data = base64.b64encode(picture).decode()
+    width, height = Image.open(io.BytesIO(picture)).size
+    shape = " class=narrow" if width < _NARROW * height else ""
     return (
-        f'<figure><img alt="{escape(name)}" src="data:{kind};base64,{data}">'
+        f'<figure{shape}><img alt="{escape(name)}" src="data:{kind};base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -54,8 +72,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], wrap: bool = False
     Args:
         head: of the columns; empty for none.
         rows: of cells.
-        wrap: break long cells; otherwise a wide table scrolls.
+        wrap: break words of long cells; otherwise a wide table scrolls, but on paper.
     """
     lines = [f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"] if head else []
-    lines += [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    lines += [f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows]
     return f"<table{' class=wrap' if wrap else ''}>{''.join(lines)}</table>"
+
+
+def _cell(text: str) -> str:
+    return _INTERVAL.sub(r"<span>\g<0></span>", escape(text))
