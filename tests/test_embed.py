@@ -1,6 +1,7 @@
 import copy
 import csv
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -100,6 +101,31 @@ def test_rate_is_of_time(model: nn.Module, folder: Path) -> None:
 def test_what_cannot_be_read_is_skipped_and_named(model: nn.Module, folder: Path) -> None:
     result = embed(model, folder, progress=False)
     assert result.skipped == [(folder / "b.png", "cannot be read (not an image)")]
+
+
+def test_stills_videos_and_dicom_in_one_folder(
+    model: nn.Module, data: Path, tmp_path: Path
+) -> None:
+    videos = data / "pocus" / "videos" / "convex"
+    taken = [next(videos.glob(f"*.{suffix}")) for suffix in ("avi", "gif", "mov", "mp4", "mpeg")]
+    taken += [data / "dicom" / "US1_J2KR.dcm", data / "dicom" / "OBXXXX1A_rle_2frame.dcm"]
+    taken += [next((data / "busi" / "normal").glob("*.png"))]
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for path in taken:
+        shutil.copy(path, mixed)
+    # DICOM is known by its content
+    (mixed / "US1_J2KR.dcm").rename(mixed / "IM00001")
+    (mixed / "notes.txt").write_text("a list of what is here")
+    result = embed(model, mixed, pool="clip", rate=1, progress=False)
+    assert len(result) == len(taken)
+    assert {path.name for path in result.sources} == {p.name for p in mixed.iterdir()} - {
+        "notes.txt"
+    }
+    assert np.isfinite(result.features).all()
+    alone = embed(model, taken[3], pool="clip", rate=1, progress=False)
+    row = [path.name for path in result.sources].index(taken[3].name)
+    assert np.allclose(result.features[row], alone.features[0], rtol=1e-3, atol=1e-5)
 
 
 def test_nothing_readable(model: nn.Module, folder: Path) -> None:
