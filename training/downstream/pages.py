@@ -19,7 +19,8 @@ img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;fo
 .narrow{display:inline-block;vertical-align:top;width:31.5%;margin-right:1.5%}
 .note{border-left:4px solid #c53030;padding-left:.8rem} code{font-size:.9em}
 @media (max-width:40rem){.narrow{width:100%} td,th{font-size:.85rem;padding:.2rem .4rem}
-td:first-child,th:first-child{position:sticky;left:0;background:#fff;max-width:9rem;overflow-wrap:anywhere}}
+td:first-child,th:first-child{position:sticky;left:0;background:#fff;min-width:6.5rem;max-width:9rem;
+overflow-wrap:anywhere}}
 @media print{
 body{margin:0;padding:0;max-width:none;font-size:11px} h2{break-after:avoid}
 table{display:table;overflow:visible;font-size:9px} tr,figure{break-inside:avoid}
