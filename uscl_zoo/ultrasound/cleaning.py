@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,9 +127,12 @@ class Cleaner:
             UnreadableError: if the clip cannot be decoded.
         """
         frames = spread_over(clip)
-        found, interface = look(frames, clip.facts)
+        with ThreadPoolExecutor(1, "lettering") as pool:
+            # on another core, while the beam is fitted
+            text = pool.submit(lettering, frames)
+            found, interface = look(frames, clip.facts)
+            within, across = _written(text.result(), found.mask)
         left, top, right, bottom = found.box
-        within, across = _written(lettering(frames), found.mask)
         foreign = (across | _reaching_in(found.mask, interface))[top:bottom, left:right]
         frames, inside = frames[:, top:bottom, left:right], found.mask[top:bottom, left:right]
         tint = _tint(frames, inside)
@@ -224,7 +228,7 @@ def _paint_over(picture: Pixels, overlay: Mask) -> None:
     for left, top, wide, high in map(cv2.boundingRect, outlines):
         part = np.s_[top : top + high, left : left + wide]
         hole = overlay[part].astype(np.uint8)
-        picture[part] = cv2.inpaint(np.ascontiguousarray(picture[part]), hole, 3, cv2.INPAINT_TELEA)
+        picture[part] = cv2.inpaint(np.ascontiguousarray(picture[part]), hole, 2, cv2.INPAINT_TELEA)
 
 
 def _tint(frames: Pixels, inside: Mask) -> NDArray[np.float32]:
