@@ -237,15 +237,17 @@ def _search(folder: Path, visited: set[Path]) -> Iterator[Path]:
         return
     visited.add(real)
     entries = _entries(folder)
-    folders = [entry for entry in entries if entry.is_dir()]
+    # sets, as a folder may hold a hundred thousand
+    folders = {entry for entry in entries if entry.is_dir()}
     files = [entry for entry in entries if entry not in folders and _is_source(entry)]
     if not folders and _are_one_clip(files):
         yield folder
         return
+    sources = set(files)
     for entry in entries:
         if entry in folders:
             yield from _search(entry, visited)
-        elif entry in files:
+        elif entry in sources:
             yield entry
 
 
