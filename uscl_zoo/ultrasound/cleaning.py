@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,8 @@ from .lettering import lettering
 
 # Wider than any stroke of lettering at the sizes scanners export.
 _STROKE = np.ones((9, 9), np.uint8)
+# Frames cleaned side by side; most of it is OpenCV's, which lets other threads run.
+_THREADS = 2
 # Steps of 12 degrees around the circle of hues.
 _HUES = 30
 
@@ -78,8 +81,16 @@ def clean(clip: Clip) -> Cleaned:
     cleaner = Cleaner.of(clip)
 
     def decode() -> Iterator[Frame]:
-        for frame in clip:
-            yield Frame(frame.time, cleaner(frame.image)[0])
+        threads = min(_THREADS, opencv().getNumThreads())
+        waiting: deque[tuple[float, Future[tuple[Image.Image, Mask]]]] = deque()
+        with ThreadPoolExecutor(threads, "cleaning") as pool:
+            for frame in clip:
+                waiting.append((frame.time, pool.submit(cleaner, frame.image)))
+                if len(waiting) > threads:
+                    time, done = waiting.popleft()
+                    yield Frame(time, done.result()[0])
+            for time, done in waiting:
+                yield Frame(time, done.result()[0])
 
     facts = replace(clip.facts, regions=_moved(clip.facts.regions, cleaner.box))
     cleaned = Clip(decode, clip.source, facts)
