@@ -66,9 +66,9 @@ def clean(clip: Clip) -> Cleaned:
     """Crop a clip to its beam, blank what is outside, and take out what is drawn inside.
 
     Where the background or lettering of the interface reaches into the beam that was found, it is
-    blanked too. Text inside the beam is found by a detector, it and calipers and rulers by their
-    sharp strokes, by their colour, and in a moving clip by standing still; they are painted over
-    (Telea's inpainting).
+    blanked too. Text inside the beam is found by a detector; calipers and rulers by their sharp
+    strokes, by their colour, and in a moving clip by standing still. They are painted over (Telea's
+    inpainting). Frames are cleaned two at a time, in order, where OpenCV is left two threads.
     Where the beam cannot be told the frames are left as they are: see `Beam.confidence`.
 
     Args:
