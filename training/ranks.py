@@ -113,6 +113,8 @@ def join(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
         control = dist.new_group(backend="gloo")
         ranks = Ranks(dist.get_rank(), world, local, control)
         yield ranks, f"cuda:{local}" if cuda else "cpu"
+        # gloo aborts a rank whose peer has left while its threads are at work
+        ranks.wait()
     finally:
         dist.destroy_process_group()
 

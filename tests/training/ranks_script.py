@@ -39,9 +39,6 @@ def main(store: str, recipe: str, output: str, dtype: str) -> None:
             buffers = dict(trainer.network.named_buffers())
             found = {"gradients": gradients, "buffers": buffers, "labelled": labelled}
             torch.save(found, Path(output))
-        # a rank that leaves while gloo's threads of another are at work may abort
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_thin_vessels_of_a_real_scan_are_kept(data: Path) -> None:
     after = cleaned.clip.frames[0].astype(int)
     red = (before[..., 0] > 120) & (before[..., 0] - before[..., 1] > 80)
     assert red.sum() > 500
-    # the scale beside the beam is not flow
+    # 0.29 where only the shape of strokes was looked at
     assert (np.abs(after - before).max(2) < 8)[red].mean() > 0.95
 
 

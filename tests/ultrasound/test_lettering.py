@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from benchmarks.simulator import Simulated, simulate
+from benchmarks.simulator import simulate
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -30,7 +30,7 @@ def test_a_line_is_found_and_hardly_more(size: int) -> None:
     assert found.mean() < 0.15
 
 
-def test_a_picture_without_text_has_none(truths: dict[str, Simulated]) -> None:
+def test_a_picture_without_text_has_none() -> None:
     assert not lettering(np.zeros((1, 240, 320, 3), np.uint8)).any()
     truth = simulate(206, count=1, annotated=False)
     assert lettering(truth.frames)[truth.mask].mean() < 0.01

@@ -38,10 +38,7 @@ def lettering(frames: Pixels) -> Mask:
     boxes = np.zeros((height, width), np.uint8)
     if min(height, width) < _SHORTEST:
         return boxes.astype(bool)
-    total = np.zeros(frames.shape[1:], np.float32)
-    for frame in frames:
-        cv2.accumulate(frame, total)
-    mean = np.rint(total / len(frames)).astype(np.uint8)
+    mean = np.rint(frames.mean(axis=0, dtype=np.float32)).astype(np.uint8)
     with _LOCK:
         found = _detector()(cv2.cvtColor(mean, cv2.COLOR_RGB2BGR), use_cls=False, use_rec=False)
     for box in () if found.boxes is None else found.boxes:
