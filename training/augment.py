@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .execution import send
 from .pairs import Purpose, stream
 from .recipe import Recipe
 
@@ -45,7 +46,7 @@ class Draws:
     def to(self, device: torch.device) -> Draws:
         """The same draws on a device."""
         parts = (self.box, self.flip, self.factor, self.order)
-        return Draws(*(part.to(device, non_blocking=True) for part in parts))
+        return Draws(*(send(part, device) for part in parts))
 
 
 def draw(recipe: Recipe, epoch: int, videos: int, size: int) -> Draws:

@@ -65,6 +65,22 @@ def settle(execution: Execution) -> None:
     torch.backends.cudnn.benchmark = not execution.deterministic
 
 
+def precision_on(device: torch.device, asked: str) -> str:
+    """`float32` or `bf16`: as asked; for `auto`, bf16 where the device has instructions for it."""
+    if asked != "auto":
+        return asked
+    if device.type == "cpu":
+        # told since torch 2.11
+        has = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+        return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+    return "bf16"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Where a network computes in that precision; weights stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def device_named(name: str | None) -> torch.device:
     """The device of that name; None for CUDA where there is one.
 
@@ -80,6 +96,14 @@ def device_named(name: str | None) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise DataError(f"device {name!r} cannot be used ({reason}); try cpu") from error
     return device
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device, which goes on with what it does: nobody waits."""
+    if device.type == "cuda":
+        # from memory that can be paged out, a copy waits for all that was asked of the device
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def place_for(size: int, device: torch.device, asked: str | None = None) -> str:

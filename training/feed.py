@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .execution import place_for
+from .execution import place_for, send
 from .frames import FrameStore
 
 Rows = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class Feed:
         """One batch: uint8 (N, H, W, 3) on the device."""
         if self._resident is None:
             return torch.from_numpy(self.store.read(rows)).to(self.device)
-        index = torch.from_numpy(rows).to(self._resident.device)
+        index = send(torch.from_numpy(rows), self._resident.device)
         return self._resident.index_select(0, index).to(self.device)
 
     def stream(self, batches: Sequence[Rows]) -> Iterator[Tensor]:
@@ -98,7 +98,7 @@ class Feed:
         pinned = self.device.type == "cuda"
         staged = torch.empty((len(rows), *self.store.frames.shape[1:]), dtype=torch.uint8)
         if pinned:
-            staged = staged.pin_memory(self.device)
+            staged = staged.pin_memory()
         if self._resident is None:
             self.store.read(rows, staged.numpy())
         else:

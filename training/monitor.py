@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import augment
-from .frames import FrameStore, Video
+from .execution import autocast
+from .feed import Feed
+from .frames import Video
 from .network import UsclNetwork
 from .pairs import Purpose, stream
 from .recipe import Recipe
@@ -52,11 +54,11 @@ class Embedded:
 
 def measure(
     network: UsclNetwork,
-    store: FrameStore,
+    feed: Feed,
     recipe: Recipe,
     train_videos: Sequence[Video],
     heldout_videos: Sequence[Video],
-    device: torch.device,
+    precision: str,
 ) -> dict[str, float]:
     """What a row of the history says of the embedding.
 
@@ -68,11 +70,11 @@ def measure(
 
     Args:
         network: left in the mode it was in.
-        store: frames.
+        feed: frames.
         recipe: mean, std and seed.
         train_videos: those trained on.
         heldout_videos: those held out.
-        device: of the network.
+        precision: of the encoder, `float32` or `bf16`.
 
     Returns:
         "alignment" and "uniformity", the same as "held-out alignment" and "held-out uniformity",
@@ -84,7 +86,7 @@ def measure(
     sides = []
     for name, videos in (("", train_videos), ("held-out ", heldout_videos)):
         chosen = _choose(videos, VIDEOS, recipe)
-        side = embed(network, store, recipe, chosen, FRAMES, device)
+        side = embed(network, feed, recipe, chosen, FRAMES, precision)
         sides.append(side)
         for quantity, of in (("alignment", alignment), ("uniformity", uniformity)):
             value = of(side.z, side.video)
@@ -109,15 +111,16 @@ def alignment(z: Tensor, video: npt.NDArray[np.int64]) -> float | None:
     Returns:
         None if no video has two frames.
     """
-    distance = _square_distances(z)
-    values = []
-    for index in np.unique(video):
-        own = np.flatnonzero(video == index)
-        if len(own) > 1:
-            # the diagonal is zero
-            total = distance[own[:, None], own].sum().item()
-            values.append(total / (len(own) * (len(own) - 1)))
-    return float(np.mean(values)) if values else None
+    _, whose, count = np.unique(video, return_inverse=True, return_counts=True)
+    if count.max(initial=0) < 2:
+        return None
+    own, frames = (torch.from_numpy(values).to(z.device) for values in (whose, count))
+    # the diagonal is zero
+    near = (_square_distances(z) * (own[:, None] == own)).sum(dim=1)
+    total = near.new_zeros(len(count)).index_add(0, own, near)
+    # of a video of one frame 0 by 1
+    mean = total / (frames * (frames - 1)).clamp(min=1)
+    return mean.sum().item() / int((count > 1).sum())
 
 
 def uniformity(z: Tensor, video: npt.NDArray[np.int64]) -> float | None:
@@ -133,11 +136,12 @@ def uniformity(z: Tensor, video: npt.NDArray[np.int64]) -> float | None:
     Returns:
         None if there is a single video.
     """
-    whose = torch.from_numpy(video)
-    apart = whose[:, None] != whose
-    if not apart.any():
+    if len(np.unique(video)) < 2:
         return None
-    return torch.exp(-2 * _square_distances(z)[apart]).mean().log().item()
+    whose = torch.from_numpy(video).to(z.device)
+    apart = whose[:, None] != whose
+    kernel = torch.exp(-2 * _square_distances(z)) * apart
+    return (kernel.sum() / apart.sum()).log().item()
 
 
 def _square_distances(z: Tensor) -> Tensor:
@@ -166,10 +170,12 @@ def neighbours(bank: Embedded, queries: Embedded) -> tuple[float, float] | None:
     known, asked = voters >= 0, judged >= 0
     if len(classes) < 2 or not asked.any():
         return None
-    similarity = queries.h[asked] @ bank.h[known].T
+    voting, judging = (torch.from_numpy(mask).to(bank.h.device) for mask in (known, asked))
+    similarity = queries.h[judging] @ bank.h[voting].T
     best = similarity.topk(min(NEIGHBOURS, similarity.shape[1]), dim=1)
-    whose = F.one_hot(torch.from_numpy(voters[known])[best.indices], len(classes))
-    votes = ((best.values / TAU).exp()[:, :, None] * whose).sum(dim=1).numpy()
+    label = torch.from_numpy(voters[known]).to(bank.h.device)
+    whose = F.one_hot(label[best.indices], len(classes))
+    votes = ((best.values / TAU).exp()[:, :, None] * whose).sum(dim=1).cpu().numpy()
     target, video = judged[asked], queries.video[asked]
     by_video = np.unique(video)
     summed = np.stack([votes[video == one].sum(axis=0) for one in by_video])
@@ -190,31 +196,44 @@ def _choose(videos: Sequence[Video], most: int, recipe: Recipe) -> list[Video]:
 
 def embed(
     network: UsclNetwork,
-    store: FrameStore,
+    feed: Feed,
     recipe: Recipe,
     videos: Sequence[Video],
     frames: int,
-    device: torch.device,
+    precision: str,
 ) -> Embedded:
     """Embed at most `frames` frames of each video, evenly over it, by the deterministic transform.
 
-    In float32 and by the averaged batch statistics; the network is left in the mode it was in.
+    By the averaged batch statistics; the network is left in the mode it was in.
+
+    Args:
+        network: on the device of `feed`.
+        feed: frames.
+        recipe: mean and std.
+        videos: of the store that `feed` reads.
+        frames: the most of a video.
+        precision: of the encoder and the projection, `float32` or `bf16`.
+
+    Returns:
+        Unit vectors on the device.
     """
     picks = [
         v.first + (np.arange(min(frames, v.count)) + 0.5) * v.count // min(frames, v.count)
         for v in videos
     ]
     rows = np.concatenate([np.empty(0), *picks]).astype(np.int64)
-    h, z = [torch.empty(0, 1)], [torch.empty(0, 1)]
+    h, z = [], []
     with evaluating(network), torch.inference_mode():
-        for start in range(0, len(rows), _BATCH):
-            images = torch.from_numpy(store.read(rows[start : start + _BATCH])).to(device)
-            features = network.encoder(augment.normalise(augment.to_float(images), recipe))
-            h.append(F.normalize(features.float()).cpu())
-            z.append(F.normalize(network.projection(features).float()).cpu())
+        # of no videos a batch of no frames, whose features have their width
+        for start in range(0, max(len(rows), 1), _BATCH):
+            images = augment.to_float(feed.take(rows[start : start + _BATCH]))
+            with autocast(feed.device, precision):
+                features = network.encoder(augment.normalise(images, recipe))
+                projected = network.projection(features)
+            h.append(F.normalize(features.float()))
+            z.append(F.normalize(projected.float()))
     video = np.repeat(np.arange(len(videos)), [len(pick) for pick in picks]).astype(np.int64)
-    # the empty ones are for no videos at all
-    return Embedded(torch.cat(h[len(rows) > 0 :]), torch.cat(z[len(rows) > 0 :]), video, (*videos,))
+    return Embedded(torch.cat(h), torch.cat(z), video, (*videos,))
 
 
 @contextmanager
@@ -230,11 +249,11 @@ def evaluating(network: torch.nn.Module) -> Iterator[None]:
 
 def picture(
     network: UsclNetwork,
-    store: FrameStore,
+    feed: Feed,
     recipe: Recipe,
     train_videos: Sequence[Video],
     heldout_videos: Sequence[Video],
-    device: torch.device,
+    precision: str,
     path: Path,
 ) -> None:
     """Draw the embedding in two dimensions, coloured by class and by video.
@@ -246,11 +265,11 @@ def picture(
 
     Args:
         network: left in the mode it was in.
-        store: frames.
+        feed: frames.
         recipe: mean, std and seed.
         train_videos: those trained on.
         heldout_videos: those held out.
-        device: of the network.
+        precision: of the encoder, `float32` or `bf16`.
         path: of the PNG, replaced whole. Not written where there are fewer than five frames.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -259,7 +278,7 @@ def picture(
 
     train = _choose(train_videos, SHOWN, recipe)
     videos = [*train, *_choose(heldout_videos, SHOWN, recipe)]
-    shown = embed(network, store, recipe, videos, DRAWN, device)
+    shown = embed(network, feed, recipe, videos, DRAWN, precision)
     if len(shown.h) < 5:
         return
     flat = TSNE(
@@ -267,7 +286,7 @@ def picture(
         init="pca",
         random_state=recipe.seed % 2**32,
         n_jobs=1,
-    ).fit_transform(shown.h.numpy())
+    ).fit_transform(shown.h.cpu().numpy())
     heldout = shown.video >= len(train)
     classes = sorted({v.label for v in videos if v.label is not None})
     named = [*classes, *(["no label"] if any(v.label is None for v in videos) else [])]

@@ -40,6 +40,8 @@ from .trainer import NotFiniteError, Progress, Trainer, learning_rate
 
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
 _LOOK = 1.0
+#: The most of a run's time that checkpoints, or pictures of its curves, may take before its end.
+_SHARE = 0.05
 
 
 class Interrupted(UsclError):
@@ -118,6 +120,8 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
     speaks = trainer.ranks.rank == 0
     draws = speaks and pictures
     steps = trainer.steps
+    clock = Clock()
+    before = state.seconds
     bar = tqdm(
         total=steps * recipe.epochs,
         initial=steps * state.epoch + state.step,
@@ -125,45 +129,97 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
         disable=not show,
         smoothing=0.05,
     )
+
+    def save() -> None:
+        state.seconds = before + clock.total
+        with clock.on("checkpoints"):
+            save_checkpoint(run, trainer.state())
+
     if show:
         bar.write(f"{trainer.feed}; {trainer.precision} on {hardware(trainer.device)}")
     with _events(run, state) if speaks else nullcontext() as events, bar:
         while state.epoch < recipe.epochs:
-            began, images, looked = time.perf_counter(), 0, 0.0
-            while state.step < steps:
-                clock = time.perf_counter()
-                images += trainer.step() * trainer.ranks.world
-                now = time.perf_counter()
-                state.seconds += now - clock
-                bar.update()
-                if show and now - looked > _LOOK:
-                    looked = now
-                    trainer.collect()
-                    bar.set_postfix_str(
-                        f"epoch {state.epoch + 1}/{recipe.epochs}, loss "
-                        f"{state.sums[0] / state.step:.3f}, {images / (now - began):.0f} images/s"
-                    )
-                if trainer.ranks.any(bool(asked)):
-                    trainer.collect()
-                    if speaks:
-                        save_checkpoint(run, trainer.state())
-                    raise Interrupted(
-                        f"stopped by {asked[0] if asked else 'another rank'} in epoch "
-                        f"{state.epoch + 1} of {recipe.epochs}, saved in {run / CHECKPOINT}; "
-                        "--resume continues it"
-                    )
-            trainer.collect()
+            began, images, looked, stops = time.perf_counter(), 0, 0.0, False
+            with clock.on("steps"):
+                while state.step < steps:
+                    images += trainer.step() * trainer.ranks.world
+                    bar.update()
+                    now = time.perf_counter()
+                    if show and now - looked > _LOOK:
+                        looked = now
+                        trainer.collect()
+                        bar.set_postfix_str(
+                            f"epoch {state.epoch + 1}/{recipe.epochs}, loss "
+                            f"{state.sums[0] / state.step:.3f}, {images / (now - began):.0f} "
+                            "images/s"
+                        )
+                    stops = trainer.ranks.any(bool(asked))
+                    if stops:
+                        break
+                if not stops and state.epoch + 1 < recipe.epochs:
+                    # while a GPU is still busy with the steps
+                    trainer.prepare(state.epoch + 1)
+                trainer.collect()
+            if stops:
+                if speaks:
+                    save()
+                raise Interrupted(
+                    f"stopped by {asked[0] if asked else 'another rank'} in epoch "
+                    f"{state.epoch + 1} of {recipe.epochs}, saved in {run / CHECKPOINT}; "
+                    "--resume continues it"
+                )
             if not trainer.is_finite():
                 raise NotFiniteError(f"the weights are not finite after epoch {state.epoch + 1}")
-            _close_epoch(trainer, events, images / (time.perf_counter() - began), steps)
+            rate = images / (time.perf_counter() - began)
+            with clock.on("looking"):
+                _close_epoch(trainer, events, rate, steps)
             last = state.epoch == recipe.epochs
-            if speaks and (last or state.epoch % recipe.checkpoint_every == 0):
-                save_checkpoint(run, trainer.state())
-            if draws and (last or state.epoch % recipe.validate_every == 0):
-                curves.draw(state.history, run / CURVES)
-            if draws and last:
-                monitor.picture(*trainer.watched(), run / EMBEDDING)
+            if speaks and (
+                last
+                or (state.epoch % recipe.checkpoint_every == 0 and clock.affords("checkpoints"))
+            ):
+                save()
+            if draws and (
+                last or (state.epoch % recipe.validate_every == 0 and clock.affords("pictures"))
+            ):
+                with clock.on("pictures"):
+                    curves.draw(state.history, run / CURVES)
+                    if last:
+                        monitor.picture(*trainer.watched(), run / EMBEDDING)
+        if show:
+            bar.write(str(clock))
     trainer.ranks.wait()
+
+
+class Clock:
+    """Seconds of a sitting, and what they were spent on."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._spent: dict[str, float] = {}
+
+    @property
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._began
+
+    @contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Count what is done within as spent on that."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self._spent[what] = self._spent.get(what, 0.0) + seconds
+
+    def affords(self, what: str) -> bool:
+        """Whether that has had less than its share of the time, or nothing yet."""
+        return self._spent.get(what, 0.0) <= _SHARE * self.total
+
+    def __str__(self) -> str:
+        spent = ", ".join(f"{seconds:.1f} s {what}" for what, seconds in self._spent.items())
+        return f"{self.total:.1f} s: {spent}"
 
 
 @contextmanager

@@ -88,9 +88,10 @@ class Recipe:
         final_learning_rate: where the cosine ends.
         weight_decay: coupled L2 on every parameter, as `torch.optim.Adam` means it.
         precision: `float32`, `bf16` (autocast; the loss stays in float32), or `auto`: bf16 on CUDA
-            and float32 elsewhere.
+            and on a CPU with instructions for it, float32 elsewhere.
         validate_every: epochs between two losses on the held-out videos.
-        checkpoint_every: epochs between two checkpoints.
+        checkpoint_every: epochs between two checkpoints; more where writing them would take more
+            than a twentieth of the time.
         seed: of the initial weights and of every draw.
     """
 

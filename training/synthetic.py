@@ -39,7 +39,8 @@ def us4_shaped(folder: Path, size: int = 224, share: float = 1.0) -> FrameStore:
         counts[: round(share * (frames % videos))] += 1
         for i, count in enumerate(counts.tolist()):
             prefix = prefixes[i % len(prefixes)]
-            split = "heldout" if i % 5 == 4 else "train"
+            # one of five in turn, so that it is not always the same prefix
+            split = "heldout" if (i + i // 5) % 5 == 4 else "train"
             name = f"{prefix}-{i:04}_mp4"
             for frame in range(count):
                 rows.append((name, name, US4_CLASSES[prefix], split, frame, frame / 3, "", ""))

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from uscl_zoo.errors import DataError, UsclError
 
 from . import augment
-from .execution import Execution
+from .execution import Execution, autocast, precision_on, send
 from .feed import Feed
 from .frames import FrameStore, Video
 from .graphs import Replay
@@ -68,11 +68,13 @@ class Tables:
 
     Attributes:
         pairs: frames and λ of every video.
+        lam: λ of `pairs`, on the device.
         draws: augmentation of the three frames of every video, on the device.
         batches: videos of every step, of all ranks.
     """
 
     pairs: Pairs
+    lam: Tensor
     draws: augment.Draws
     batches: list[np.ndarray]
 
@@ -156,7 +158,7 @@ class Trainer:
                 "nothing else; see classes, label_rate and data_rate, or prepare it with labels"
             )
         self.targets = torch.tensor(targets, device=device)
-        self.precision = _precision(recipe, device)
+        self.precision = precision_on(device, recipe.precision)
         self.feed = Feed(store, device, execution.place)
         self.network: UsclNetwork = build(recipe, len(self.classes)).to(device)
         if recipe.sync_batch_norm and ranks.world > 1:
@@ -184,19 +186,26 @@ class Trainer:
         self.progress = Progress()
         # on a GPU nobody waits for the loss of a step
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
-        self._tables: tuple[int, Tables] | None = None
+        self._tables: dict[int, Tables] = {}
         self._coming: tuple[int, int, Iterator[Tensor]] | None = None
 
     def tables(self, epoch: int) -> Tables:
         """Every draw of an epoch: pairs, augmentation and batches."""
-        if self._tables is None or self._tables[0] != epoch:
-            tables = Tables(
-                pairs=draw_pairs(self.videos, self.recipe, epoch),
-                draws=augment.draw(self.recipe, epoch, len(self.videos), self.size).to(self.device),
-                batches=draw_batches(len(self.videos), self.recipe, epoch),
-            )
-            self._tables = (epoch, tables)
-        return self._tables[1]
+        self.prepare(epoch)
+        return self._tables[epoch]
+
+    def prepare(self, epoch: int) -> None:
+        """Draw the tables of an epoch before they are asked for, beside those of the one before."""
+        if epoch in self._tables:
+            return
+        pairs = draw_pairs(self.videos, self.recipe, epoch)
+        tables = Tables(
+            pairs=pairs,
+            lam=send(torch.from_numpy(pairs.lam), self.device),
+            draws=augment.draw(self.recipe, epoch, len(self.videos), self.size).to(self.device),
+            batches=draw_batches(len(self.videos), self.recipe, epoch),
+        )
+        self._tables = {e: t for e, t in self._tables.items() if e == epoch - 1} | {epoch: tables}
 
     @property
     def steps(self) -> int:
@@ -213,10 +222,9 @@ class Trainer:
         """
         if frames is None:
             frames = self.feed.take(tables.pairs.frames[batch].reshape(-1))
-        index = torch.from_numpy(batch).to(self.device)
+        index = send(torch.from_numpy(batch), self.device)
         places = (3 * index[:, None] + torch.arange(3, device=self.device)).reshape(-1)
-        lam = torch.from_numpy(tables.pairs.lam[batch]).to(self.device)
-        return Sample(frames, lam, tables.draws[places], self.targets[index])
+        return Sample(frames, tables.lam[index], tables.draws[places], self.targets[index])
 
     def views(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """The two views of a batch of videos: augmented and mixed, in the order of `mix`.
@@ -243,7 +251,7 @@ class Trainer:
 
     def loss(self, target: Tensor, view1: Tensor, view2: Tensor) -> Loss:
         """The loss of two forwards, one a view with its own batch statistics, or of a fused one."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.device, self.precision):
             if self.moco is not None:
                 z, keys = self.network(view1)[0], self.moco.keys(view2)
                 contrastive = self.moco.loss(z, keys)
@@ -325,7 +333,10 @@ class Trainer:
     def is_finite(self) -> bool:
         """Whether weights and batch statistics are: a loss shows only those before its step."""
         tensors = self.network.state_dict().values()
-        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+        # side by side: a question to the device, not one a tensor
+        together = torch.cat([t.flatten() for t in tensors if t.is_floating_point()])
+        # the least and the most of values with a NaN among them are NaN
+        return bool(torch.stack(together.aminmax()).isfinite().all())
 
     @torch.inference_mode()
     def validate(self) -> float | None:
@@ -342,15 +353,16 @@ class Trainer:
             frames = self.feed.take(pairs.frames[batch].reshape(-1))
             images = augment.normalise(augment.to_float(frames), self.recipe)
             view1, view2 = mix(images, torch.from_numpy(pairs.lam[batch]).to(self.device))
-            z1, z2 = self.network(view1)[0], self.network(view2)[0]
+            with autocast(self.device, self.precision):
+                z1, z2 = self.network(view1)[0], self.network(view2)[0]
             total += len(batch) * nt_xent(z1, z2, self.recipe.temperature).item()
         return total / len(self.held_out)
 
     def watched(
         self,
-    ) -> tuple[UsclNetwork, FrameStore, Recipe, list[Video], list[Video], torch.device]:
+    ) -> tuple[UsclNetwork, Feed, Recipe, list[Video], list[Video], str]:
         """What `monitor` looks at."""
-        return self.network, self.store, self.recipe, self.videos, self.held_out, self.device
+        return self.network, self.feed, self.recipe, self.videos, self.held_out, self.precision
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
@@ -368,12 +380,14 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            # as this sitting computes, not as the one before did
-            group["fused"], group["capturable"] = self.execution.fused, self.rate is not None
-            if self.rate is not None:
-                group["lr"] = self.rate
+        # as this sitting computes, not as the one before did; told before loading, since it decides
+        # where the counts of steps have to be
+        now = {"fused": self.execution.fused, "capturable": self.rate is not None}
+        kept = state["optimizer"]
+        groups = [group | now for group in kept["param_groups"]]
+        self.optimizer.load_state_dict(kept | {"param_groups": groups})
+        for group in self.optimizer.param_groups if self.rate is not None else ():
+            group["lr"] = self.rate
         if self.moco is not None:
             self.moco.load_state_dict(state["moco"])
         self.progress = Progress(**state["progress"])
@@ -437,12 +451,6 @@ def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: 
             # a term that does not count leaves its head without a gradient
             find_unused_parameters=recipe.method == "supervised" or recipe.class_weight == 0,
         )
-
-
-def _precision(recipe: Recipe, device: torch.device) -> str:
-    if recipe.precision != "auto":
-        return recipe.precision
-    return "bf16" if device.type == "cuda" else "float32"
 
 
 def _classes(recipe: Recipe, store: FrameStore, videos: list[Video]) -> tuple[str, ...]:

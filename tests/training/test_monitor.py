@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from uscl_zoo.training import augment, monitor
+from uscl_zoo.training.feed import Feed
 from uscl_zoo.training.frames import FrameStore, Video
 from uscl_zoo.training.monitor import Embedded, alignment, embed, neighbours, uniformity
 from uscl_zoo.training.network import UsclNetwork, build
@@ -110,7 +111,7 @@ def test_frames_are_taken_evenly_and_embedded_without_augmentation(
     network: UsclNetwork, small_store: FrameStore
 ) -> None:
     videos = small_store.videos[:6]
-    shown = embed(network, small_store, RECIPE, videos, 3, CPU)
+    shown = embed(network, Feed(small_store, CPU), RECIPE, videos, 3, "float32")
     expected: list[int] = []
     for video in videos:
         places = {2: [0, 1], 3: [0, 1, 2], 4: [0, 2, 3], 5: [0, 2, 4], 6: [1, 3, 5]}[video.count]
@@ -138,7 +139,7 @@ def test_measuring_changes_nothing(
     network.train(training)
     weights = {key: value.clone() for key, value in network.state_dict().items()}
     train, held = small_store.select("train"), small_store.select("heldout")
-    watched = (network, small_store, RECIPE, train, held, CPU)
+    watched = (network, Feed(small_store, CPU), RECIPE, train, held, "float32")
     first = monitor.measure(*watched)
     # imports draw random numbers of their own, so the states are taken after those of the first
     monitor.picture(*watched, tmp_path / "first.png")
@@ -162,21 +163,21 @@ def test_a_failure_leaves_the_mode_too(network: UsclNetwork, small_store: FrameS
     video = small_store.videos[0]
     beyond = Video(**(vars(video) | {"first": len(small_store.frames)}))
     with pytest.raises(IndexError):
-        embed(network, small_store, RECIPE, [beyond], 2, CPU)
+        embed(network, Feed(small_store, CPU), RECIPE, [beyond], 2, "float32")
     assert network.training
 
 
 def test_what_the_videos_do_not_allow_is_left_out(
     network: UsclNetwork, small_store: FrameStore, tmp_path: Path
 ) -> None:
-    train = small_store.select("train")
-    assert set(monitor.measure(network, small_store, RECIPE, train, [], CPU)) == {
+    train, feed = small_store.select("train"), Feed(small_store, CPU)
+    assert set(monitor.measure(network, feed, RECIPE, train, [], "float32")) == {
         "alignment",
         "uniformity",
     }
-    assert set(monitor.measure(network, small_store, RECIPE, train[:1], [], CPU)) == {"alignment"}
+    assert set(monitor.measure(network, feed, RECIPE, train[:1], [], "float32")) == {"alignment"}
     few = [video for video in train if video.count == 2][:1]
-    monitor.picture(network, small_store, RECIPE, few, [], CPU, tmp_path / "none.png")
+    monitor.picture(network, feed, RECIPE, few, [], "float32", tmp_path / "none.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -184,11 +185,11 @@ def test_of_many_videos_some_are_looked_at(
     network: UsclNetwork, small_store: FrameStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "VIDEOS", 5)
-    train = small_store.select("train")
+    train, feed = small_store.select("train"), Feed(small_store, CPU)
     chosen = monitor._choose(train, 5, RECIPE)
     assert len(chosen) == 5
     assert (
         chosen == [video for video in train if video in chosen] == monitor._choose(train, 5, RECIPE)
     )
-    row = monitor.measure(network, small_store, RECIPE, train, [], CPU)
-    assert row == monitor.measure(network, small_store, RECIPE, chosen, [], CPU)
+    row = monitor.measure(network, feed, RECIPE, train, [], "float32")
+    assert row == monitor.measure(network, feed, RECIPE, chosen, [], "float32")

@@ -22,13 +22,13 @@ from torch import Tensor
 from uscl_zoo.training import augment, runs
 from uscl_zoo.training import pretrain as module
 from uscl_zoo.training import trainer as trainer_module
-from uscl_zoo.training.execution import Execution, device_named
+from uscl_zoo.training.execution import Execution, device_named, precision_on
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.objective import nt_xent, uscl_loss
 from uscl_zoo.training.pairs import draw_pairs, draw_videos
 from uscl_zoo.training.prepare import Sampling, prepare
-from uscl_zoo.training.pretrain import Interrupted, pretrain
+from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
 from uscl_zoo.training.trainer import NotFiniteError, Tables, Trainer, learning_rate, mix
@@ -45,6 +45,8 @@ RECIPE = Recipe(
     constant_epochs=1,
     validate_every=2,
     projection_dim=16,
+    # bf16 where a processor has it
+    precision="float32",
     seed=11,
 )
 
@@ -488,7 +490,7 @@ from pathlib import Path
 import torch
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import Interrupted, pretrain
+from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
 from uscl_zoo.training.recipe import load_recipe
 try:
     pretrain(load_recipe(sys.argv[1]), FrameStore(sys.argv[2]), Path(sys.argv[3]),
@@ -753,6 +755,45 @@ def test_a_finished_run_stays_as_it_is(finished: Path, small_store: FrameStore) 
     assert_same(run(small_store, finished, resume=True), before)
 
 
+@pytest.mark.parametrize(("share", "expected"), [(1.0, [1, 2, 3, 4]), (0.0, [1, 4])])
+def test_checkpoints_and_curves_take_their_share_of_the_time(
+    small_store: FrameStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    expected: list[int],
+) -> None:
+    """The first and the last of each there are always."""
+    saved: list[int] = []
+    drawn: list[int] = []
+    monkeypatch.setattr(module, "_SHARE", share)
+    monkeypatch.setattr(
+        module, "save_checkpoint", lambda run, state: saved.append(state["progress"]["epoch"])
+    )
+    monkeypatch.setattr(module.curves, "draw", lambda history, path: drawn.append(len(history)))
+    recipe = replace(RECIPE, epochs=4, validate_every=1)
+    pretrain(recipe, small_store, tmp_path / "run", execution=CPU, progress=False)
+    assert saved == drawn == expected
+
+
+def test_a_clock_tells_what_time_went_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    clock = Clock()
+    assert clock.affords("pictures")
+    for what, seconds in (("steps", 30.0), ("pictures", 2.0), ("steps", 4.0)):
+        with clock.on(what):
+            now[0] += seconds
+    now[0] += 4
+    assert str(clock) == "40.0 s: 34.0 s steps, 2.0 s pictures"
+    assert clock.affords("pictures")  # a twentieth
+    with pytest.raises(KeyError), clock.on("pictures"):
+        now[0] += 1
+        raise KeyError
+    assert not clock.affords("pictures")
+    assert clock.affords("checkpoints")
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
 def test_a_device_that_cannot_be_used(device: str) -> None:
     told = f"^device '{device}' cannot be used .*; try cpu$"
@@ -769,6 +810,23 @@ def test_bf16_is_used_when_asked_for(small_store: FrameStore) -> None:
     assert {output.dtype for output in seen} == {torch.bfloat16}
     assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
     assert Trainer(RECIPE, small_store, CPU).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "float32")],
+    ids=str,
+)
+def test_a_processor_is_asked_whether_it_has_bf16(
+    monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert precision_on(CPU.device, "auto") == expected
+    assert precision_on(CPU.device, "bf16") == "bf16"
+    assert precision_on(CPU.device, "float32") == "float32"
+    # torch before 2.11 cannot tell
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert precision_on(CPU.device, "auto") == "float32"
 
 
 @pytest.mark.slow

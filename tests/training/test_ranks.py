@@ -35,6 +35,7 @@ RECIPE = Recipe(
     projection_dim=16,
     label_rate=0.6,
     sync_batch_norm=True,
+    precision="float32",
     seed=3,
 )
 

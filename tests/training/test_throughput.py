@@ -16,7 +16,7 @@ from uscl_zoo.training.throughput import Timing, measure
 from uscl_zoo.cli import main
 
 CPU = Execution(torch.device("cpu"))
-RECIPE = Recipe(batch_size=4, epochs=2, projection_dim=16)
+RECIPE = Recipe(batch_size=4, epochs=2, projection_dim=16, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,8 @@ def test_the_synthetic_store_has_the_counts_of_us4(tmp_path: Path) -> None:
     assert len(store.frames) == sum(v.count for v in store.videos) == 23231
     assert set(store.labels) == set(US4_CLASSES.values())
     assert len(store.select("train")) == pytest.approx(841, abs=2)
+    for split in ("train", "heldout"):
+        assert {video.label for video in store.select(split)} == set(US4_CLASSES.values())
     prefixes = Counter(video.name.split("-")[0] for video in store.videos)
     assert prefixes["Rb1"] == 13
     assert store.frames.std() > 10

@@ -1,0 +1,70 @@
+"""What a GPU would be asked to do, on tensors that have a device and a shape and no content.
+
+Without a GPU nothing here computes. Torch still refuses operands of two devices, and whatever has
+to look at a value before it can go on: on a GPU that is a wait, and no CUDA graph can hold it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from uscl_zoo.training.augment import Draws
+from uscl_zoo.training.monitor import alignment, uniformity
+from uscl_zoo.training.network import TwoViews, UsclNetwork
+from uscl_zoo.training.objective import uscl_loss
+from uscl_zoo.training.recipe import Recipe, replace
+from uscl_zoo.training.trainer import make_views
+
+CUDA = torch.device("cuda", 0)
+RECIPE = Recipe(classes=("a", "b", "c"), projection_dim=16)
+VIDEOS = 4
+
+
+def on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=CUDA)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"mix": "before"},
+    {"method": "supervised"},
+    {"method": "simclr", "classes": ()},
+    {"batch_statistics": "fused"},
+    {"classifier_on": "h"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_step_up_to_its_loss_stays_on_the_device(change: dict[str, Any]) -> None:
+    recipe = replace(RECIPE, **change)
+    frames = 3 * VIDEOS
+    with FakeTensorMode():
+        with CUDA:
+            network = TwoViews(UsclNetwork(recipe, len(recipe.classes or ())), recipe)
+        draws = Draws(
+            box=on_gpu(frames, 4),
+            flip=on_gpu(frames, dtype=torch.bool),
+            factor=on_gpu(frames, 4),
+            order=on_gpu(frames, 4, dtype=torch.int64),
+        )
+        images, lam = on_gpu(frames, 32, 32, 3, dtype=torch.uint8), on_gpu(VIDEOS, 2)
+        view1, view2 = make_views(images, lam, draws, recipe)
+        assert view1.device == view2.device == CUDA
+        assert view1.shape == view2.shape == (VIDEOS, 3, 32, 32)
+        target = on_gpu(VIDEOS, dtype=torch.int64)
+        loss = uscl_loss(*network(view1, view2), target, recipe)
+        assert loss.total.device == loss.contrastive.device == loss.labelled.device == CUDA
+        with pytest.raises(DataDependentOutputException):
+            loss.total.item()  # so would any look on the way here
+
+
+def test_measuring_waits_for_its_figures_alone() -> None:
+    video = np.array([0, 0, 0, 1, 1, 2, 3, 3])
+    for measure in (alignment, uniformity):
+        with FakeTensorMode(), pytest.raises(DataDependentOutputException, match="_local_scalar"):
+            measure(on_gpu(8, 16), video)
