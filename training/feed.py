@@ -95,10 +95,9 @@ class Feed:
                 yield frames
 
     def _stage(self, rows: Rows) -> Tensor:
+        shape = (len(rows), *self.store.frames.shape[1:])
         pinned = self.device.type == "cuda"
-        staged = torch.empty((len(rows), *self.store.frames.shape[1:]), dtype=torch.uint8)
-        if pinned:
-            staged = staged.pin_memory()
+        staged = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         if self._resident is None:
             self.store.read(rows, staged.numpy())
         else:

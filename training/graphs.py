@@ -57,7 +57,11 @@ class Replay:
         if size.graph is None or size.sample is None:
             size.sample = copy.deepcopy(sample)
             size.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(size.graph, pool=self._pool, stream=self._stream):
+            # of this thread alone: the one that reads frames ahead pins memory meanwhile, which a
+            # capture of all threads does not survive
+            with torch.cuda.graph(
+                size.graph, self._pool, self._stream, capture_error_mode="thread_local"
+            ):
                 self.update(size.sample)
         for kept, new in zip(size.sample.tensors(), sample.tensors(), strict=True):
             kept.copy_(new)

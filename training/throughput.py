@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
+from . import curves, monitor
 from .execution import Execution, settle
 from .frames import FrameStore
 from .network import build
 from .objective import uscl_loss
 from .pairs import draw_labelled, draw_videos
 from .recipe import Recipe
-from .runs import hardware
+from .runs import hardware, save_checkpoint
 from .trainer import Sample, Trainer
 
 #: Arithmetic of one image, forward and backward, at 224², in floating-point operations (METHOD).
@@ -59,6 +62,8 @@ class Report:
         loop: of a step of the real loop.
         bare: of the network's forward, backward and nothing else.
         stages: of a step, one stage after another.
+        beside: of what a run does beside its steps, seconds each time.
+        looks: how often the recipe looks at held-out videos.
         images: of a step of the per-image yardstick; None if it was not asked for.
         peak: bytes of memory, the most there were.
         rate: floating-point operations a second of a large matrix product.
@@ -73,6 +78,8 @@ class Report:
     loop: Timing
     bare: Timing
     stages: dict[str, Timing]
+    beside: dict[str, float]
+    looks: int
     images: Timing | None
     peak: int
     rate: float
@@ -88,7 +95,9 @@ class Report:
             f"  {'network alone':28} {self.bare}   the loop does {self.bare.median / step:.1%}",
             *(f"    {name:26} {timing}" for name, timing in self.stages.items()),
             f"  {'starting, compilation in it':28} {self.starting:9.1f} s",
-            f"  {'the whole recipe':28} {self.steps * step:9.1f} s  ({self.steps} steps)",
+            f"  {'the whole recipe':28} {self.steps * step:9.1f} s  ({self.steps} steps), and "
+            f"{self.looks * self.beside['looking']:.1f} s of looking ({self.looks} times)",
+            *(f"    {name:26} {1e3 * once:9.1f} ms each" for name, once in self.beside.items()),
             f"  {'peak memory':28} {self.peak / 1e9:9.2f} GB",
             f"  {'arithmetic':28} {1e3 * floor:9.1f} ms a step at {self.rate / 1e12:.2f} TFLOP/s "
             f"of a matrix product: {floor / step:.1%} of the roofline",
@@ -162,6 +171,8 @@ def measure(
         loop=timings["loop"],
         bare=timings["bare"],
         stages=_stages(trainer, repeats, wait),
+        beside=_beside(trainer, wait),
+        looks=-(-recipe.epochs // recipe.validate_every),
         images=timings.get("images"),
         peak=_peak(execution.device),
         rate=_matrix_rate(execution.device, trainer.precision),
@@ -211,6 +222,29 @@ def _stages(trainer: Trainer, repeats: int, wait: Callable[[], None]) -> dict[st
         for name, before, after in zip(names, marks, marks[1:], strict=False):
             seconds[name].append(after - before)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _beside(trainer: Trainer, wait: Callable[[], None]) -> dict[str, float]:
+    """What `pretrain` does between steps, each once more after one that warms up."""
+    history = [dict.fromkeys(("epoch", "contrastive", "labelled", "learning_rate"), 1.0)]
+    with tempfile.TemporaryDirectory(prefix="uscl-") as folder:
+        work: dict[str, Callable[[], Any]] = {
+            "tables of an epoch": lambda: trainer.draw(0),
+            "weights are finite": trainer.is_finite,
+            "looking": lambda: (trainer.validate(), monitor.measure(*trainer.watched())),
+            "checkpoint": lambda: save_checkpoint(Path(folder), trainer.state()),
+            "picture of the curves": lambda: curves.draw(history, Path(folder) / "curves.png"),
+        }
+        seconds = {}
+        for name, do in work.items():
+            # looking takes a CPU a minute, and nothing in it has to warm up there
+            for _ in range(1 if name == "looking" and trainer.device.type == "cpu" else 2):
+                wait()
+                clock = time.perf_counter()
+                do()
+                wait()
+                seconds[name] = time.perf_counter() - clock
+    return seconds
 
 
 def _settings(trainer: Trainer) -> str:

@@ -196,16 +196,19 @@ class Trainer:
 
     def prepare(self, epoch: int) -> None:
         """Draw the tables of an epoch before they are asked for, beside those of the one before."""
-        if epoch in self._tables:
-            return
+        if epoch not in self._tables:
+            before = {e: tables for e, tables in self._tables.items() if e == epoch - 1}
+            self._tables = before | {epoch: self.draw(epoch)}
+
+    def draw(self, epoch: int) -> Tables:
+        """Draw the tables of an epoch."""
         pairs = draw_pairs(self.videos, self.recipe, epoch)
-        tables = Tables(
+        return Tables(
             pairs=pairs,
             lam=send(torch.from_numpy(pairs.lam), self.device),
             draws=augment.draw(self.recipe, epoch, len(self.videos), self.size).to(self.device),
             batches=draw_batches(len(self.videos), self.recipe, epoch),
         )
-        self._tables = {e: t for e, t in self._tables.items() if e == epoch - 1} | {epoch: tables}
 
     @property
     def steps(self) -> int:

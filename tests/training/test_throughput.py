@@ -45,6 +45,10 @@ def test_a_report_says_what_was_measured(store: FrameStore) -> None:
     assert report.steps == steps
     assert len(report.loop.seconds) == len(report.bare.seconds) == 3
     assert list(report.stages) == ["frames", "views", "forward", "backward", "update"]
+    names = ("tables of an epoch", "weights are finite", "looking", "checkpoint")
+    assert list(report.beside) == [*names, "picture of the curves"]
+    assert min(report.beside.values()) > 0
+    assert report.looks == 1  # the last epoch is looked at whatever the recipe says
     told = str(report)
     assert "resnet18, 32², float32, channels last, not compiled, no graph, fused Adam" in told
     rate = re.search(r"step of the loop .* ([\d.]+) images/s", told)
