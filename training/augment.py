@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -119,20 +120,71 @@ def augment(images: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
         images = resized_crop(images, draws.box, draws.flip)
         return normalise(jitter(images, draws.factor, draws.order), recipe)
     augmented = torch.empty_like(images, memory_format=torch.contiguous_format)
-    rows = zip(
-        draws.box.int().tolist(),
-        draws.flip.tolist(),
-        draws.factor.tolist(),
-        draws.order.tolist(),
-        strict=True,
-    )
-    mean, std = _statistics(recipe, images.device)
-    for i, (box, flip, factor, order) in enumerate(rows):
-        image = _resized_crop_of_one(images[i : i + 1], box, flip)
-        for operation in order:
-            image = _OPERATIONS[operation](image, factor[operation])
-        torch.sub(image, mean, out=augmented[i : i + 1]).div_(std)
+    shift, scale = normalising(recipe)
+    for i, drawn in enumerate(each(draws)):
+        image = augment_one(_planes(images[i : i + 1]), drawn)
+        torch.addcmul(shift, image, scale, out=augmented[i : i + 1])
     return augmented
+
+
+class Drawn(NamedTuple):
+    """Parameters of the augmentation of one frame, as those of `Draws`."""
+
+    box: list[int]
+    flip: bool
+    factor: list[float]
+    order: list[int]
+
+
+def each(draws: Draws) -> list[Drawn]:
+    """The draws of every frame, on the host."""
+    columns = (draws.box.int(), draws.flip, draws.factor, draws.order)
+    return [Drawn(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+def planes_of(frame: Tensor) -> Tensor:
+    """uint8 (H, W, 3) to float32 (1, C, H, W) in 0-1; C is 1 where all three channels are the same.
+
+    Most ultrasound frames have no colour, and a third of the work then does.
+    """
+    red, green, blue = frame.unbind(2)
+    if torch.equal(red, green) and torch.equal(green, blue):
+        return red[None, None].float().div_(255)
+    planes = frame.permute(2, 0, 1)[None]
+    return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def _planes(image: Tensor) -> Tensor:
+    red, green, blue = image.unbind(1)
+    if torch.equal(red, green) and torch.equal(green, blue):
+        return image[:, :1]
+    return image.contiguous()
+
+
+def augment_one(planes: Tensor, drawn: Drawn) -> Tensor:
+    """Crop, flip and jitter one image, which stays in the cache from the first to the last.
+
+    Args:
+        planes: float32 (1, C, H, W) in 0-1, as `planes_of` gives them.
+        drawn: parameters.
+
+    Returns:
+        The same shape.
+    """
+    top, left, height, width = drawn.box
+    crop = planes[:, :, top : top + height, left : left + width]
+    image = F.interpolate(crop, planes.shape[-2:], mode="bilinear", align_corners=False)
+    if drawn.flip:
+        image = image.flip(3)
+    for operation in drawn.order:
+        image = _OPERATIONS[operation](image, drawn.factor[operation])
+    return image
+
+
+def normalising(recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Shift and scale, each (1, 3, 1, 1): shift + image · scale is `normalise(image)`."""
+    mean, std = _statistics(recipe, torch.device("cpu"))
+    return -mean / std, 1 / std
 
 
 def to_float(frames: Tensor) -> Tensor:
@@ -198,13 +250,6 @@ def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tenso
     )
 
 
-def _resized_crop_of_one(image: Tensor, box: tuple[int, int, int, int], flip: bool) -> Tensor:
-    top, left, height, width = box
-    crop = image[:, :, top : top + height, left : left + width]
-    resized = F.interpolate(crop, image.shape[-2:], mode="bilinear", align_corners=False)
-    return resized.flip(3) if flip else resized
-
-
 def jitter(images: Tensor, factor: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue, to each image its own factors in its own order.
 
@@ -226,12 +271,14 @@ def jitter(images: Tensor, factor: Tensor, order: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    red, green, blue = images.unbind(1)
-    return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)[:, None]
+    if images.shape[1] == 1:
+        return images * sum(_GREY)
+    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
+    return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor | float) -> Tensor:
-    return (factor * images + (1 - factor) * other).clamp_(0, 1)
+    return torch.lerp(other, images, factor).clamp_(0, 1)
 
 
 def _brightness(images: Tensor, factor: Tensor | float) -> Tensor:
@@ -239,7 +286,8 @@ def _brightness(images: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def _contrast(images: Tensor, factor: Tensor | float) -> Tensor:
-    return _blend(images, _luma(images).mean(dim=(2, 3), keepdim=True), factor)
+    # the mean of the luma is the luma of the means
+    return _blend(images, _luma(images.mean(dim=(2, 3), keepdim=True)), factor)
 
 
 def _saturation(images: Tensor, factor: Tensor | float) -> Tensor:
@@ -247,24 +295,38 @@ def _saturation(images: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def _hue(images: Tensor, shift: Tensor | float) -> Tensor:
-    """Turn the colour circle, through HSV and back by the piecewise-linear closed form."""
+    """Turn the colour circle, through HSV and back by the piecewise-linear closed form.
+
+    A channel is value − chroma · clamp(2 − d, 0, 1), where d is how far the hue is, in sixths of
+    the circle, from the colour that has none of that channel: cyan, magenta and yellow.
+    """
+    if images.shape[1] == 1:
+        return images
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     # where there is no colour every difference below is 0 as well
     share = chroma.clamp(min=1e-12).reciprocal_()
-    sector = torch.where(
+    hue = torch.where(
         value == red,
-        (green - blue) * share,
-        torch.where(value == green, (blue - red) * share + 2, (red - green) * share + 4),
+        (green - blue).mul_(share),
+        torch.where(
+            value == green,
+            (blue - red).mul_(share).add_(2),
+            (red - green).mul_(share).add_(4),
+        ),
     )
-    sector += 6 * shift
+    hue += 6 * shift
+    hue = torch.sub(hue, (hue * (1 / 6)).floor_(), alpha=6)  # several times as fast as a remainder
+    away = (
+        (hue - 3).abs_(),
+        torch.minimum((hue - 5).abs_(), hue + 1),
+        torch.minimum((hue - 1).abs_(), 7 - hue),
+    )
+    least = torch.sub(value, chroma, alpha=2)
     turned = torch.empty_like(images)
-    for channel, offset in enumerate((5, 3, 1)):
-        k = sector + offset
-        k = k - (k * (1 / 6)).floor_() * 6  # several times as fast as a remainder
-        k = torch.minimum(k, 4 - k).clamp_(0, 1)
-        turned[:, channel : channel + 1] = value - chroma * k
+    for channel, distance in enumerate(away):
+        turned[:, channel : channel + 1] = torch.addcmul(least, chroma, distance.clamp_(1, 2))
     return turned
 
 

@@ -25,9 +25,6 @@ from .moco import Moco
 from .network import TwoViews, UsclNetwork, build
 from .objective import Loss, nt_xent, uscl_loss
 from .pairs import (
-    ANCHOR,
-    VIEW1,
-    VIEW2,
     Pairs,
     cut,
     draw_batches,
@@ -37,6 +34,7 @@ from .pairs import (
 )
 from .ranks import ALONE, Ranks, synchronise
 from .recipe import Recipe, settings_of
+from .views import ByVideo, make_views, mix
 
 
 class NotFiniteError(UsclError, ArithmeticError):
@@ -177,6 +175,7 @@ class Trainer:
             capturable=replays,
         )
         self._two_views = _parallel(TwoViews(self.network, recipe), recipe, device, ranks)
+        self._by_video = ByVideo(recipe, self.layout) if device.type == "cpu" else None
         self._views: Callable[[Sample], tuple[Tensor, Tensor]] = self.views
         if execution.compiles:
             self._two_views = torch.compile(self._two_views)
@@ -235,22 +234,13 @@ class Trainer:
         Returns:
             Two views, float32 (N, 3, H, W).
         """
-        if self.device.type != "cpu":
-            view1, view2 = make_views(sample.frames, sample.lam, sample.draws, self.recipe)
-            return (
-                view1.contiguous(memory_format=self.layout),
-                view2.contiguous(memory_format=self.layout),
-            )
-        # a video at a time: its frames stay in the cache from the store to the mixed views
-        shape = (len(sample.lam), 3, self.size, self.size)
-        view1, view2 = (torch.empty(shape, memory_format=self.layout) for _ in range(2))
-        for i in range(len(sample.lam)):
-            own = slice(3 * i, 3 * i + 3)
-            one = make_views(
-                sample.frames[own], sample.lam[i : i + 1], sample.draws[own], self.recipe
-            )
-            view1[i : i + 1], view2[i : i + 1] = one
-        return view1, view2
+        if self._by_video is not None:
+            return self._by_video(sample.frames, sample.lam, sample.draws)
+        view1, view2 = make_views(sample.frames, sample.lam, sample.draws, self.recipe)
+        return (
+            view1.contiguous(memory_format=self.layout),
+            view2.contiguous(memory_format=self.layout),
+        )
 
     def loss(self, target: Tensor, view1: Tensor, view2: Tensor) -> Loss:
         """The loss of two forwards, one a view with its own batch statistics, or of a fused one."""
@@ -394,49 +384,6 @@ class Trainer:
         if self.moco is not None:
             self.moco.load_state_dict(state["moco"])
         self.progress = Progress(**state["progress"])
-
-
-def make_views(
-    frames: Tensor, lam: Tensor, draws: augment.Draws, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """Augment and mix the frames of some videos into two views each.
-
-    Args:
-        frames: uint8 (3N, H, W, 3).
-        lam: (N, 2).
-        draws: of the 3N frames.
-        recipe: method, and the order of mixing and augmentation.
-
-    Returns:
-        Two views, float32 (N, 3, H, W).
-    """
-    images = augment.to_float(frames)
-    if recipe.mix == "after" and recipe.method == "uscl":
-        return mix(augment.augment(images, draws, recipe), lam)
-    # without mixing the order means nothing, and this one leaves the anchor unaugmented
-    view1, view2 = mix(images, lam)
-    return (
-        augment.augment(view1, draws[VIEW1::3], recipe),
-        augment.augment(view2, draws[VIEW2::3], recipe),
-    )
-
-
-def mix(images: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive pair generation: view = λ f + (1 − λ) anchor.
-
-    Args:
-        images: (3N, C, H, W), the three frames of each video in turn.
-        lam: (N, 2), λ of either view.
-
-    Returns:
-        Two views (N, C, H, W).
-    """
-    anchor = images[ANCHOR::3]
-    first, second = lam[:, :, None, None, None].unbind(1)
-    return (
-        torch.lerp(anchor, images[VIEW1::3], first),
-        torch.lerp(anchor, images[VIEW2::3], second),
-    )
 
 
 def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: Ranks) -> Any:

@@ -18,7 +18,7 @@ from uscl_zoo.training.monitor import alignment, uniformity
 from uscl_zoo.training.network import TwoViews, UsclNetwork
 from uscl_zoo.training.objective import uscl_loss
 from uscl_zoo.training.recipe import Recipe, replace
-from uscl_zoo.training.trainer import make_views
+from uscl_zoo.training.views import make_views
 
 CUDA = torch.device("cuda", 0)
 RECIPE = Recipe(classes=("a", "b", "c"), projection_dim=16)
