@@ -172,8 +172,10 @@ def augment_one(planes: Tensor, drawn: Drawn) -> Tensor:
         The same shape.
     """
     top, left, height, width = drawn.box
-    crop = planes[:, :, top : top + height, left : left + width]
+    # plane after plane: of several at once torch makes channels last, at twice the price
+    crop = planes[:, :, top : top + height, left : left + width].transpose(0, 1)
     image = F.interpolate(crop, planes.shape[-2:], mode="bilinear", align_corners=False)
+    image = image.transpose(0, 1)
     if drawn.flip:
         image = image.flip(3)
     for operation in drawn.order:

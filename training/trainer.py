@@ -34,7 +34,7 @@ from .pairs import (
 )
 from .ranks import ALONE, Ranks, synchronise
 from .recipe import Recipe, settings_of
-from .views import ByVideo, make_views, mix
+from .views import make_views, make_views_by_video, mix
 
 
 class NotFiniteError(UsclError, ArithmeticError):
@@ -175,7 +175,6 @@ class Trainer:
             capturable=replays,
         )
         self._two_views = _parallel(TwoViews(self.network, recipe), recipe, device, ranks)
-        self._by_video = ByVideo(recipe, self.layout) if device.type == "cpu" else None
         self._views: Callable[[Sample], tuple[Tensor, Tensor]] = self.views
         if execution.compiles:
             self._two_views = torch.compile(self._two_views)
@@ -234,9 +233,10 @@ class Trainer:
         Returns:
             Two views, float32 (N, 3, H, W).
         """
-        if self._by_video is not None:
-            return self._by_video(sample.frames, sample.lam, sample.draws)
-        view1, view2 = make_views(sample.frames, sample.lam, sample.draws, self.recipe)
+        read = (sample.frames, sample.lam, sample.draws, self.recipe)
+        if self.device.type == "cpu":
+            return make_views_by_video(*read, self.layout)
+        view1, view2 = make_views(*read)
         return (
             view1.contiguous(memory_format=self.layout),
             view2.contiguous(memory_format=self.layout),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -57,70 +53,53 @@ def mix(images: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-class ByVideo:
-    """What `make_views` does, as a CPU does it best: one video after another, on every core.
+def make_views_by_video(
+    frames: Tensor, lam: Tensor, draws: augment.Draws, recipe: Recipe, layout: torch.memory_format
+) -> tuple[Tensor, Tensor]:
+    """What `make_views` does, as a CPU does it best: one video after another.
 
     The frames of a video stay in the cache from the store to the mixed views, and a frame without
-    colour is one plane until the end. Each image is computed by one thread, so that the number of
-    threads changes no bit.
+    colour is one plane until the end. (Videos side by side in threads of Python took longer than
+    this, in which torch shares out each operation: the threads waited for the interpreter.)
 
     Args:
+        frames: uint8 (3N, H, W, 3).
+        lam: (N, 2).
+        draws: of the 3N frames.
         recipe: method, order of mixing and augmentation, mean and std.
         layout: of the views in memory.
+
+    Returns:
+        Two views, float32 (N, 3, H, W).
     """
+    shape = (len(lam), 3, *frames.shape[1:3])
+    view1, view2 = (torch.empty(shape, memory_format=layout) for _ in range(2))
+    shift, scale = augment.normalising(recipe)
+    drawn = augment.each(draws)
+    for i, shares in enumerate(lam.tolist()):
+        own = slice(3 * i, 3 * i + 3)
+        images = _views_of_one(frames[own], shares, drawn[own], recipe)
+        for view, image in zip((view1, view2), images, strict=True):
+            torch.addcmul(shift, image, scale, out=view[i : i + 1])
+    return view1, view2
 
-    def __init__(self, recipe: Recipe, layout: torch.memory_format) -> None:
-        self.recipe, self.layout = recipe, layout
-        self._shift, self._scale = augment.normalising(recipe)
-        self._map: Callable[..., Iterable[Any]] = map
-        threads = torch.get_num_threads()
-        if threads > 1:
-            pool = ThreadPoolExecutor(threads, "views", torch.set_num_threads, (1,))
-            self._map = pool.map
 
-    def __call__(self, frames: Tensor, lam: Tensor, draws: augment.Draws) -> tuple[Tensor, Tensor]:
-        """Augment and mix the frames of some videos into two views each.
+def _views_of_one(
+    frames: Tensor, lam: list[float], drawn: list[augment.Drawn], recipe: Recipe
+) -> list[Tensor]:
+    """The views of one video, (1, C, H, W), before they are normalised."""
+    after = recipe.mix == "after" and recipe.method == "uscl"
 
-        Args:
-            frames: uint8 (3N, H, W, 3).
-            lam: (N, 2).
-            draws: of the 3N frames.
+    def mixable(place: int) -> Tensor:
+        planes = augment.planes_of(frames[place])
+        return augment.augment_one(planes, drawn[place]) if after else planes
 
-        Returns:
-            Two views, float32 (N, 3, H, W).
-        """
-        count, height, width = len(lam), *frames.shape[1:3]
-        views = [torch.empty(count, 3, height, width, memory_format=self.layout) for _ in range(2)]
-        drawn, shares = augment.each(draws), lam.tolist()
-
-        def make(i: int) -> None:
-            own = slice(3 * i, 3 * i + 3)
-            images = self._two(frames[own], shares[i], drawn[own])
-            for view, image in zip(views, images, strict=True):
-                torch.addcmul(self._shift, image, self._scale, out=view[i : i + 1])
-
-        for _ in self._map(make, range(count)):
-            pass  # errors of the threads are raised here
-        first, second = views
-        return first, second
-
-    def _two(
-        self, frames: Tensor, lam: list[float], drawn: list[augment.Drawn]
-    ) -> tuple[Tensor, Tensor]:
-        """The views of one video, (1, C, H, W), before they are normalised."""
-        after = self.recipe.mix == "after" and self.recipe.method == "uscl"
-
-        def mixable(place: int) -> Tensor:
-            planes = augment.planes_of(frames[place])
-            return augment.augment_one(planes, drawn[place]) if after else planes
-
-        # of λ = 1 nothing of the anchor is left
-        anchor = mixable(ANCHOR) if min(lam) < 1 else None
-        views = []
-        for place, share in zip((VIEW1, VIEW2), lam, strict=True):
-            view = mixable(place)
-            if anchor is not None:
-                view = torch.lerp(anchor, view, share)
-            views.append(view if after else augment.augment_one(view, drawn[place]))
-        first, second = views
-        return first, second
+    # of λ = 1 nothing of the anchor is left
+    anchor = mixable(ANCHOR) if min(lam) < 1 else None
+    views = []
+    for place, share in zip((VIEW1, VIEW2), lam, strict=True):
+        view = mixable(place)
+        if anchor is not None:
+            view = torch.lerp(anchor, view, share)
+        views.append(view if after else augment.augment_one(view, drawn[place]))
+    return views

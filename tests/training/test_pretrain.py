@@ -31,7 +31,8 @@ from uscl_zoo.training.prepare import Sampling, prepare
 from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
-from uscl_zoo.training.trainer import NotFiniteError, Tables, Trainer, learning_rate, mix
+from uscl_zoo.training.trainer import NotFiniteError, Tables, Trainer, learning_rate
+from uscl_zoo.training.views import mix
 
 from uscl_zoo.errors import CardError, CheckpointError, DataError
 from uscl_zoo.records import read_yaml, write_text, write_yaml
@@ -117,16 +118,6 @@ def test_learning_rate_never_grows() -> None:
 def test_learning_rate_of_a_short_run_is_constant(epochs: int) -> None:
     recipe = replace(Recipe(), epochs=epochs)
     assert {learning_rate(recipe, epoch) for epoch in range(epochs)} == {3e-4}
-
-
-def test_views_are_mixed_with_the_anchor() -> None:
-    frames = torch.randn(6, 3, 4, 4)
-    lam = torch.tensor([[0.3, 0.6], [1.0, 1.0]])
-    view1, view2 = mix(frames, lam)
-    assert torch.allclose(view1[0], 0.3 * frames[0] + 0.7 * frames[1])
-    assert torch.allclose(view2[0], 0.6 * frames[2] + 0.4 * frames[1])
-    assert torch.equal(view1[1], frames[3])
-    assert torch.equal(view2[1], frames[5])
 
 
 def by_hand(trainer: Trainer, video: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_augment import images
+from torch import Tensor
+from uscl_zoo.training import augment
+from uscl_zoo.training.recipe import Recipe, replace
+from uscl_zoo.training.views import make_views, make_views_by_video, mix
+
+RECIPE = Recipe(seed=5, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+
+
+def test_views_are_mixed_with_the_anchor() -> None:
+    frames = torch.randn(6, 3, 4, 4)
+    lam = torch.tensor([[0.3, 0.6], [1.0, 1.0]])
+    view1, view2 = mix(frames, lam)
+    assert torch.allclose(view1[0], 0.3 * frames[0] + 0.7 * frames[1])
+    assert torch.allclose(view2[0], 0.6 * frames[2] + 0.4 * frames[1])
+    assert torch.equal(view1[1], frames[3])
+    assert torch.equal(view2[1], frames[5])
+
+
+def frames_of_three_videos() -> Tensor:
+    """In colour; without; and one that has a single coloured pixel in one frame."""
+    pixels = images(9)
+    pixels[3:9] = pixels[3:9, :, :, :1]
+    pixels[7, 10, 20, 2] ^= 1
+    return torch.from_numpy(pixels)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"mix": "before"},
+    {"method": "pair"},
+    {"method": "simclr", "classes": ()},
+]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_cpu_makes_the_views_that_a_gpu_makes(
+    change: dict[str, Any], layout: torch.memory_format
+) -> None:
+    recipe = replace(RECIPE, **change)
+    frames, draws = frames_of_three_videos(), augment.draw(recipe, 0, 3, 64)
+    lam = torch.tensor([[0.3, 0.3], [0.9, 0.2], [1.0, 0.5]])
+    if recipe.method != "uscl":
+        lam.fill_(1)
+    ours = make_views_by_video(frames, lam, draws, recipe, layout)
+    for view, expected in zip(ours, make_views(frames, lam, draws, recipe), strict=True):
+        assert view.dtype == torch.float32
+        assert view.is_contiguous(memory_format=layout)
+        assert torch.allclose(view, expected, atol=1e-4)
+
+
+def test_without_an_anchor_nothing_is_done_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    planes_of = augment.planes_of
+
+    def noting(frame: Tensor) -> Tensor:
+        seen.append(len(seen))
+        planes: Tensor = planes_of(frame)
+        return planes
+
+    monkeypatch.setattr(augment, "planes_of", noting)
+    frames, draws = frames_of_three_videos(), augment.draw(RECIPE, 0, 3, 64)
+    lam = torch.tensor([[1.0, 1.0], [0.5, 1.0], [1.0, 1.0]])
+    make_views_by_video(frames, lam, draws, RECIPE, torch.channels_last)
+    assert len(seen) == 2 + 3 + 2
+
+
+def test_a_frame_without_colour_is_one_plane() -> None:
+    planes = [augment.planes_of(frame) for frame in frames_of_three_videos()]
+    assert [p.shape[1] for p in planes] == [3, 3, 3, 1, 1, 1, 1, 3, 1]
+    for one, frame in zip(planes, frames_of_three_videos(), strict=True):
+        expected = augment.to_float(frame[None])
+        assert torch.equal(one.expand_as(expected), expected)
+        assert one.is_contiguous()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
+def test_one_plane_is_augmented_as_three_like_it(order: list[int]) -> None:
+    plane = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    for flip in (False, True):
+        factor = (np.array([1, 1, 1, 0]) + 0.5 * rng.uniform(-1, 1, 4)).tolist()
+        drawn = augment.Drawn([3, 5, 50, 57], flip, factor, order)
+        three = augment.augment_one(plane.repeat(1, 3, 1, 1), drawn)
+        assert torch.allclose(augment.augment_one(plane, drawn).expand_as(three), three, atol=1e-6)
