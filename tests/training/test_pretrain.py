@@ -235,7 +235,9 @@ def gradient(trainer: Trainer) -> Tensor:
     """Of the loss of the first batch, by the weights of the encoder."""
     trainer.network.zero_grad()
     sample = trainer.sample(trainer.tables(0), trainer.tables(0).batches[0])
-    trainer.loss(sample.target, *trainer.views(sample)).total.backward()
+    weight = trainer.network.encoder.conv1.weight
+    views = (view.to(weight.dtype) for view in trainer.views(sample))
+    trainer.loss(sample.target, *views).total.backward()
     return torch.cat([p.grad.flatten() for p in trainer.network.encoder.parameters()])
 
 
@@ -826,9 +828,12 @@ def test_compiling_changes_only_rounding(small_store: FrameStore) -> None:
         Trainer(RECIPE, small_store, Execution(CPU.device, compiled=compiled))
         for compiled in (False, True)
     )
-    ours, expected = gradient(compiled).double(), gradient(plain).double()
-    assert F.cosine_similarity(ours, expected, dim=0) > 0.99999
-    assert ours.norm().item() == pytest.approx(expected.norm().item(), rel=1e-4)
+    for trainer in (plain, compiled):
+        # in float32, rounding turns the sign of an activation here and there
+        trainer.network.double()
+    ours, expected = gradient(compiled), gradient(plain)
+    assert F.cosine_similarity(ours, expected, dim=0) > 1 - 1e-9
+    assert ours.norm().item() == pytest.approx(expected.norm().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("switch", [{"channels_last": False}, {"fused": False}], ids=str)
