@@ -32,7 +32,7 @@ def us4_shaped(folder: Path, size: int = 224, share: float = 1.0) -> FrameStore:
         share: of the videos of each part to make, for a machine with little room or time.
     """
     rng = np.random.default_rng(0)
-    rows, total = [], 0
+    rows, total, number = [], 0, 0
     for videos, frames, prefixes in US4:
         made = max(round(share * videos), len(prefixes))
         counts = np.full(made, frames // videos)
@@ -40,7 +40,8 @@ def us4_shaped(folder: Path, size: int = 224, share: float = 1.0) -> FrameStore:
         for i, count in enumerate(counts.tolist()):
             prefix = prefixes[i % len(prefixes)]
             # one of five in turn, so that it is not always the same prefix
-            split = "heldout" if (i + i // 5) % 5 == 4 else "train"
+            split = "heldout" if (number + number // 5) % 5 == 4 else "train"
+            number += 1
             name = f"{prefix}-{i:04}_mp4"
             for frame in range(count):
                 rows.append((name, name, US4_CLASSES[prefix], split, frame, frame / 3, "", ""))
