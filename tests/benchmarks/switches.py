@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device")
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     device, store = device_named(options.device), FrameStore(options.store)
     recipe = load_recipe(options.recipe, options.settings)
     settle(Execution(device))
