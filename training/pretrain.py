@@ -93,7 +93,9 @@ def pretrain(
         same_recipe(recipe, run / RECIPE)
     elif resume:
         raise DataError(f"{run}: holds no run to resume")
-    trainer = Trainer(recipe, store, execution, ranks)
+    # `auto` means another precision on another machine, or before it knew of CPUs with bf16
+    precision = json.loads((run / ABOUT).read_text())["precision"] if resume else None
+    trainer = Trainer(recipe, store, execution, ranks, precision)
     # until all have looked, none may begin to write
     ranks.wait()
     if ranks.rank == 0:

@@ -116,13 +116,19 @@ class Trainer:
         store: frames; its `train` split, or `data_rate` of it, is trained on.
         execution: where and how to compute.
         ranks: processes that train together.
+        precision: in which a resumed run began; None for what the recipe means on this device.
 
     Raises:
         DataError: if the store cannot serve the recipe, or the ranks cannot share its batches.
     """
 
     def __init__(
-        self, recipe: Recipe, store: FrameStore, execution: Execution, ranks: Ranks = ALONE
+        self,
+        recipe: Recipe,
+        store: FrameStore,
+        execution: Execution,
+        ranks: Ranks = ALONE,
+        precision: str | None = None,
     ) -> None:
         self.recipe, self.store, self.execution, self.ranks = recipe, store, execution, ranks
         device = self.device = execution.device
@@ -156,7 +162,7 @@ class Trainer:
                 "nothing else; see classes, label_rate and data_rate, or prepare it with labels"
             )
         self.targets = torch.tensor(targets, device=device)
-        self.precision = precision_on(device, recipe.precision)
+        self.precision = precision or precision_on(device, recipe.precision)
         self.feed = Feed(store, device, execution.place)
         self.network: UsclNetwork = build(recipe, len(self.classes)).to(device)
         if recipe.sync_batch_norm and ranks.world > 1:

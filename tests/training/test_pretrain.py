@@ -805,6 +805,25 @@ def test_bf16_is_used_when_asked_for(small_store: FrameStore) -> None:
     assert Trainer(RECIPE, small_store, CPU).precision == "float32"
 
 
+def test_a_resumed_run_keeps_its_precision(
+    small_store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun where `auto` was bf16, and moved to a processor without."""
+    from contextlib import nullcontext
+
+    recipe = replace(RECIPE, precision="auto")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "listening", lambda: nullcontext(StopAfter(1)))
+        with pytest.raises(Interrupted):
+            run(small_store, tmp_path / "run", recipe)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert precision_on(CPU.device, "auto") == "float32"
+    whole = run(small_store, tmp_path / "whole", replace(RECIPE, precision="bf16"))
+    resumed = run(small_store, tmp_path / "run", recipe, resume=True)
+    assert_same(resumed["network"], whole["network"])
+
+
 @pytest.mark.parametrize(
     ("has", "expected"),
     [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "float32")],
