@@ -147,18 +147,18 @@ def planes_of(frame: Tensor) -> Tensor:
 
     Most ultrasound frames have no colour, and a third of the work then does.
     """
-    red, green, blue = frame.unbind(2)
-    if torch.equal(red, green) and torch.equal(green, blue):
-        return red[None, None].float().div_(255)
+    if _without_colour(*frame.unbind(2)):
+        return frame[None, None, :, :, 0].float().div_(255)
     planes = frame.permute(2, 0, 1)[None]
     return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _planes(image: Tensor) -> Tensor:
-    red, green, blue = image.unbind(1)
-    if torch.equal(red, green) and torch.equal(green, blue):
-        return image[:, :1]
-    return image.contiguous()
+    return image[:, :1] if _without_colour(*image.unbind(1)) else image.contiguous()
+
+
+def _without_colour(red: Tensor, green: Tensor, blue: Tensor) -> bool:
+    return torch.equal(red, green) and torch.equal(green, blue)
 
 
 def augment_one(planes: Tensor, drawn: Drawn) -> Tensor:
