@@ -70,7 +70,7 @@ def precision_on(device: torch.device, asked: str) -> str:
     if asked != "auto":
         return asked
     if device.type == "cpu":
-        # told since torch 2.11
+        # the oldest torch we run on does not tell
         has = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
         return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
     return "bf16"

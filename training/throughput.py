@@ -226,14 +226,24 @@ def _stages(trainer: Trainer, repeats: int, wait: Callable[[], None]) -> dict[st
 
 def _beside(trainer: Trainer, wait: Callable[[], None]) -> dict[str, float]:
     """What `pretrain` does between steps, each once more after one that warms up."""
-    history = [dict.fromkeys(("epoch", "contrastive", "labelled", "learning_rate"), 1.0)]
+    row = dict.fromkeys(("contrastive", "labelled", "learning_rate", "held-out contrastive"), 1.0)
+
+    def look() -> None:
+        trainer.validate()
+        row.update(monitor.measure(*trainer.watched()))
+
+    def draw(path: Path) -> None:
+        # as many points as at the end of the recipe
+        epochs = range(trainer.recipe.epochs)
+        curves.draw([row | {"epoch": float(epoch)} for epoch in epochs], path)
+
     with tempfile.TemporaryDirectory(prefix="uscl-") as folder:
         work: dict[str, Callable[[], Any]] = {
             "tables of an epoch": lambda: trainer.draw(0),
             "weights are finite": trainer.is_finite,
-            "looking": lambda: (trainer.validate(), monitor.measure(*trainer.watched())),
+            "looking": look,
             "checkpoint": lambda: save_checkpoint(Path(folder), trainer.state()),
-            "picture of the curves": lambda: curves.draw(history, Path(folder) / "curves.png"),
+            "picture of the curves": lambda: draw(Path(folder) / "curves.png"),
         }
         seconds = {}
         for name, do in work.items():

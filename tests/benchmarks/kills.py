@@ -10,6 +10,7 @@ struck, and ends with status 1 if a bit differs.
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="uscl-") as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         clock = time.perf_counter()
-        life(whole, words).wait()
+        if life(whole, words).wait():
+            sys.exit(f"the whole run failed; to see why: uscl pretrain -o RUN {shlex.join(words)}")
         seconds = time.perf_counter() - clock
         print(f"{hardware(device)}: a whole run takes {seconds:.0f} s, starting included")
         for number in range(options.kills):

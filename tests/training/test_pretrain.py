@@ -483,7 +483,7 @@ from pathlib import Path
 import torch
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
+from uscl_zoo.training.pretrain import Interrupted, pretrain
 from uscl_zoo.training.recipe import load_recipe
 try:
     pretrain(load_recipe(sys.argv[1]), FrameStore(sys.argv[2]), Path(sys.argv[3]),
@@ -836,7 +836,7 @@ def test_a_processor_is_asked_whether_it_has_bf16(
     assert precision_on(CPU.device, "auto") == expected
     assert precision_on(CPU.device, "bf16") == "bf16"
     assert precision_on(CPU.device, "float32") == "float32"
-    # torch before 2.11 cannot tell
+    # the oldest torch we run on cannot tell
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert precision_on(CPU.device, "auto") == "float32"
 
