@@ -1,14 +1,15 @@
 """Augmentation in batch on the device, one draw of parameters a frame.
 
-The operations are those of the authors' code (METHOD, step 2) with torchvision's definitions and
-parameters, applied to a whole batch at once: torchvision's own transforms draw one set of
-parameters a batch, and its functional forms take one factor for all samples.
+Crop, flip and jitter are those of the authors' code (METHOD, step 2) with torchvision's definitions
+and parameters, applied to a whole batch at once: torchvision's own transforms draw one set of
+parameters a batch, and its functional forms take one factor for all samples. Rotation, gamma,
+speckle and blur are for ultrasound, and off unless a recipe asks for them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from .recipe import Recipe
 
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as torchvision rounds it
 _TRIES = 10
+#: Values of the noise that speckle takes its own from.
+_NOISE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,34 @@ class Draws:
         flip: bool (N,).
         factor: float32 (N, 4) of brightness, contrast, saturation, and the hue shift in turns.
         order: int64 (N, 4), the jitter's operations in the order of their application.
+        angle: float32 (N,), rotation in radians.
+        gamma: float32 (N,), exponent of the intensities.
+        speckle: float32 (N,), standard deviation of the noise, 0 for none.
+        start: int64 (N,), where in `noise` it begins.
+        blur: bool (N,).
     """
 
     box: Tensor
     flip: Tensor
     factor: Tensor
     order: Tensor
+    angle: Tensor
+    gamma: Tensor
+    speckle: Tensor
+    start: Tensor
+    blur: Tensor
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Everything in it, in an order of its own."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
     def __getitem__(self, index: Tensor | slice) -> Draws:
         """The draws of some frames."""
-        return Draws(self.box[index], self.flip[index], self.factor[index], self.order[index])
+        return Draws(*(part[index] for part in self.parts()))
 
     def to(self, device: torch.device) -> Draws:
         """The same draws on a device."""
-        parts = (self.box, self.flip, self.factor, self.order)
-        return Draws(*(send(part, device) for part in parts))
+        return Draws(*(send(part, device) for part in self.parts()))
 
 
 def draw(recipe: Recipe, epoch: int, videos: int, size: int) -> Draws:
@@ -69,12 +85,33 @@ def draw(recipe: Recipe, epoch: int, videos: int, size: int) -> Draws:
     high = np.array([1 + recipe.brightness, 1 + recipe.contrast, 1 + recipe.saturation, recipe.hue])
     factor = low + (high - low) * rng.random((count, 4))
     order = rng.random((count, 4)).argsort(axis=1)
+    box = _boxes(rng, recipe, count, size)
+    # last, so that what is drawn above is what it was before there were these
+    angle, gamma, speckled, blurred, start = rng.random((5, count))
+    speckle = np.where(speckled < recipe.speckle_rate, recipe.speckle, 0.0)
     return Draws(
-        box=torch.from_numpy(_boxes(rng, recipe, count, size)).float(),
+        box=torch.from_numpy(box).float(),
         flip=torch.from_numpy(flip),
         factor=torch.from_numpy(factor).float(),
         order=torch.from_numpy(order),
+        angle=torch.from_numpy((2 * angle - 1) * recipe.rotation).float(),
+        gamma=torch.from_numpy(np.exp((2 * gamma - 1) * recipe.gamma)).float(),
+        speckle=torch.from_numpy(speckle).float(),
+        start=torch.from_numpy(np.floor(start * (_NOISE - size * size)).astype(np.int64)),
+        blur=torch.from_numpy(blurred < recipe.blur),
     )
+
+
+def draw_noise(recipe: Recipe, device: torch.device) -> Tensor:
+    """What speckle takes its noise from: float32 (2,097,152,), standard normal, or none at all.
+
+    A stretch of a table that begins at a drawn place is the same on every device, and costs a step
+    next to nothing.
+    """
+    if not recipe.speckle:
+        return torch.empty(0, device=device)
+    drawn = stream(recipe.seed, 0, Purpose.SPECKLE).standard_normal(_NOISE, dtype=np.float32)
+    return send(torch.from_numpy(drawn), device)
 
 
 def _boxes(rng: np.random.Generator, recipe: Recipe, count: int, size: int) -> np.ndarray:
@@ -101,28 +138,44 @@ def _boxes(rng: np.random.Generator, recipe: Recipe, count: int, size: int) -> n
     return np.stack([top, left, height, width], axis=1)
 
 
-def augment(images: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
-    """Crop, flip, jitter and normalise.
+def augment(
+    images: Tensor,
+    draws: Draws,
+    recipe: Recipe,
+    size: int | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Rotate, crop, flip, jitter, change as ultrasound does, and normalise.
 
     On a CPU one image after another, each of which stays in the cache from the first operation to
     the last; elsewhere the whole batch at once, in a form that a compiler can fuse and a CUDA graph
     can hold.
 
     Args:
-        images: float32 (N, 3, H, W) in 0-1.
+        images: float32 (N, C, H, W) in 0-1; C is 3, or 1 for frames without colour.
         draws: of N images, on the same device.
-        recipe: mean and std.
+        recipe: what to do at all, mean and std.
+        size: side of the result in pixels, no larger than the images'; None for theirs.
+        noise: as `draw_noise` gives it; without it there is no speckle.
 
     Returns:
-        float32 (N, 3, H, W).
+        float32 (N, 3, size, size).
     """
+    size = size or images.shape[-1]
     if images.device.type != "cpu":
-        images = resized_crop(images, draws.box, draws.flip)
-        return normalise(jitter(images, draws.factor, draws.order), recipe)
-    augmented = torch.empty_like(images, memory_format=torch.contiguous_format)
+        if recipe.rotation:
+            images = rotate(images, draws.angle)
+        if size < images.shape[-1]:
+            images = shrunk_crop(images, draws.box, draws.flip, size)
+        else:
+            images = resized_crop(images, draws.box, draws.flip)
+        images = jitter(images, draws.factor, draws.order, _jitters(recipe, images.shape[1]))
+        return normalise(_as_ultrasound(images, draws, recipe, noise), recipe)
+    shape = (len(images), 3, size, size)
+    augmented = torch.empty(shape, memory_format=torch.contiguous_format)
     shift, scale = normalising(recipe)
     for i, drawn in enumerate(each(draws)):
-        image = augment_one(_planes(images[i : i + 1]), drawn)
+        image = augment_one(_planes(images[i : i + 1]), drawn, recipe, size, noise)
         torch.addcmul(shift, image, scale, out=augmented[i : i + 1])
     return augmented
 
@@ -134,11 +187,17 @@ class Drawn(NamedTuple):
     flip: bool
     factor: list[float]
     order: list[int]
+    angle: float = 0.0
+    gamma: float = 1.0
+    speckle: float = 0.0
+    start: int = 0
+    blur: bool = False
 
 
 def each(draws: Draws) -> list[Drawn]:
     """The draws of every frame, on the host."""
-    columns = (draws.box.int(), draws.flip, draws.factor, draws.order)
+    box, *rest = draws.parts()
+    columns = (box.int(), *rest)
     return [Drawn(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
 
@@ -154,33 +213,87 @@ def planes_of(frame: Tensor) -> Tensor:
 
 
 def _planes(image: Tensor) -> Tensor:
-    return image[:, :1] if _without_colour(*image.unbind(1)) else image.contiguous()
+    if image.shape[1] == 1 or _without_colour(*image.unbind(1)):
+        return image[:, :1]
+    return image.contiguous()
 
 
 def _without_colour(red: Tensor, green: Tensor, blue: Tensor) -> bool:
     return torch.equal(red, green) and torch.equal(green, blue)
 
 
-def augment_one(planes: Tensor, drawn: Drawn) -> Tensor:
-    """Crop, flip and jitter one image, which stays in the cache from the first to the last.
+def augment_one(
+    planes: Tensor,
+    drawn: Drawn,
+    recipe: Recipe,
+    size: int | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """What `augment` does to one image before it is normalised.
+
+    The image stays in the cache from the first operation to the last.
 
     Args:
         planes: float32 (1, C, H, W) in 0-1, as `planes_of` gives them.
         drawn: parameters.
+        recipe: what to do at all.
+        size: side of the result; None for that of the planes.
+        noise: as `draw_noise` gives it.
 
     Returns:
-        The same shape.
+        float32 (1, C, size, size).
     """
+    side = planes.shape[-1]
+    size = size or side
+    if recipe.rotation:
+        planes = rotate(planes, torch.tensor([drawn.angle]))
     top, left, height, width = drawn.box
     # plane after plane: of several at once torch makes channels last, at twice the price
     crop = planes[:, :, top : top + height, left : left + width].transpose(0, 1)
-    image = F.interpolate(crop, planes.shape[-2:], mode="bilinear", align_corners=False)
+    # a filter where the view is smaller than the frame, as `shrunk_crop` has it
+    image = F.interpolate(
+        crop, (size, size), mode="bilinear", align_corners=False, antialias=size < side
+    )
     image = image.transpose(0, 1)
     if drawn.flip:
         image = image.flip(3)
+    wanted = _jitters(recipe, image.shape[1])
     for operation in drawn.order:
-        image = _OPERATIONS[operation](image, drawn.factor[operation])
-    return image
+        if operation in wanted:
+            image = _OPERATIONS[operation](image, drawn.factor[operation])
+    if recipe.gamma:
+        image = image.pow(drawn.gamma)
+    if drawn.speckle and noise is not None:
+        own = noise[drawn.start : drawn.start + size * size].view(size, size)
+        image = torch.addcmul(image, image, own, value=drawn.speckle).clamp_(0, 1)
+    return _blurred(image) if drawn.blur else image
+
+
+def _as_ultrasound(images: Tensor, draws: Draws, recipe: Recipe, noise: Tensor | None) -> Tensor:
+    """Gamma, speckle and blur of a batch; what a recipe does not ask for is not computed."""
+    if recipe.gamma:
+        images = images.pow(draws.gamma.view(-1, 1, 1, 1))
+    if recipe.speckle and noise is not None:
+        height, width = images.shape[-2:]
+        pixel = torch.arange(height * width, device=images.device)
+        own = noise[draws.start[:, None] + pixel].view(-1, 1, height, width)
+        images = (images + images * own * draws.speckle.view(-1, 1, 1, 1)).clamp(0, 1)
+    if recipe.blur:
+        images = torch.where(draws.blur.view(-1, 1, 1, 1), _blurred(images), images)
+    return images
+
+
+def _blurred(images: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
+def _jitters(recipe: Recipe, channels: int) -> tuple[int, ...]:
+    """Numbers of the operations of the jitter that can change an image of so many channels.
+
+    Saturation and hue of a frame without colour would compute it again.
+    """
+    asked = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+    return tuple(i for i, most in enumerate(asked) if most and (channels > 1 or i < 2))
 
 
 def normalising(recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -238,6 +351,60 @@ def resized_crop(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
     return torch.lerp(upper, lower, down[:, :, None, None]).permute(0, 3, 1, 2)
 
 
+def shrunk_crop(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop every image to its own box, resize that with a filter and mirror some.
+
+    As Pillow does it: a triangle as wide as a pixel of the result, clamped to the crop. Two batched
+    products of matrices.
+
+    Args:
+        images: float32 (N, C, H, W).
+        box: (N, 4): top, left, height, width.
+        flip: bool (N,).
+        size: side of the result in pixels.
+
+    Returns:
+        float32 (N, C, size, size).
+    """
+    height, width = images.shape[-2:]
+    rows = _triangles(box[:, 0], box[:, 2], height, size)
+    columns = _triangles(box[:, 1], box[:, 3], width, size)
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+
+
+def _triangles(start: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """The share of each of `side` pixels in each of `size` points of a stretch: (N, size, side)."""
+    start, length = start[:, None, None], length[:, None, None]
+    pixel = torch.arange(side, device=start.device, dtype=torch.float32)
+    point = torch.arange(size, device=start.device, dtype=torch.float32)[:, None] + 0.5
+    scale = length / size
+    away = (pixel + 0.5 - start - point * scale).abs()
+    weight = (1 - away / scale.clamp(min=1)).clamp(min=0)
+    weight = weight * ((pixel >= start) & (pixel < start + length))
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Whole images in another size, smaller or the same: float32 (N, C, size, size)."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def rotate(images: Tensor, angle: Tensor) -> Tensor:
+    """Turn every image about its middle; what comes in from outside is black.
+
+    Args:
+        images: float32 (N, C, H, W), as high as wide.
+        angle: (N,), in radians.
+    """
+    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    rows = (torch.stack([cosine, -sine, zero], 1), torch.stack([sine, cosine, zero], 1))
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, "bilinear", "zeros", align_corners=False)
+
+
 def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the pixels before and behind each of `size` points, and how far it is between."""
     start, length = start[:, None], length[:, None]
@@ -252,21 +419,24 @@ def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tenso
     )
 
 
-def jitter(images: Tensor, factor: Tensor, order: Tensor) -> Tensor:
+def jitter(
+    images: Tensor, factor: Tensor, order: Tensor, wanted: tuple[int, ...] = (0, 1, 2, 3)
+) -> Tensor:
     """Brightness, contrast, saturation and hue, to each image its own factors in its own order.
 
     Every operation is done to every image at each place, and one result kept: nothing here waits
     for the host to look at the order.
 
     Args:
-        images: float32 (N, 3, H, W) in 0-1.
+        images: float32 (N, C, H, W) in 0-1.
         factor: (N, 4).
         order: int64 (N, 4).
+        wanted: numbers of the operations to do.
     """
-    for place in order.unbind(1):
+    for place in order.unbind(1) if wanted else ():
         done = images
-        for number, operation in enumerate(_OPERATIONS):
-            result = operation(images, factor[:, number].view(-1, 1, 1, 1))
+        for number in wanted:
+            result = _OPERATIONS[number](images, factor[:, number].view(-1, 1, 1, 1))
             done = torch.where((place == number).view(-1, 1, 1, 1), result, done)
         images = done
     return images

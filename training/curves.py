@@ -13,6 +13,7 @@ _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
         dict(zip(("contrastive", "held-out contrastive"), _SPLITS, strict=True)),
     ),
     ("Cross-entropy of both views", {"labelled": "training videos"}),
+    ("Distance from the teachers", {"taught": "training videos"}),
     ("Learning rate", {"learning_rate": ""}),
     (
         "Alignment (0 is a point a video)",

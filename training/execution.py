@@ -76,6 +76,11 @@ def precision_on(device: torch.device, asked: str) -> str:
     return "bf16"
 
 
+def is_slow(precision: str, device: torch.device) -> bool:
+    """Whether a run in that precision is slower here than in float32: bf16 without instructions."""
+    return precision == "bf16" and precision_on(device, "auto") == "float32"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Where a network computes in that precision; weights stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -19,7 +19,7 @@ _BEFORE = 3
 
 @dataclass
 class _Size:
-    """What is known of batches of one size: how many went by, and their graph once captured."""
+    """What is known of steps of one size: how many went by, and their graph once captured."""
 
     seen: int = 0
     graph: torch.cuda.CUDAGraph | None = None
@@ -27,7 +27,7 @@ class _Size:
 
 
 class Replay:
-    """Does steps, and from the fourth of each batch size on replays them.
+    """Does steps, and from the fourth of each batch and image size on replays them.
 
     A graph reads and writes the same memory each time, so every sample is copied to where the
     captured one lay. The steps before the capture are steps of the run like any other: capturing
@@ -37,21 +37,21 @@ class Replay:
         update: does one step, without ever waiting for the device.
     """
 
-    def __init__(self, update: Callable[[Sample], None]) -> None:
+    def __init__(self, update: Callable[[Sample, int], None]) -> None:
         self.update = update
-        self._sizes: dict[int, _Size] = {}
+        self._sizes: dict[tuple[int, int], _Size] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def __call__(self, sample: Sample) -> None:
-        """Do the step of a sample."""
-        size = self._sizes.setdefault(len(sample.lam), _Size())
+    def __call__(self, sample: Sample, side: int) -> None:
+        """Do the step of a sample, with views of so many pixels a side."""
+        size = self._sizes.setdefault((len(sample.lam), side), _Size())
         size.seen += 1
         if size.seen <= _BEFORE:
             # capture wants what it warms up on to have run beside the main stream
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                self.update(sample)
+                self.update(sample, side)
             torch.cuda.current_stream().wait_stream(self._stream)
             return
         if size.graph is None or size.sample is None:
@@ -62,7 +62,7 @@ class Replay:
             with torch.cuda.graph(
                 size.graph, self._pool, self._stream, capture_error_mode="thread_local"
             ):
-                self.update(size.sample)
+                self.update(size.sample, side)
         for kept, new in zip(size.sample.tensors(), sample.tensors(), strict=True):
             kept.copy_(new)
         size.graph.replay()

@@ -59,6 +59,7 @@ def measure(
     train_videos: Sequence[Video],
     heldout_videos: Sequence[Video],
     precision: str,
+    size: int | None = None,
 ) -> dict[str, float]:
     """What a row of the history says of the embedding.
 
@@ -75,6 +76,7 @@ def measure(
         train_videos: those trained on.
         heldout_videos: those held out.
         precision: of the encoder, `float32` or `bf16`.
+        size: side in pixels at which frames are shown; None for the store's.
 
     Returns:
         "alignment" and "uniformity", the same as "held-out alignment" and "held-out uniformity",
@@ -86,7 +88,7 @@ def measure(
     sides = []
     for name, videos in (("", train_videos), ("held-out ", heldout_videos)):
         chosen = _choose(videos, VIDEOS, recipe)
-        side = embed(network, feed, recipe, chosen, FRAMES, precision)
+        side = embed(network, feed, recipe, chosen, FRAMES, precision, size)
         sides.append(side)
         for quantity, of in (("alignment", alignment), ("uniformity", uniformity)):
             value = of(side.z, side.video)
@@ -201,6 +203,7 @@ def embed(
     videos: Sequence[Video],
     frames: int,
     precision: str,
+    size: int | None = None,
 ) -> Embedded:
     """Embed at most `frames` frames of each video, evenly over it, by the deterministic transform.
 
@@ -213,6 +216,7 @@ def embed(
         videos: of the store that `feed` reads.
         frames: the most of a video.
         precision: of the encoder and the projection, `float32` or `bf16`.
+        size: side in pixels at which frames are shown; None for the store's.
 
     Returns:
         Unit vectors on the device.
@@ -227,6 +231,7 @@ def embed(
         # of no videos a batch of no frames, whose features have their width
         for start in range(0, max(len(rows), 1), _BATCH):
             images = augment.to_float(feed.take(rows[start : start + _BATCH]))
+            images = augment.shrink(images, size or images.shape[-1])
             with autocast(feed.device, precision):
                 features = network.encoder(augment.normalise(images, recipe))
                 projected = network.projection(features)
@@ -255,6 +260,7 @@ def picture(
     heldout_videos: Sequence[Video],
     precision: str,
     path: Path,
+    size: int | None = None,
 ) -> None:
     """Draw the embedding in two dimensions, coloured by class and by video.
 
@@ -271,6 +277,7 @@ def picture(
         heldout_videos: those held out.
         precision: of the encoder, `float32` or `bf16`.
         path: of the PNG, replaced whole. Not written where there are fewer than five frames.
+        size: side in pixels at which frames are shown; None for the store's.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -278,7 +285,7 @@ def picture(
 
     train = _choose(train_videos, SHOWN, recipe)
     videos = [*train, *_choose(heldout_videos, SHOWN, recipe)]
-    shown = embed(network, feed, recipe, videos, DRAWN, precision)
+    shown = embed(network, feed, recipe, videos, DRAWN, precision, size)
     if len(shown.h) < 5:
         return
     flat = TSNE(

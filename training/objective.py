@@ -41,7 +41,13 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, ranks: Ranks = ALONE) ->
     return total * (ranks.world / (2 * count))
 
 
-def labelled_term(logits1: Tensor, logits2: Tensor, target: Tensor, ranks: Ranks = ALONE) -> Tensor:
+def labelled_term(
+    logits1: Tensor,
+    logits2: Tensor,
+    target: Tensor,
+    ranks: Ranks = ALONE,
+    smoothing: float = 0.0,
+) -> Tensor:
     """Cross-entropy of both views over the labelled videos; 0 where there are none.
 
     Args:
@@ -49,11 +55,14 @@ def labelled_term(logits1: Tensor, logits2: Tensor, target: Tensor, ranks: Ranks
         logits2: (N, classes).
         target: int64 (N,), −1 where unlabelled.
         ranks: as for `nt_xent`; the labelled videos are counted over all of them.
+        smoothing: share of a label that is spread over all classes.
     """
     # a sum over none divided by one is 0 with a gradient of 0, where a mean over none is NaN
     count = ranks.total((target >= 0).sum()).clamp(min=1)
     terms = (
-        F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="sum")
+        F.cross_entropy(
+            logits.float(), target, ignore_index=-1, reduction="sum", label_smoothing=smoothing
+        )
         for logits in (logits1, logits2)
     )
     return sum(terms, start=torch.zeros((), device=target.device)) * ranks.world / count
@@ -66,6 +75,7 @@ class Loss:
     total: Tensor
     contrastive: Tensor
     labelled: Tensor
+    taught: Tensor
 
 
 def uscl_loss(
@@ -74,10 +84,12 @@ def uscl_loss(
     target: Tensor,
     recipe: Recipe,
     ranks: Ranks = ALONE,
+    taught: Tensor | None = None,
 ) -> Loss:
     """L = NT-Xent + λ_cls · (CE(view 1) + CE(view 2)) (paper, the semi-supervised loss).
 
-    With method `supervised` the second term is all of L.
+    With method `supervised` the first term does not count. A recipe may weigh the first, and
+    teachers add a term.
 
     Args:
         first: z and logits of the first view.
@@ -85,12 +97,18 @@ def uscl_loss(
         target: int64 (N,), −1 where unlabelled.
         recipe: method, τ and λ_cls.
         ranks: as for `nt_xent`.
+        taught: the term of the teachers, as `teacher_term` gives it; None without.
     """
     (z1, logits1), (z2, logits2) = first, second
     contrastive = nt_xent(z1, z2, recipe.temperature, ranks)
     labelled = torch.zeros((), device=z1.device)
     if logits1 is not None and logits2 is not None:
-        labelled = labelled_term(logits1, logits2, target, ranks)
-    weighted = recipe.class_weight * labelled
-    total = weighted if recipe.method == "supervised" else contrastive + weighted
-    return Loss(total, contrastive, labelled)
+        labelled = labelled_term(logits1, logits2, target, ranks, recipe.label_smoothing)
+    total = recipe.class_weight * labelled
+    if recipe.method != "supervised":
+        total = total + recipe.contrast_weight * contrastive
+    if taught is None:
+        taught = torch.zeros((), device=z1.device)
+    else:
+        total = total + recipe.teacher_weight * taught
+    return Loss(total, contrastive, labelled, taught)

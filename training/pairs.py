@@ -1,13 +1,15 @@
 """Which frames, which λ, which crop: every random draw of pretraining, keyed and tabulated.
 
-A draw is a function of (seed, epoch, purpose) and of the video's place among those used, by a
-counter-based generator (Philox). In an epoch every video is sampled once, so (epoch, video) is the
-(epoch, step, sample) of a run whatever its batches; worker processes, ranks and interruptions
-cannot change a draw, because nobody keeps a generator's state.
+A draw is a function of (seed, epoch, purpose) and of a place, by a counter-based generator
+(Philox). An epoch has as many places as there are videos, and `draw_items` says which video stands
+at each: its own, unless labels are sampled. So (epoch, place) is the (epoch, step, sample) of a run
+whatever its batches; worker processes, ranks and interruptions cannot change a draw, because nobody
+keeps a generator's state.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -32,6 +34,8 @@ class Purpose(IntEnum):
     LABELS = 4
     VIDEOS = 5
     MONITOR = 6
+    ITEMS = 7
+    SPECKLE = 8
 
 
 def stream(seed: int, epoch: int, purpose: Purpose) -> np.random.Generator:
@@ -90,7 +94,10 @@ def draw_pairs(
     mixed = (counts >= 3) & (method == "uscl")
     # where nothing is mixed the anchor is a frame of the video that λ = 1 leaves out
     anchor = np.where(mixed, c, a)
-    lam = np.where(mixed, rng.beta(recipe.beta, recipe.beta, (recipe.lambdas, len(videos))), 1.0)
+    drawn = rng.beta(recipe.beta, recipe.beta, (recipe.lambdas, len(videos)))
+    if recipe.fold_lambda:
+        drawn = np.maximum(drawn, 1 - drawn)
+    lam = np.where(mixed, drawn, 1.0)
     both = np.broadcast_to(lam, (2, len(videos))).T
     return Pairs(np.stack([a, anchor, b], axis=1) + first[:, None], both.astype(np.float32))
 
@@ -115,15 +122,47 @@ def draw_labelled(videos: Sequence[Video], recipe: Recipe, classes: Sequence[str
     return [int(target) for target in targets]
 
 
-def draw_batches(videos: int, recipe: Recipe, epoch: int) -> list[npt.NDArray[np.int64]]:
-    """Shuffle the videos and cut them into batches.
+def draw_batches(places: int, recipe: Recipe, epoch: int) -> list[npt.NDArray[np.int64]]:
+    """Shuffle the places of an epoch and cut them into batches.
 
-    A last batch below `smallest_batch` joins the one before it, so every video is seen.
+    A last batch below `smallest_batch` joins the one before it, so every place is seen.
 
     Returns:
-        Indices of videos, one array a step.
+        Places, one array a step.
     """
-    return cut(stream(recipe.seed, epoch, Purpose.ORDER).permutation(videos), recipe)
+    return cut(stream(recipe.seed, epoch, Purpose.ORDER).permutation(places), recipe)
+
+
+def draw_items(
+    videos: Sequence[Video], recipe: Recipe, epoch: int, batches: Sequence[npt.NDArray[np.int64]]
+) -> npt.NDArray[np.int64]:
+    """Which video stands at each place of an epoch: its own, or one drawn by label.
+
+    With `sampling_power` p below 1 a batch is drawn without replacement, a video with a weight of
+    count^(p − 1), where count is how many videos have its label: by labels that is count^p.
+    (Without replacement a label that fills much of a batch comes out a little below that.)
+
+    Args:
+        videos: those trained on.
+        recipe: p and the seed.
+        epoch: the pass.
+        batches: places of every step, as `draw_batches` gives them.
+
+    Returns:
+        int64 (places,), indices of `videos`.
+    """
+    if recipe.sampling_power == 1:
+        return np.arange(len(videos))
+    counts = Counter(video.label for video in videos)
+    weight = np.array([counts[v.label] ** (recipe.sampling_power - 1) for v in videos])
+    rng = stream(recipe.seed, epoch, Purpose.ITEMS)
+    items = np.empty(len(videos), dtype=np.int64)
+    for places in batches:
+        # the first of exponential waiting times are a weighted draw without replacement
+        # (Efraimidis & Spirakis, 2006)
+        waiting = rng.exponential(size=len(videos)) / weight
+        items[places] = np.argpartition(waiting, len(places) - 1)[: len(places)]
+    return items
 
 
 def cut(order: npt.NDArray[np.int64], recipe: Recipe) -> list[npt.NDArray[np.int64]]:

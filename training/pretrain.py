@@ -19,10 +19,10 @@ from uscl_zoo.errors import DataError, UsclError
 from uscl_zoo.records import write_text, write_yaml
 
 from . import curves, monitor
-from .execution import Execution, device_named, settle
+from .execution import Execution, device_named, is_slow, settle
 from .frames import FrameStore
 from .ranks import ALONE, Ranks
-from .recipe import Recipe
+from .recipe import Recipe, replace
 from .runs import (
     ABOUT,
     CHECKPOINT,
@@ -36,7 +36,8 @@ from .runs import (
     same_recipe,
     save_checkpoint,
 )
-from .trainer import NotFiniteError, Progress, Trainer, learning_rate
+from .starts import Start, load_start
+from .trainer import TERMS, NotFiniteError, Progress, Trainer, learning_rate
 
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
 _LOOK = 1.0
@@ -87,27 +88,39 @@ def pretrain(
     execution = execution or Execution(device_named(None))
     settle(execution)
     checkpoint = run / CHECKPOINT
+    about = None
     if (run / RECIPE).exists():
         if not resume:
             raise DataError(f"{run}: holds a run already; add --resume or choose another folder")
-        same_recipe(recipe, run / RECIPE)
+        about = json.loads((run / ABOUT).read_text())
+        wanted, recipe = recipe.precision, same_recipe(recipe, run / RECIPE)
+        # `auto` means another precision on another machine, or before it knew of CPUs with bf16
+        precision = about["precision"] if wanted in ("auto", recipe.precision) else wanted
     elif resume:
         raise DataError(f"{run}: holds no run to resume")
-    # `auto` means another precision on another machine, or before it knew of CPUs with bf16
-    precision = json.loads((run / ABOUT).read_text())["precision"] if resume else None
-    trainer = Trainer(recipe, store, execution, ranks, precision)
+    else:
+        precision = None
+    start, teachers = _starts(recipe, about)
+    if start is not None:
+        recipe = replace(recipe, mean=start.mean, std=start.std)
+    trainer = Trainer(recipe, store, execution, ranks, precision, start, teachers)
     # until all have looked, none may begin to write
     ranks.wait()
     if ranks.rank == 0:
         run.mkdir(parents=True, exist_ok=True)
         if not (run / RECIPE).exists():
-            write_text(run / ABOUT, json.dumps(_about(trainer), indent=1))
+            write_text(run / ABOUT, json.dumps(_about(trainer, start, teachers), indent=1))
             write_yaml(run / RECIPE, recipe)
     state = load_checkpoint(run) if resume else None
     if state is not None:
         if state["store"] != store.digest:
             raise DataError(f"{store.folder}: is not the store that {run} was trained on")
         trainer.restore(state)
+    if about is not None and precision != about["precision"] and ranks.rank == 0:
+        earlier = about.get("earlier_precisions", [])
+        changed = [*earlier, {"precision": about["precision"], "epochs": trainer.progress.epoch}]
+        about |= {"precision": precision, "earlier_precisions": changed}
+        write_text(run / ABOUT, json.dumps(about, indent=1))
     try:
         with listening() as asked:
             _epochs(trainer, run, asked, progress and ranks.rank == 0, pictures)
@@ -115,6 +128,28 @@ def pretrain(
         last = f"{checkpoint}" if checkpoint.exists() else "none yet"
         raise NotFiniteError(f"{error}; the last good checkpoint: {last}") from error
     return checkpoint
+
+
+def _starts(recipe: Recipe, about: dict[str, Any] | None) -> tuple[Start | None, list[Start]]:
+    """What a run begins with and learns from.
+
+    Args:
+        recipe: which they are.
+        about: of the run, if one is resumed: it has begun, and its teachers are to be the same.
+
+    Raises:
+        DataError: if a teacher has other weights than when the run began.
+    """
+    start = load_start(recipe.init) if recipe.init is not None and about is None else None
+    teachers = [load_start(reference) for reference in recipe.teachers]
+    before = teachers if about is None else about.get("teachers", [])
+    for teacher, known in zip(teachers, before, strict=True):
+        if about is not None and teacher.sha256 != known["sha256"]:
+            raise DataError(
+                f"teachers: {teacher.reference} has other weights (SHA-256 {teacher.sha256[:12]}…) "
+                f"than when the run began ({known['sha256'][:12]}…); put those back"
+            )
+    return start, teachers
 
 
 def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures: bool) -> None:
@@ -139,11 +174,19 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
 
     if show:
         bar.write(f"{trainer.feed}; {trainer.precision} on {hardware(trainer.device)}")
+        if is_slow(trainer.precision, trainer.device):
+            bar.write(
+                "bf16 on a processor without instructions for it takes about twelve times as long "
+                "as float32: go on where there are some (avx512_bf16, AMX) or on a GPU, or stop "
+                "and resume with precision=float32"
+            )
     with _events(run, state) if speaks else nullcontext() as events, bar:
         while state.epoch < recipe.epochs:
             began, images, looked, stops = time.perf_counter(), 0, 0.0, False
             with clock.on("steps"):
                 while state.step < steps:
+                    if show and trainer.compiles_next:
+                        bar.set_postfix_str("compiling, once for each size of the views")
                     images += trainer.step() * trainer.ranks.world
                     bar.update()
                     now = time.perf_counter()
@@ -187,7 +230,7 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
                 with clock.on("pictures"):
                     curves.draw(state.history, run / CURVES)
                     if last:
-                        monitor.picture(*trainer.watched(), run / EMBEDDING)
+                        monitor.picture(*trainer.watched(), run / EMBEDDING, trainer.size)
         if show:
             bar.write(str(clock))
     trainer.ranks.wait()
@@ -235,17 +278,17 @@ def _events(run: Path, state: Progress) -> Iterator[Any]:
 def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None:
     """Turn the sums of an epoch into a row of the history and begin the next."""
     recipe, state = trainer.recipe, trainer.progress
-    names = ("loss", "contrastive", "labelled")
-    row = {"epoch": float(state.epoch + 1), "learning_rate": learning_rate(recipe, state.epoch)}
-    row |= {name: total / steps for name, total in zip(names, state.sums, strict=True)}
-    state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]
+    rate_now = learning_rate(recipe, state.epoch, steps - 1, steps)
+    row = {"epoch": float(state.epoch + 1), "learning_rate": rate_now}
+    row |= {name: total / steps for name, total in zip(TERMS, state.sums, strict=True)}
+    state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0] * len(TERMS)
     if events is not None and (
         state.epoch % recipe.validate_every == 0 or state.epoch == recipe.epochs
     ):
         held_out = trainer.validate()
         if held_out is not None:
             row["held-out contrastive"] = held_out
-        row |= monitor.measure(*trainer.watched())
+        row |= monitor.measure(*trainer.watched(), trainer.size)
     state.history.append(row)
     if events is not None:
         for name, value in row.items():
@@ -275,7 +318,7 @@ def listening() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _about(trainer: Trainer) -> dict[str, Any]:
+def _about(trainer: Trainer, start: Start | None, teachers: list[Start]) -> dict[str, Any]:
     """What a run ran on, for its card."""
     store = trainer.store
     switches = dataclasses.asdict(trainer.execution)
@@ -288,6 +331,9 @@ def _about(trainer: Trainer) -> dict[str, Any]:
         "held_out": store.summary(trainer.held_out),
         "held_out_subjects": sorted({video.subject for video in trainer.held_out}),
         "classes": list(trainer.classes),
+        "start": None if start is None else start.told(),
+        "teachers": [teacher.told() for teacher in teachers],
+        "size": trainer.size,
         "precision": trainer.precision,
         "execution": switches | {"device": str(trainer.device), "place": trainer.feed.place},
         "ranks": trainer.ranks.world,

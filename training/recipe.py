@@ -44,9 +44,14 @@ class Recipe:
             (MoCo v2, Chen et al., arXiv 2003.04297; a baseline of the paper, whose settings we do
             not know).
         architecture: timm name of the encoder.
+        init: weights that the encoder begins with: None for random ones, a checkpoint of the zoo by
+            name, `timm:` with a name of timm's, or a file of timm's keys. The mean and std that
+            belong to them become those of the run.
         projection_dim: width of z, the output of the projection head.
         classifier_on: what the class logits are read from: `z`, the projection (released code), or
             `h`, the pooled features (how our notes have the paper's figure; unconfirmed).
+        classifier_hidden: units of a hidden layer (with ReLU) between that and the logits, which
+            keeps h from being pulled into the classes; 0 for none.
         classes: labels the classification term sees, in the order of its logits; None for every
             label of the store, empty for no such term. Videos with another label are trained on
             as unlabelled.
@@ -54,9 +59,14 @@ class Recipe:
             is part of a larger one. The classes and the held-out videos stay.
         label_rate: share of the labelled videos, among those used, whose label is used; drawn by
             video (released code).
+        sampling_power: p of sampling by label: a label is drawn with probability ∝ count^p, by
+            videos, those without a label counted as one. 1 samples every video once an epoch
+            (released code). Below 1 an epoch has as many samples, rare labels come more than once
+            in it, each time with draws of their own, and no video comes twice in a batch.
         beta: both parameters of the Beta distribution of λ (paper, positive pair generation).
         lambdas: draws of λ a video: 1, shared by both views (released code), or 2, one a view (how
             we recall the paper's figure; unconfirmed).
+        fold_lambda: take max(λ, 1 − λ), so that a view is never more anchor than frame.
         mix: `after` the augmentation of the three frames (released code), or `before` it, so that
             the two mixed views are augmented instead (how we recall the paper's figure;
             unconfirmed). Nothing is mixed but by `uscl`.
@@ -67,10 +77,22 @@ class Recipe:
         contrast: factor is drawn from 1 ± this.
         saturation: factor is drawn from 1 ± this.
         hue: shift is drawn from ± this, in turns of the colour circle.
+        rotation: angle is drawn from ± this, in radians, about the middle of the frame.
+        gamma: intensities are raised to e to the power of a draw from ± this.
+        speckle: standard deviation of multiplicative noise, a pixel of it independent of the next.
+        speckle_rate: probability of speckle.
+        blur: probability of a mean over 3x3 pixels.
         mean: of each channel, intensities in 0-1.
         std: of each channel, intensities in 0-1.
         temperature: τ of NT-Xent.
-        class_weight: λ_cls, the weight of the labelled term.
+        contrast_weight: of NT-Xent.
+        class_weight: λ_cls, the weight of the labelled term, which is a sum over both views.
+        label_smoothing: share of a label that is spread over all classes.
+        teachers: frozen networks to learn from, each as `init` names one.
+        teacher_weight: of the sum over teachers of their term.
+        teacher_term: `features`: 1 − cosine between a linear map of h and the teacher's features,
+            both centred over the batch; or `similarities`: 1 − correlation between the cosines of
+            h and those of the teacher's features, over the pairs of the batch.
         momentum: m of the encoder of `moco` that follows, θ_k ← m θ_k + (1 − m) θ_q (He et al.,
             CVPR 2020, equation 2 and section 3.2). No other method has one.
         queue: keys that `moco` contrasts with (MoCo v2 has 65,536). No other method has one.
@@ -83,10 +105,19 @@ class Recipe:
         batch_size: videos a step, each of which gives two views.
         smallest_batch: a last batch with fewer videos is merged into the one before it, because
             a handful of negatives makes another loss of it.
-        learning_rate: of Adam.
+        sizes: side of the views in pixels, each with the share of all steps at which it ends, as
+            [[128, 0.7], [224, 1]]; none larger than the frames of the store, from which views are
+            shrunk with a filter. Empty for the store's own throughout.
+        optimizer: `adam`, or `adamw`, whose decay is decoupled from the gradient.
+        learning_rate: of the optimizer.
+        schedule: `epochs`: constant for `constant_epochs`, then a cosine from epoch to epoch
+            (released code); or `steps`: from 0 over `warmup`, then a cosine from step to step.
         constant_epochs: epochs before the cosine begins. The authors' "warm-up" is this.
+        warmup: share of all steps in which the rate rises.
         final_learning_rate: where the cosine ends.
-        weight_decay: coupled L2 on every parameter, as `torch.optim.Adam` means it.
+        weight_decay: on every parameter: coupled L2 with `adam`, decoupled with `adamw`.
+        average: the backbone of the run is the exponential average of the weights and batch
+            statistics of its steps, by this factor a step; 0 for those of the last step.
         precision: `float32`, `bf16` (autocast; the loss stays in float32), or `auto`: bf16 on CUDA
             and on a CPU with instructions for it, float32 elsewhere.
         validate_every: epochs between two losses on the held-out videos.
@@ -97,13 +128,17 @@ class Recipe:
 
     method: str = "uscl"
     architecture: str = "resnet18"
+    init: str | None = None
     projection_dim: int = 256
     classifier_on: str = "z"
+    classifier_hidden: int = 0
     classes: tuple[str, ...] | None = None
     data_rate: float = 1.0
     label_rate: float = 1.0
+    sampling_power: float = 1.0
     beta: float = 0.5
     lambdas: int = 1
+    fold_lambda: bool = False
     mix: str = "after"
     crop_scale: tuple[float, float] = (0.8, 1.0)
     crop_ratio: tuple[float, float] = (0.8, 1.25)
@@ -112,10 +147,20 @@ class Recipe:
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
+    rotation: float = 0.0
+    gamma: float = 0.0
+    speckle: float = 0.0
+    speckle_rate: float = 0.0
+    blur: float = 0.0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     temperature: float = 0.5
+    contrast_weight: float = 1.0
     class_weight: float = 0.2
+    label_smoothing: float = 0.0
+    teachers: tuple[str, ...] = ()
+    teacher_weight: float = 1.0
+    teacher_term: str = "features"
     momentum: float = 0.999
     queue: int = 65536
     batch_statistics: str = "per-view"
@@ -123,10 +168,15 @@ class Recipe:
     epochs: int = 300
     batch_size: int = 32
     smallest_batch: int = 8
+    sizes: tuple[tuple[int, float], ...] = ()
+    optimizer: str = "adam"
     learning_rate: float = 3e-4
+    schedule: str = "epochs"
     constant_epochs: int = 11
+    warmup: float = 0.0
     final_learning_rate: float = 1e-6
     weight_decay: float = 1e-4
+    average: float = 0.0
     precision: str = "auto"
     validate_every: int = 10
     checkpoint_every: int = 1
@@ -136,6 +186,8 @@ class Recipe:
 #: Inclusive bounds a setting must keep, beyond its type.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "projection_dim": (1, 2**16),
+    "classifier_hidden": (0, 2**16),
+    "sampling_power": (0, 1),
     "data_rate": (0, 1),
     "label_rate": (0, 1),
     "beta": (1e-3, 1e3),
@@ -145,7 +197,15 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "contrast": (0, 1),
     "saturation": (0, 1),
     "hue": (0, 0.5),
+    "rotation": (0, 3.15),
+    "gamma": (0, 5),
+    "speckle": (0, 10),
+    "speckle_rate": (0, 1),
+    "blur": (0, 1),
     "temperature": (1e-3, 1e3),
+    "contrast_weight": (0, 1e3),
+    "label_smoothing": (0, 0.99),
+    "teacher_weight": (0, 1e3),
     "class_weight": (0, 1e3),
     "momentum": (0, 1),
     "queue": (2, 2**24),
@@ -154,8 +214,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "smallest_batch": (2, 2**20),
     "learning_rate": (0, 1e3),
     "constant_epochs": (0, 10**7),
+    "warmup": (0, 0.99),
     "final_learning_rate": (0, 1e3),
     "weight_decay": (0, 1e3),
+    "average": (0, 0.999999),
     "validate_every": (1, 10**7),
     "checkpoint_every": (1, 10**7),
     "seed": (0, 2**63 - 1),
@@ -167,6 +229,9 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "architecture": ARCHITECTURES,
     "classifier_on": ("z", "h"),
     "mix": ("after", "before"),
+    "teacher_term": ("features", "similarities"),
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("epochs", "steps"),
     "batch_statistics": ("per-view", "fused"),
     "precision": ("auto", "float32", "bf16"),
 }
@@ -227,6 +292,19 @@ def _check(recipe: Recipe, where: str) -> None:
     low, high = recipe.crop_ratio
     if not 0 < low <= high:
         refuse("crop_ratio", "should be two growing ratios above 0")
+    sides, ends = [side for side, _ in recipe.sizes], [end for _, end in recipe.sizes]
+    if any(not 32 <= side <= 4096 for side in sides):
+        refuse("sizes", "should have sides from 32 to 4096 pixels")
+    if ends and (ends[-1] != 1 or sorted({0.0, *ends}) != [0.0, *ends]):
+        refuse("sizes", "should have growing shares of the steps, the last of them 1")
+    if recipe.init is not None and not recipe.init.strip():
+        refuse("init", "should name weights, or be null")
+    if len(set(recipe.teachers)) != len(recipe.teachers) or not all(recipe.teachers):
+        refuse("teachers", "should name each teacher once")
+    if recipe.teachers and recipe.method == "moco":
+        refuse("teachers", "should be [] with method moco, whose loss has one term")
+    if recipe.average and recipe.method == "moco":
+        refuse("average", "should be 0 with method moco, which has an average of its own")
     if min(recipe.std) <= 0:
         refuse("std", "should be above 0")
     if recipe.classes is not None and len(set(recipe.classes)) != len(recipe.classes):

@@ -85,19 +85,28 @@ def load_run(run: Path) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
     return recipe, json.loads((run / ABOUT).read_text()), state
 
 
-def same_recipe(recipe: Recipe, path: Path) -> None:
-    """Refuse to continue a run under other settings than it began with.
+def same_recipe(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe of a run that is to be continued, which its settings must not change.
+
+    Mean and std are those of the weights that the run began with, if there were any. The precision
+    may change, for a run that goes on where the one it began in is slow.
+
+    Args:
+        recipe: as it is asked for now.
+        path: of the recipe that the run began with.
 
     Raises:
         CardError: naming the first setting that differs.
     """
     before = from_mapping(Recipe, read_yaml(path), str(path))
+    settled = {"precision"} | ({"mean", "std"} if before.init is not None else set())
     for key, value in settings_of(recipe).items():
-        if settings_of(before)[key] != value:
+        if key not in settled and settings_of(before)[key] != value:
             raise CardError(
                 f"{path}: {key} is {getattr(before, key)!r} in the run and {value!r} now; "
                 "resume with the same settings"
             )
+    return before
 
 
 def code_version() -> str:

@@ -230,7 +230,7 @@ def _beside(trainer: Trainer, wait: Callable[[], None]) -> dict[str, float]:
 
     def look() -> None:
         trainer.validate()
-        row.update(monitor.measure(*trainer.watched()))
+        row.update(monitor.measure(*trainer.watched(), trainer.size))
 
     def draw(path: Path) -> None:
         # as many points as at the end of the recipe

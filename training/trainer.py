@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from uscl_zoo.checkpoint import backbone_shapes
 from uscl_zoo.errors import DataError, UsclError
 
 from . import augment
@@ -28,13 +30,19 @@ from .pairs import (
     Pairs,
     cut,
     draw_batches,
+    draw_items,
     draw_labelled,
     draw_pairs,
     draw_videos,
 )
 from .ranks import ALONE, Ranks, synchronise
 from .recipe import Recipe, settings_of
+from .starts import Start, fit
+from .teacher import Teachers, teacher_term
 from .views import make_views, make_views_by_video, mix
+
+#: What is summed over the steps of an epoch: the loss and its terms.
+TERMS = ("loss", "contrastive", "labelled", "taught")
 
 
 class NotFiniteError(UsclError, ArithmeticError):
@@ -56,7 +64,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -65,16 +73,18 @@ class Tables:
     """Every draw of an epoch.
 
     Attributes:
-        pairs: frames and λ of every video.
+        pairs: frames and λ of every place.
         lam: λ of `pairs`, on the device.
-        draws: augmentation of the three frames of every video, on the device.
-        batches: videos of every step, of all ranks.
+        draws: augmentation of the three frames of every place, on the device.
+        batches: places of every step, of all ranks.
+        target: int64 (places,), class of the video at each, −1 where unlabelled, on the device.
     """
 
     pairs: Pairs
     lam: Tensor
     draws: augment.Draws
     batches: list[np.ndarray]
+    target: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,12 +105,29 @@ class Sample:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything in it, in an order of its own."""
-        draws = self.draws
-        return self.frames, self.lam, draws.box, draws.flip, draws.factor, draws.order, self.target
+        return self.frames, self.lam, *self.draws.parts(), self.target
 
 
-def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Constant for `constant_epochs`, then a cosine that ends in the last epoch (METHOD, 6)."""
+def learning_rate(recipe: Recipe, epoch: int, step: int = 0, steps: int = 1) -> float:
+    """The rate of a step.
+
+    By `epochs`: constant for `constant_epochs`, then a cosine that ends in the last epoch (METHOD,
+    6). By `steps`: rising over `warmup` of all steps, then a cosine that ends with the last.
+
+    Args:
+        recipe: which of them.
+        epoch: from 0.
+        step: within the epoch, from 0.
+        steps: of an epoch.
+    """
+    if recipe.schedule == "steps":
+        done = (epoch * steps + step) / (recipe.epochs * steps)
+        if done < recipe.warmup:
+            # not from 0: the first step would be lost
+            return recipe.learning_rate * (done + 1 / (recipe.epochs * steps)) / recipe.warmup
+        done = (done - recipe.warmup) / (1 - recipe.warmup)
+        span = recipe.learning_rate - recipe.final_learning_rate
+        return recipe.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
     if epoch < recipe.constant_epochs or recipe.epochs <= recipe.constant_epochs + 1:
         return recipe.learning_rate
     done = (epoch - recipe.constant_epochs) / (recipe.epochs - 1 - recipe.constant_epochs)
@@ -117,6 +144,12 @@ class Trainer:
         execution: where and how to compute.
         ranks: processes that train together.
         precision: in which a resumed run began; None for what the recipe means on this device.
+        start: what the encoder begins with; None for random weights, as for a run that resumes.
+        teachers: what it learns from.
+
+    Attributes:
+        size: side of the last views in pixels, and of the frames it is looked at by.
+        average: the network whose weights are the average of the steps'; None if not asked for.
 
     Raises:
         DataError: if the store cannot serve the recipe, or the ranks cannot share its batches.
@@ -129,6 +162,8 @@ class Trainer:
         execution: Execution,
         ranks: Ranks = ALONE,
         precision: str | None = None,
+        start: Start | None = None,
+        teachers: Sequence[Start] = (),
     ) -> None:
         self.recipe, self.store, self.execution, self.ranks = recipe, store, execution, ranks
         device = self.device = execution.device
@@ -154,26 +189,39 @@ class Trainer:
             )
         if recipe.method == "moco" and ranks.world > 1:
             raise DataError("method moco keeps one queue, which several ranks do not share")
-        self.size = int(store.frames.shape[1])
+        self.side = int(store.frames.shape[1])
+        largest = max((side for side, _ in recipe.sizes), default=self.side)
+        if largest > self.side:
+            raise DataError(
+                f"sizes: {largest} is larger than the {self.side} pixels of {store.folder}; "
+                f"prepare it with --size {largest}"
+            )
+        self.size = recipe.sizes[-1][0] if recipe.sizes else self.side
         targets = draw_labelled(self.videos, recipe, self.classes)
         if recipe.method == "supervised" and max(targets) < 0:
             raise DataError(
                 f"{store.folder}: no label to learn from, and method supervised learns from "
                 "nothing else; see classes, label_rate and data_rate, or prepare it with labels"
             )
-        self.targets = torch.tensor(targets, device=device)
+        self.targets = np.array(targets, dtype=np.int64)
         self.precision = precision or precision_on(device, recipe.precision)
         self.feed = Feed(store, device, execution.place)
-        self.network: UsclNetwork = build(recipe, len(self.classes)).to(device)
+        self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
+        self.teachers = Teachers(teachers, recipe, device, self.layout)
+        taught = self.teachers.features if recipe.teacher_term == "features" else ()
+        self.network: UsclNetwork = build(
+            recipe, len(self.classes), _beginning(start, recipe), taught
+        ).to(device)
         if recipe.sync_batch_norm and ranks.world > 1:
             synchronise(self.network, device)
-        self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.layout)
+        self.average = copy.deepcopy(self.network).eval() if recipe.average else None
         self.moco = Moco(recipe, self.network) if recipe.method == "moco" else None
         # the queue of moco keeps its place as a number of the host, which a graph would freeze
         replays = execution.replays(ranks.world) and self.moco is None
         self.rate = torch.tensor(recipe.learning_rate, device=device) if replays else None
-        self.optimizer = torch.optim.Adam(
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        self.optimizer = kinds[recipe.optimizer](
             self.network.parameters(),
             lr=recipe.learning_rate if self.rate is None else self.rate,
             weight_decay=recipe.weight_decay,
@@ -181,15 +229,21 @@ class Trainer:
             capturable=replays,
         )
         self._two_views = _parallel(TwoViews(self.network, recipe), recipe, device, ranks)
-        self._views: Callable[[Sample], tuple[Tensor, Tensor]] = self.views
+        self._noise = augment.draw_noise(recipe, device)
+        # how much of the average a step leaves, as a tensor, which a replayed step can read anew
+        self._keep = torch.zeros((), device=device)
+        # a batch of another size is done as it is: compiling for it takes longer than it does
+        self._whole = len(ranks.share(np.arange(recipe.batch_size)))
+        self._compiled: set[int] = set()
+        self._fast_two_views, self._fast_views = self._two_views, self.views
         if execution.compiles:
-            self._two_views = torch.compile(self._two_views)
+            self._fast_two_views = torch.compile(self._two_views, dynamic=False)
             if device.type == "cuda":
-                self._views = torch.compile(self.views)
+                self._fast_views = torch.compile(self.views, dynamic=False)
         self._replay = Replay(self._update) if replays else None
         self.progress = Progress()
         # on a GPU nobody waits for the loss of a step
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
         self._tables: dict[int, Tables] = {}
         self._coming: tuple[int, int, Iterator[Tensor]] | None = None
 
@@ -206,12 +260,15 @@ class Trainer:
 
     def draw(self, epoch: int) -> Tables:
         """Draw the tables of an epoch."""
-        pairs = draw_pairs(self.videos, self.recipe, epoch)
+        batches = draw_batches(len(self.videos), self.recipe, epoch)
+        items = draw_items(self.videos, self.recipe, epoch, batches)
+        pairs = draw_pairs([self.videos[item] for item in items], self.recipe, epoch)
         return Tables(
             pairs=pairs,
             lam=send(torch.from_numpy(pairs.lam), self.device),
-            draws=augment.draw(self.recipe, epoch, len(self.videos), self.size).to(self.device),
-            batches=draw_batches(len(self.videos), self.recipe, epoch),
+            draws=augment.draw(self.recipe, epoch, len(items), self.side).to(self.device),
+            batches=batches,
+            target=send(torch.from_numpy(self.targets[items]), self.device),
         )
 
     @property
@@ -224,25 +281,47 @@ class Trainer:
 
         Args:
             tables: of the epoch.
-            batch: int64 (N,), the videos.
+            batch: int64 (N,), the places.
             frames: theirs, if they have been read already.
         """
         if frames is None:
             frames = self.feed.take(tables.pairs.frames[batch].reshape(-1))
         index = send(torch.from_numpy(batch), self.device)
         places = (3 * index[:, None] + torch.arange(3, device=self.device)).reshape(-1)
-        return Sample(frames, tables.lam[index], tables.draws[places], self.targets[index])
+        return Sample(frames, tables.lam[index], tables.draws[places], tables.target[index])
 
-    def views(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def side_of(self, epoch: int, step: int) -> int:
+        """Side of the views of a step in pixels."""
+        done = (epoch * self.steps + step) / (self.recipe.epochs * self.steps)
+        return next((side for side, end in self.recipe.sizes if done < end), self.size)
+
+    @property
+    def compiles_next(self) -> bool:
+        """Whether the next step is compiled before it is done, which takes a minute."""
+        progress = self.progress
+        batch = self.tables(progress.epoch).batches[progress.step]
+        return (
+            self.execution.compiles
+            and len(self.ranks.share(batch)) == self._whole
+            and self.side_of(progress.epoch, progress.step) not in self._compiled
+        )
+
+    def views(self, sample: Sample, size: int | None = None) -> tuple[Tensor, Tensor]:
         """The two views of a batch of videos: augmented and mixed, in the order of `mix`.
 
+        Args:
+            sample: frames and draws.
+            size: side of the views in pixels; None for the last of the run.
+
         Returns:
-            Two views, float32 (N, 3, H, W).
+            Two views, float32 (N, 3, size, size).
         """
+        size = size or self.size
         read = (sample.frames, sample.lam, sample.draws, self.recipe)
         if self.device.type == "cpu":
-            return make_views_by_video(*read, self.layout)
-        view1, view2 = make_views(*read)
+            return make_views_by_video(*read, self.layout, size, self._noise)
+        grey = bool(self.store.description.get("grey"))
+        view1, view2 = make_views(*read, size, self._noise, grey)
         return (
             view1.contiguous(memory_format=self.layout),
             view2.contiguous(memory_format=self.layout),
@@ -253,14 +332,21 @@ class Trainer:
         with autocast(self.device, self.precision):
             if self.moco is not None:
                 z, keys = self.network(view1)[0], self.moco.keys(view2)
-                contrastive = self.moco.loss(z, keys)
-                return Loss(contrastive, contrastive, torch.zeros((), device=self.device))
-            first, second = self._two_views(view1, view2)
-        return uscl_loss(first, second, target, self.recipe, self.ranks)
+                contrastive, none = self.moco.loss(z, keys), torch.zeros((), device=self.device)
+                return Loss(contrastive, contrastive, none, none)
+            lessons = self.teachers(view1, view2)
+            whole = len(view1) == self._whole
+            outputs = (self._fast_two_views if whole else self._two_views)(view1, view2)
+        taught = None
+        if lessons:
+            taught = teacher_term(outputs.h, outputs.mapped, lessons, self.recipe, self.ranks)
+        return uscl_loss(outputs.first, outputs.second, target, self.recipe, self.ranks, taught)
 
-    def _update(self, sample: Sample) -> None:
-        loss = self.loss(sample.target, *self._views(sample))
-        terms = torch.stack([loss.total, loss.contrastive, loss.labelled]).detach()
+    def _update(self, sample: Sample, size: int) -> None:
+        whole = len(sample.lam) == self._whole
+        views = (self._fast_views if whole else self.views)(sample, size)
+        loss = self.loss(sample.target, *views)
+        terms = torch.stack([loss.total, loss.contrastive, loss.labelled, loss.taught]).detach()
         if self.ranks.world > 1:
             # each has its share of the loss of all
             terms = self.ranks.total(terms) / self.ranks.world
@@ -274,7 +360,17 @@ class Trainer:
         self.optimizer.step()
         if self.moco is not None:
             self.moco.update(self.network)
+        if self.average is not None:
+            self._follow(self.average)
         self._sums += terms
+
+    @torch.no_grad()
+    def _follow(self, average: UsclNetwork) -> None:
+        """Let the average follow the weights and the batch statistics of the network."""
+        pairs = zip(average.state_dict().values(), self.network.state_dict().values(), strict=True)
+        kept, new = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+        torch._foreach_mul_(kept, self._keep)
+        torch._foreach_add_(kept, torch._foreach_mul(new, 1 - self._keep))
 
     def step(self) -> int:
         """Do the next step of the current epoch; returns the number of images it augmented.
@@ -287,16 +383,23 @@ class Trainer:
         tables = self.tables(progress.epoch)
         batch = self.ranks.share(tables.batches[progress.step])
         sample = self.sample(tables, batch, self._next_frames(tables))
-        rate = learning_rate(self.recipe, progress.epoch)
+        rate = learning_rate(self.recipe, progress.epoch, progress.step, len(tables.batches))
+        size = self.side_of(progress.epoch, progress.step)
         if self.rate is not None:
             self.rate.fill_(rate)
         for group in self.optimizer.param_groups if self.rate is None else ():
             group["lr"] = rate
+        if self.average is not None:
+            # in the first steps less is kept: they would otherwise stay in the average for long
+            done = progress.epoch * len(tables.batches) + progress.step + 1
+            self._keep.fill_(min(self.recipe.average, done / (done + 10)))
         self.network.train()
+        if len(batch) == self._whole:
+            self._compiled.add(size)
         if self._replay is None:
-            self._update(sample)
+            self._update(sample, size)
         else:
-            self._replay(sample)
+            self._replay(sample, size)
         progress.step += 1
         if self.device.type == "cpu":
             self.collect()
@@ -345,27 +448,35 @@ class Trainer:
         """
         if len(self.held_out) < 2:
             return None
-        self.network.eval()
+        network = self.kept.eval()
         pairs = draw_pairs(self.held_out, self.recipe, 0, validation=True)
         total = 0.0
         for batch in cut(np.arange(len(self.held_out)), self.recipe):
             frames = self.feed.take(pairs.frames[batch].reshape(-1))
-            images = augment.normalise(augment.to_float(frames), self.recipe)
+            images = augment.shrink(augment.to_float(frames), self.size)
+            images = augment.normalise(images, self.recipe)
             view1, view2 = mix(images, torch.from_numpy(pairs.lam[batch]).to(self.device))
             with autocast(self.device, self.precision):
-                z1, z2 = self.network(view1)[0], self.network(view2)[0]
+                z1, z2 = network(view1)[0], network(view2)[0]
             total += len(batch) * nt_xent(z1, z2, self.recipe.temperature).item()
         return total / len(self.held_out)
+
+    @property
+    def kept(self) -> UsclNetwork:
+        """The network whose weights are the run's: the average, or that of the last step."""
+        return self.network if self.average is None else self.average
 
     def watched(
         self,
     ) -> tuple[UsclNetwork, Feed, Recipe, list[Video], list[Video], str]:
-        """What `monitor` looks at."""
-        return self.network, self.feed, self.recipe, self.videos, self.held_out, self.precision
+        """What `monitor` looks at, at `size`."""
+        return self.kept, self.feed, self.recipe, self.videos, self.held_out, self.precision
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
         kept = {} if self.moco is None else {"moco": self.moco.state_dict()}
+        if self.average is not None:
+            kept["average"] = self.average.state_dict()
         return kept | {
             "format": 1,
             "recipe": settings_of(self.recipe),
@@ -389,7 +500,11 @@ class Trainer:
             group["lr"] = self.rate
         if self.moco is not None:
             self.moco.load_state_dict(state["moco"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.progress = Progress(**state["progress"])
+        # runs of releases before there were teachers
+        self.progress.sums += [0.0] * (len(TERMS) - len(self.progress.sums))
 
 
 def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: Ranks) -> Any:
@@ -405,8 +520,16 @@ def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: 
             # each rank keeps its own batch statistics; rank 0's are saved
             broadcast_buffers=False,
             # a term that does not count leaves its head without a gradient
-            find_unused_parameters=recipe.method == "supervised" or recipe.class_weight == 0,
+            find_unused_parameters=recipe.method == "supervised"
+            or 0 in (recipe.class_weight, recipe.contrast_weight, recipe.teacher_weight),
         )
+
+
+def _beginning(start: Start | None, recipe: Recipe) -> dict[str, Tensor]:
+    """The tensors of the encoder that a start gives."""
+    if start is None:
+        return {}
+    return fit(start, backbone_shapes(recipe.architecture))
 
 
 def _classes(recipe: Recipe, store: FrameStore, videos: list[Video]) -> tuple[str, ...]:

@@ -28,6 +28,9 @@ def changes(recipe: Recipe, other: Recipe) -> set[str]:
 def test_packaged_recipes_are_complete(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.architecture in name
+    if name.startswith("open"):
+        # beyond the paper
+        return
     # what a recipe does not change is as the authors released it
     of_moco = {"temperature", "momentum", "queue"} if recipe.method == "moco" else set()
     usual = {"architecture", "classes", "method", "class_weight"}

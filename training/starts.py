@@ -1,0 +1,199 @@
+"""Weights to begin with and to learn from: a name of the zoo, one of timm's, or a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import uscl_zoo
+from uscl_zoo import store as weights_store
+from uscl_zoo.authors import read_backbone
+from uscl_zoo.card import ARCHITECTURES
+from uscl_zoo.checkpoint import statistics_in
+from uscl_zoo.errors import CheckpointError, DataError
+from uscl_zoo.registry import model_info
+
+#: How a network of timm's is asked for.
+TIMM = "timm:"
+
+Statistics = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network with weights, without a classifier.
+
+    Attributes:
+        reference: as it was asked for.
+        network: in the mode of evaluation, on the CPU.
+        architecture: timm's name.
+        mean: of each channel of its input, intensities in 0-1.
+        std: likewise.
+        sha256: of the file; of the tensors where timm gave them.
+        licence: as its card or timm states it, None if unknown.
+    """
+
+    reference: str
+    network: nn.Module
+    architecture: str
+    mean: Statistics
+    std: Statistics
+    sha256: str
+    licence: str | None
+
+    def told(self) -> dict[str, str | None]:
+        """What a run records of it."""
+        return {"reference": self.reference, "sha256": self.sha256, "licence": self.licence}
+
+
+def load_start(reference: str) -> Start:
+    """Load a network by reference, verified where a digest is known.
+
+    Args:
+        reference: a checkpoint of the zoo by name, `timm:` with a name of timm's, or a file of
+            timm's keys whose metadata say mean and std.
+
+    Raises:
+        UnknownModelError: if there is none of that name.
+        DataError: if a file does not say what mean and std belong to it, or timm has no weights.
+        CheckpointError: if a file holds other tensors than those of an architecture of the zoo.
+    """
+    if reference.startswith(TIMM):
+        return _of_timm(reference)
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return _of_file(reference, path)
+    card = model_info(reference)
+    network = uscl_zoo.create_model(card.name, pretrained=True, num_classes=0).eval()
+    return Start(
+        reference=card.name,
+        network=network,
+        architecture=card.architecture,
+        mean=card.input.mean,
+        std=card.input.std,
+        sha256=str(card.weights.sha256),
+        licence=card.licence,
+    )
+
+
+def _of_timm(reference: str) -> Start:
+    name = reference.removeprefix(TIMM)
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=True, num_classes=0).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{reference}: timm could not get it ({type(error).__name__}: {reason}); is it a name "
+            "of timm's, and the Hub in reach?"
+        ) from error
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        raise DataError(f"{reference}: timm has no weights of that name")
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return Start(
+        reference=reference,
+        network=network,
+        architecture=name.partition(".")[0],
+        mean=_three(cfg.mean),
+        std=_three(cfg.std),
+        sha256=digest.hexdigest(),
+        licence=cfg.license,
+    )
+
+
+def _of_file(reference: str, path: Path) -> Start:
+    state, architecture = None, ""
+    refused: list[str] = []
+    for architecture in ARCHITECTURES:
+        try:
+            state = read_backbone(path, architecture)
+            break
+        except CheckpointError as error:
+            refused.append(str(error))
+    if state is None:
+        raise CheckpointError(f"{path}: fits no architecture of the zoo: {refused[0]}")
+    statistics = statistics_in(path)
+    if statistics is None:
+        raise DataError(
+            f"{path}: its metadata do not say what mean and std belong to it; write them there, as "
+            "`uscl export` does, or name a checkpoint of the zoo"
+        )
+    network = timm.create_model(architecture, num_classes=0).eval()
+    network.load_state_dict(state)
+    mean, std = statistics
+    return Start(
+        reference=reference,
+        network=network,
+        architecture=architecture,
+        mean=mean,
+        std=std,
+        sha256=weights_store.sha256_of(path),
+        licence=None,
+    )
+
+
+def _three(values: tuple[float, ...]) -> Statistics:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def fit(start: Start, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Those of its tensors that an encoder can begin with.
+
+    Of the same architecture all. Of another the tensors of the same name and shape, and its 3x3
+    kernels with their norms, stage by stage in their order, for those 3x3 kernels of the encoder
+    that have as many channels: a ResNet-50 can take `conv1`, `bn1` and most of its 3x3 kernels from
+    a ResNet-18.
+
+    Args:
+        start: to take them from.
+        shapes: of the encoder's tensors, by timm's name.
+
+    Returns:
+        Tensors by the encoder's names.
+
+    Raises:
+        CheckpointError: if none fits.
+    """
+    state = start.network.state_dict()
+    found = {k: t for k, t in state.items() if shapes.get(k) == tuple(t.shape)}
+    if len(found) < len(shapes):
+        # of blocks of another kind the same name means another place
+        found = {k: t for k, t in found.items() if not k.startswith("layer")}
+        wanting = _kernels(shapes, lambda key: shapes[key])
+        for shape, theirs in _kernels(state, lambda key: tuple(state[key].shape)).items():
+            for key, own in zip(theirs, wanting.get(shape, []), strict=False):
+                found[own] = state[key]
+                for part in ("weight", "bias", "running_mean", "running_var"):
+                    found[_norm(own, part)] = state[_norm(key, part)]
+    if not found:
+        raise CheckpointError(
+            f"init: of {start.reference} ({start.architecture}) no tensor fits the encoder"
+        )
+    return found
+
+
+def _kernels(
+    names: Mapping[str, object], shape_of: Callable[[str], tuple[int, ...]]
+) -> dict[tuple[str, tuple[int, ...]], list[str]]:
+    """The 3x3 kernels of each stage by stage and shape, in their order."""
+    kernels: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for key in names:
+        stage, _, rest = key.partition(".")
+        shape = shape_of(key)
+        if stage.startswith("layer") and "conv" in rest and shape[2:] == (3, 3):
+            kernels.setdefault((stage, shape), []).append(key)
+    return kernels
+
+
+def _norm(kernel: str, part: str) -> str:
+    """`layer1.0.conv2.weight` is followed by `layer1.0.bn2`."""
+    return f"{kernel.removesuffix('weight').replace('conv', 'bn')}{part}"
