@@ -102,8 +102,17 @@ def draw_pairs(
     return Pairs(np.stack([a, anchor, b], axis=1) + first[:, None], both.astype(np.float32))
 
 
+def without(videos: Sequence[Video], recipe: Recipe) -> list[Video]:
+    """Some videos less those of the sources that a recipe leaves out."""
+    return [video for video in videos if video.origin not in recipe.leave_out]
+
+
 def draw_videos(videos: Sequence[Video], recipe: Recipe) -> list[Video]:
-    """The `data_rate` share of some videos, in their order and the same ones in every epoch."""
+    """The `data_rate` share of some videos, in their order and the same ones in every epoch.
+
+    Of sources that are left out none.
+    """
+    videos = without(videos, recipe)
     shuffled = stream(recipe.seed, 0, Purpose.VIDEOS).permutation(len(videos))
     kept = shuffled[: round(recipe.data_rate * len(videos))]
     return [videos[i] for i in sorted(kept)]

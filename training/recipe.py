@@ -55,6 +55,7 @@ class Recipe:
         classes: labels the classification term sees, in the order of its logits; None for every
             label of the store, empty for no such term. Videos with another label are trained on
             as unlabelled.
+        leave_out: sources of a corpus, by key, that are not trained on, nor looked at while training.
         data_rate: share of the training videos used, drawn by video with `seed`; a smaller share
             is part of a larger one. The classes and the held-out videos stay.
         label_rate: share of the labelled videos, among those used, whose label is used; drawn by
@@ -133,6 +134,7 @@ class Recipe:
     classifier_on: str = "z"
     classifier_hidden: int = 0
     classes: tuple[str, ...] | None = None
+    leave_out: tuple[str, ...] = ()
     data_rate: float = 1.0
     label_rate: float = 1.0
     sampling_power: float = 1.0

@@ -34,6 +34,7 @@ from .pairs import (
     draw_labelled,
     draw_pairs,
     draw_videos,
+    without,
 )
 from .ranks import ALONE, Ranks, synchronise
 from .recipe import Recipe, settings_of
@@ -167,10 +168,13 @@ class Trainer:
     ) -> None:
         self.recipe, self.store, self.execution, self.ranks = recipe, store, execution, ranks
         device = self.device = execution.device
-        everything, self.held_out = store.select("train"), store.select("heldout")
+        _refuse_unknown(recipe, store)
+        everything, self.held_out = (
+            without(store.select(split), recipe) for split in ("train", "heldout")
+        )
         self.videos = draw_videos(everything, recipe)
         # the classes do not depend on which videos data_rate happens to draw
-        self.classes = _classes(recipe, store, everything)
+        self.classes = _classes(recipe, store, everything, self.held_out)
         if len(self.videos) < 2:
             raise DataError(
                 f"{store.folder}: {len(self.videos)} training video, and contrast takes two; "
@@ -532,9 +536,21 @@ def _beginning(start: Start | None, recipe: Recipe) -> dict[str, Tensor]:
     return fit(start, backbone_shapes(recipe.architecture))
 
 
-def _classes(recipe: Recipe, store: FrameStore, videos: list[Video]) -> tuple[str, ...]:
+def _refuse_unknown(recipe: Recipe, store: FrameStore) -> None:
+    known = sorted({video.origin for video in store.videos if video.origin is not None})
+    for key in recipe.leave_out:
+        if key not in known:
+            raise DataError(
+                f"leave_out: {store.folder} has no source {key!r}; it has "
+                f"{', '.join(known) or 'a single one without a key'}"
+            )
+
+
+def _classes(
+    recipe: Recipe, store: FrameStore, videos: list[Video], held_out: list[Video]
+) -> tuple[str, ...]:
     if recipe.classes is None:
-        return store.labels
+        return tuple(sorted({v.label for v in [*videos, *held_out] if v.label is not None}))
     present = {video.label for video in videos}
     for label in recipe.classes:
         if label not in present:
