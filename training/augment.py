@@ -161,16 +161,9 @@ def augment(
     Returns:
         float32 (N, 3, size, size).
     """
-    size = size or images.shape[-1]
     if images.device.type != "cpu":
-        if recipe.rotation:
-            images = rotate(images, draws.angle)
-        if size < images.shape[-1]:
-            images = shrunk_crop(images, draws.box, draws.flip, size)
-        else:
-            images = resized_crop(images, draws.box, draws.flip)
-        images = jitter(images, draws.factor, draws.order, _jitters(recipe, images.shape[1]))
-        return normalise(_as_ultrasound(images, draws, recipe, noise), recipe)
+        return augment_batch(images, draws, recipe, size, noise)
+    size = size or images.shape[-1]
     shape = (len(images), 3, size, size)
     augmented = torch.empty(shape, memory_format=torch.contiguous_format)
     shift, scale = normalising(recipe)
@@ -178,6 +171,25 @@ def augment(
         image = augment_one(_planes(images[i : i + 1]), drawn, recipe, size, noise)
         torch.addcmul(shift, image, scale, out=augmented[i : i + 1])
     return augmented
+
+
+def augment_batch(
+    images: Tensor,
+    draws: Draws,
+    recipe: Recipe,
+    size: int | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """What `augment` does, to the whole batch at once; arguments and result are the same."""
+    size = size or images.shape[-1]
+    if recipe.rotation:
+        images = rotate(images, draws.angle)
+    if size < images.shape[-1]:
+        images = shrunk_crop(images, draws.box, draws.flip, size)
+    else:
+        images = resized_crop(images, draws.box, draws.flip)
+    images = jitter(images, draws.factor, draws.order, _jitters(recipe, images.shape[1]))
+    return normalise(_as_ultrasound(images, draws, recipe, noise), recipe)
 
 
 class Drawn(NamedTuple):

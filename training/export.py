@@ -113,10 +113,10 @@ def export(
 
 
 def encoder_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The backbone in the checkpoint of a run, under timm's keys."""
+    """The backbone in the checkpoint of a run, under timm's keys: the average, if there is one."""
     return {
         key.removeprefix(_ENCODER): tensor
-        for key, tensor in state["network"].items()
+        for key, tensor in state.get("average", state["network"]).items()
         if key.startswith(_ENCODER)
     }
 

@@ -55,7 +55,7 @@ class Recipe:
         classes: labels the classification term sees, in the order of its logits; None for every
             label of the store, empty for no such term. Videos with another label are trained on
             as unlabelled.
-        leave_out: sources of a corpus, by key, that are not trained on, nor looked at while training.
+        leave_out: sources of a corpus, by key, that are neither trained on nor looked at.
         data_rate: share of the training videos used, drawn by video with `seed`; a smaller share
             is part of a larger one. The classes and the held-out videos stay.
         label_rate: share of the labelled videos, among those used, whose label is used; drawn by

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -92,20 +93,18 @@ def _of_timm(reference: str) -> Start:
             f"{reference}: timm could not get it ({type(error).__name__}: {reason}); is it a name "
             "of timm's, and the Hub in reach?"
         ) from error
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None:
-        raise DataError(f"{reference}: timm has no weights of that name")
+    cfg: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return Start(
         reference=reference,
         network=network,
-        architecture=name.partition(".")[0],
-        mean=_three(cfg.mean),
-        std=_three(cfg.std),
+        architecture=str(cfg["architecture"]),
+        mean=_three(cfg["mean"]),
+        std=_three(cfg["std"]),
         sha256=digest.hexdigest(),
-        licence=cfg.license,
+        licence=cfg.get("license"),
     )
 
 
@@ -174,7 +173,7 @@ def fit(start: Start, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor
                 found[own] = state[key]
                 for part in ("weight", "bias", "running_mean", "running_var"):
                     found[_norm(own, part)] = state[_norm(key, part)]
-    if not found:
+    if not any(tensor.ndim > 1 for tensor in found.values()):
         raise CheckpointError(
             f"init: of {start.reference} ({start.architecture}) no tensor fits the encoder"
         )

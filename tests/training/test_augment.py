@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,18 +129,143 @@ def test_one_after_another_is_the_whole_batch_at_once(size: int) -> None:
     frames = augment.to_float(torch.from_numpy(images(24, side=64)[:, :size, :size]))
     draws = augment.draw(RECIPE, 0, 8, size)
     one_by_one = augment.augment(frames, draws, RECIPE)
-    at_once = augment.resized_crop(frames, draws.box, draws.flip)
-    at_once = augment.jitter(at_once, draws.factor, draws.order)
-    at_once = augment.normalise(at_once, RECIPE)
+    at_once = augment.augment_batch(frames, draws, RECIPE)
     assert torch.allclose(one_by_one, at_once, atol=1e-3)
+
+
+# ------------------------------------------------------------------------- ultrasound's own
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [17, 32, 48])
+def test_shrunk_crops_are_pillows_within_a_grey_level(size: int, flip: bool) -> None:
+    frames = images(len(BOXES))
+    ours = augment.shrunk_crop(
+        augment.to_float(torch.from_numpy(frames)),
+        torch.tensor(BOXES, dtype=torch.float32),
+        torch.full((len(BOXES),), flip),
+        size,
+    )
+    for frame, (top, left, height, width), ours_one in zip(frames, BOXES, ours, strict=True):
+        crop = Image.fromarray(frame).crop((left, top, left + width, top + height))
+        theirs = crop.resize((size, size), Image.Resampling.BILINEAR)
+        if flip:
+            theirs = theirs.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = ours_one.permute(1, 2, 0).numpy() * 255
+        assert np.abs(pixels - np.asarray(theirs, np.float32)).max() <= 1.01
+
+
+def test_shrinking_is_filtered() -> None:
+    # lines of one pixel become grey, not black or white as of every third pixel
+    stripes = torch.zeros(1, 1, 63, 63)
+    stripes[..., ::2] = 1
+    assert augment.shrink(stripes, 63) is stripes
+    small = augment.shrink(stripes, 21)
+    assert small.shape == (1, 1, 21, 21)
+    assert small.sub(0.5).abs().max() < 0.2
+
+
+def test_a_turn_by_a_right_angle_is_exact() -> None:
+    frames = augment.to_float(torch.from_numpy(images(3)))
+    quarter, half, none = augment.rotate(frames, torch.tensor([np.pi / 2, np.pi, 0.0]).float())
+    assert torch.allclose(quarter, frames[0].rot90(1, (1, 2)), atol=1e-4)
+    assert torch.allclose(half, frames[1].rot90(2, (1, 2)), atol=1e-4)
+    assert torch.allclose(none, frames[2], atol=1e-4)
+
+
+def plain(**changes: Any) -> Recipe:
+    """A recipe that does nothing to an image but what is named."""
+    nothing = dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), 0.0)
+    whole: dict[str, Any] = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+    kept: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    return replace(RECIPE, **nothing | whole | kept | changes)
+
+
+def made(recipe: Recipe, frames: Tensor, epoch: int = 0) -> tuple[augment.Draws, Tensor]:
+    draws = augment.draw(recipe, epoch, len(frames) // 3, frames.shape[-1])
+    noise = augment.draw_noise(recipe, torch.device("cpu"))
+    return draws, augment.augment(frames, draws, recipe, None, noise)
+
+
+def test_a_recipe_without_augmentation_changes_nothing() -> None:
+    frames = augment.to_float(torch.from_numpy(images(6)))
+    assert torch.allclose(made(plain(), frames)[1], frames, atol=1e-6)
+
+
+def test_gamma_is_a_power_between_its_bounds() -> None:
+    frames = augment.to_float(torch.from_numpy(images(30)))
+    draws, gamma = made(plain(gamma=0.4), frames)
+    assert np.exp(-0.4) <= draws.gamma.min() < 0.8
+    assert 1.25 < draws.gamma.max() <= np.exp(0.4)
+    expected = frames ** draws.gamma.view(-1, 1, 1, 1)
+    assert torch.allclose(gamma, expected, atol=1e-6)
+
+
+def test_speckle_is_multiplicative_and_of_some_frames() -> None:
+    frames = torch.full((300, 3, 64, 64), 0.4)
+    frames[:, :, :32] = 0.2
+    draws, speckled = made(plain(speckle=0.15, speckle_rate=0.3), frames)
+    noisy = draws.speckle > 0
+    assert 60 < noisy.sum() < 120
+    assert torch.allclose(speckled[~noisy], frames[~noisy], atol=1e-6)
+    bright, dark = speckled[noisy, 0, 32:], speckled[noisy, 0, :32]
+    assert bright.std().item() == pytest.approx(0.15 * 0.4, rel=0.02)
+    assert dark.std().item() == pytest.approx(0.15 * 0.2, rel=0.02)
+    assert speckled[noisy].mean().item() == pytest.approx(0.3, rel=0.01)
+    # the same in all channels, another in each frame
+    assert torch.equal(speckled[:, 0], speckled[:, 2])
+    assert not torch.equal(speckled[noisy][0], speckled[noisy][1])
+
+
+def test_blur_is_a_mean_over_neighbours_of_some_frames() -> None:
+    frames = augment.to_float(torch.from_numpy(images(60)))
+    draws, blurred = made(plain(blur=0.5), frames)
+    assert 10 < draws.blur.sum() < 50
+    assert torch.allclose(blurred[~draws.blur], frames[~draws.blur], atol=1e-6)
+    inside = frames[draws.blur].unfold(2, 3, 1).unfold(3, 3, 1).mean(dim=(4, 5))
+    assert torch.allclose(blurred[draws.blur][:, :, 1:-1, 1:-1], inside, atol=1e-5)
+
+
+def test_saturation_and_hue_of_a_frame_without_colour_are_not_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    counting = [
+        lambda image, factor, number=number, operation=operation: (
+            asked.append(number) or operation(image, factor)
+        )
+        for number, operation in enumerate(augment._OPERATIONS)
+    ]
+    monkeypatch.setattr(augment, "_OPERATIONS", counting)
+    grey = augment.to_float(torch.from_numpy(images(3)))[:, :1]
+    made(RECIPE, grey)
+    assert set(asked) == {0, 1}
+    made(RECIPE, grey.repeat(1, 3, 1, 1))
+    assert set(asked) == {0, 1}
+    made(RECIPE, augment.to_float(torch.from_numpy(images(3))))
+    assert set(asked) == {0, 1, 2, 3}
 
 
 # ------------------------------------------------------------------------------------ the draws
 
 
+def test_older_draws_are_not_moved_by_the_newer() -> None:
+    changed = replace(RECIPE, rotation=0.3, gamma=0.2, speckle=0.1, speckle_rate=1.0, blur=1.0)
+    before, after = augment.draw(RECIPE, 2, 20, 64), augment.draw(changed, 2, 20, 64)
+    for name in ("box", "flip", "factor", "order"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+    assert before.speckle.max() == 0
+    assert before.angle.abs().max() == 0
+    assert (before.gamma == 1).all()
+    assert not before.blur.any()
+    assert after.angle.abs().max() <= 0.3
+    assert (after.start >= 0).all()
+    # the last stretch of noise ends within the table
+    assert (after.start + 64 * 64 <= len(augment.draw_noise(changed, torch.device("cpu")))).all()
+
+
 def equal(a: augment.Draws, b: augment.Draws) -> bool:
-    pairs = ((a.box, b.box), (a.flip, b.flip), (a.factor, b.factor), (a.order, b.order))
-    return all(torch.equal(x, y) for x, y in pairs)
+    return all(torch.equal(x, y) for x, y in zip(a.parts(), b.parts(), strict=True))
 
 
 def test_draws_are_keyed() -> None:

@@ -17,7 +17,8 @@ from uscl_zoo.training.augment import Draws
 from uscl_zoo.training.monitor import alignment, uniformity
 from uscl_zoo.training.network import TwoViews, UsclNetwork
 from uscl_zoo.training.objective import uscl_loss
-from uscl_zoo.training.recipe import Recipe, replace
+from uscl_zoo.training.recipe import Recipe, load_recipe, replace
+from uscl_zoo.training.teacher import teacher_term
 from uscl_zoo.training.views import make_views
 
 CUDA = torch.device("cuda", 0)
@@ -36,28 +37,42 @@ CHANGES: list[dict[str, Any]] = [
     {"method": "simclr", "classes": ()},
     {"batch_statistics": "fused"},
     {"classifier_on": "h"},
+    {"teacher_term": "similarities", "classifier_hidden": 8},
+    load_recipe("open_resnet18", ["init=null", "teachers=[]", "classes=[a]"]).__dict__,
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_a_step_up_to_its_loss_stays_on_the_device(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: ", ".join(change)[:40])
+def test_a_step_up_to_its_loss_stays_on_the_device(
+    change: dict[str, Any], size: int, grey: bool
+) -> None:
     recipe = replace(RECIPE, **change)
     frames = 3 * VIDEOS
     with FakeTensorMode():
         with CUDA:
-            network = TwoViews(UsclNetwork(recipe, len(recipe.classes or ())), recipe)
+            network = TwoViews(UsclNetwork(recipe, len(recipe.classes or ()), [24]), recipe)
         draws = Draws(
             box=on_gpu(frames, 4),
             flip=on_gpu(frames, dtype=torch.bool),
             factor=on_gpu(frames, 4),
             order=on_gpu(frames, 4, dtype=torch.int64),
+            angle=on_gpu(frames),
+            gamma=on_gpu(frames),
+            speckle=on_gpu(frames),
+            start=on_gpu(frames, dtype=torch.int64),
+            blur=on_gpu(frames, dtype=torch.bool),
         )
-        images, lam = on_gpu(frames, 32, 32, 3, dtype=torch.uint8), on_gpu(VIDEOS, 2)
-        view1, view2 = make_views(images, lam, draws, recipe)
+        images, lam = on_gpu(frames, 64, 64, 3, dtype=torch.uint8), on_gpu(VIDEOS, 2)
+        view1, view2 = make_views(images, lam, draws, recipe, size, on_gpu(9000), grey)
         assert view1.device == view2.device == CUDA
-        assert view1.shape == view2.shape == (VIDEOS, 3, 32, 32)
+        assert view1.shape == view2.shape == (VIDEOS, 3, size, size)
         target = on_gpu(VIDEOS, dtype=torch.int64)
-        loss = uscl_loss(*network(view1, view2)[:2], target, recipe)
+        outputs = network(view1, view2)
+        lessons = [on_gpu(2 * VIDEOS, 24)]
+        taught = teacher_term(outputs.h, outputs.mapped, lessons, recipe)
+        loss = uscl_loss(outputs.first, outputs.second, target, recipe, taught=taught)
         assert loss.total.device == loss.contrastive.device == loss.labelled.device == CUDA
         with pytest.raises(DataDependentOutputException):
             loss.total.item()  # so would any look on the way here

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
-from uscl_zoo.training.network import build
+from uscl_zoo.training.network import TwoViews, build
 from uscl_zoo.training.recipe import Recipe, replace
 
 RECIPE = Recipe(seed=3)
@@ -93,3 +93,34 @@ def test_building_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     build(RECIPE, 3)
     assert torch.equal(torch.rand(3), expected)
+
+
+# ----------------------------------------------------------------- starts, maps, hidden layers
+
+
+def test_a_hidden_layer_stands_before_the_logits() -> None:
+    network = build(replace(RECIPE, classifier_hidden=24, classifier_on="h"), 3)
+    first, _, second = network.classifier
+    assert (first.in_features, first.out_features, second.out_features) == (512, 24, 3)
+    assert network(views())[1].shape == (2, 3)
+
+
+def test_both_views_are_mapped_to_what_teachers_give() -> None:
+    network = build(RECIPE, 3, taught=[7, 9])
+    outputs = TwoViews(network.eval(), RECIPE)(views(4), views(4).flip(0))
+    assert [m.shape for m in outputs.mapped] == [(8, 7), (8, 9)]
+    assert torch.allclose(outputs.h[:4], network.encoder(views(4)), atol=1e-5)
+    assert torch.allclose(outputs.h[4:].flip(0), outputs.h[:4], atol=1e-5)
+    assert torch.allclose(outputs.mapped[1], network.maps[1](outputs.h))
+    z, logits = network(views(4))
+    assert torch.allclose(outputs.first[0], z, atol=1e-5)
+    assert torch.allclose(outputs.first[1], logits, atol=1e-5)
+
+
+def test_what_begins_with_given_weights_has_the_heads_of_the_seed() -> None:
+    other = build(Recipe(seed=8), 3).encoder.state_dict()
+    plain, begun = build(RECIPE, 3), build(RECIPE, 3, other)
+    for key, tensor in begun.encoder.state_dict().items():
+        assert torch.equal(tensor, other[key])
+    assert torch.equal(begun.projection[0].weight, plain.projection[0].weight)
+    assert torch.equal(begun.classifier.weight, plain.classifier.weight)

@@ -9,6 +9,7 @@ from uscl_zoo.training.frames import Video
 from uscl_zoo.training.pairs import (
     Purpose,
     draw_batches,
+    draw_items,
     draw_labelled,
     draw_pairs,
     draw_videos,
@@ -214,3 +215,90 @@ def test_the_seed_chooses_whose_labels_are_used() -> None:
         draw_labelled(given, replace(RECIPE, label_rate=0.5, seed=s), ("Cov",)) for s in (0, 1)
     ]
     assert drawn[0] != drawn[1]
+
+
+# ------------------------------------------------------------------------- sampling by label
+
+
+def labelled(**counts: int) -> list[Video]:
+    """As many videos of each label, one after another."""
+    labels = tuple(label for label, count in counts.items() for _ in range(count))
+    return videos(*[3] * len(labels), labels=labels)
+
+
+def drawn(given: list[Video], power: float, epoch: int = 0) -> list[list[int]]:
+    """The videos of every batch of an epoch."""
+    recipe = replace(RECIPE, sampling_power=power, batch_size=10)
+    batches = draw_batches(len(given), recipe, epoch)
+    items = draw_items(given, recipe, epoch, batches)
+    return [items[batch].tolist() for batch in batches]
+
+
+def test_without_sampling_every_video_stands_at_its_own_place() -> None:
+    given = labelled(a=30, b=10)
+    recipe = replace(RECIPE, batch_size=10)
+    items = draw_items(given, recipe, 3, draw_batches(40, recipe, 3))
+    assert items.tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_labels_are_sampled_by_a_power_of_their_count(power: float) -> None:
+    given = labelled(a=1600, b=400, c=100)
+    counts = np.zeros(3)
+    for epoch in range(12):
+        for batch in drawn(given, power, epoch):
+            counts += np.bincount(
+                [("a", "b", "c").index(str(given[i].label)) for i in batch], None, 3
+            )
+    expected = np.array([1600.0, 400.0, 100.0]) ** power
+    expected *= counts.sum() / expected.sum()
+    # a draw without replacement is a little more even than independent ones
+    assert chisquare(counts, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("power", [0.0, 0.3, 0.9])
+def test_no_video_comes_twice_in_a_batch(power: float) -> None:
+    given = labelled(a=40, b=2, c=1)
+    for epoch in range(5):
+        batches = drawn(given, power, epoch)
+        assert sum(map(len, batches)) == len(given)
+        assert all(len(set(batch)) == len(batch) for batch in batches)
+    # but more than once in an epoch
+    assert len({i for batch in batches for i in batch}) < len(given)
+
+
+def test_videos_without_a_label_are_sampled_as_a_label_of_their_own() -> None:
+    given = [*labelled(a=400), *videos(*[3] * 100)]
+    share = np.mean([i >= 400 for batch in drawn(given, 0.0) for i in batch])
+    assert share == pytest.approx(0.5, abs=0.08)
+
+
+def test_sampling_is_keyed() -> None:
+    given = labelled(a=40, b=20)
+    assert drawn(given, 0.5, 3) == drawn(given, 0.5, 3)
+    assert drawn(given, 0.5, 3) != drawn(given, 0.5, 4)
+
+
+def test_a_video_drawn_again_gets_frames_of_its_own() -> None:
+    one = videos(50)[0]
+    pairs = draw_pairs([one] * 40, RECIPE, 0)
+    assert len({tuple(row) for row in pairs.frames.tolist()}) > 30
+    assert len(set(pairs.lam[:, 0].tolist())) > 30
+
+
+# --------------------------------------------------------------------------------- other draws
+
+
+def test_a_folded_lambda_leaves_more_frame_than_anchor() -> None:
+    given = videos(*[5] * 500)
+    plain, folded = (draw_pairs(given, replace(RECIPE, fold_lambda=f), 0) for f in (False, True))
+    assert np.allclose(folded.lam, np.maximum(plain.lam, 1 - plain.lam), atol=1e-6)
+    assert folded.lam.min() >= 0.5
+
+
+def test_sources_that_are_left_out_are_not_used() -> None:
+    given = [dataclasses.replace(v, origin="ab"[i % 2]) for i, v in enumerate(videos(*[3] * 10))]
+    used = draw_videos(given, replace(RECIPE, leave_out=("b",)))
+    assert [v.name for v in used] == [f"v{i}" for i in range(0, 10, 2)]
+    half = draw_videos(given, replace(RECIPE, leave_out=("b",), data_rate=0.4))
+    assert len(half) == 2

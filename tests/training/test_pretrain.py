@@ -397,6 +397,10 @@ OPTIONS: list[dict[str, Any]] = [
     {"mix": "before"},
     {"batch_statistics": "fused"},
     {"data_rate": 0.5},
+    {"sampling_power": 0.5},
+    {"optimizer": "adamw"},
+    {"schedule": "steps", "warmup": 0.3},
+    {"mix": "before", "rotation": 0.2, "gamma": 0.4, "speckle": 0.2, "speckle_rate": 0.5},
 ]
 
 
