@@ -1,6 +1,6 @@
 """Entry points of torch.hub: `torch.hub.load(REPOSITORY, "resnet18_uscl", pretrained=True)`."""
 
-from uscl_zoo.registry import resnet18_uscl, resnet50_uscl
+from uscl_zoo.registry import ENTRY_POINTS
 
 #: torch.hub says which of these is not installed.
 dependencies = [
@@ -15,3 +15,5 @@ dependencies = [
     "tqdm",
     "yaml",
 ]
+
+globals().update(ENTRY_POINTS)

@@ -11,22 +11,32 @@ import timm
 import yaml
 from conftest import make_card
 
+from uscl_zoo import licences
 from uscl_zoo.card import (
+    MODELS,
     Card,
     Metric,
+    Origin,
     Source,
     all_cards,
     describe,
     home,
+    licences_of,
     packaged_cards,
     packaged_folder,
     read_card,
+    seen,
+    standing,
+    table,
     user_cards,
 )
 from uscl_zoo.errors import CardError
 from uscl_zoo.records import to_plain, write_yaml
 
 NAME = "resnet18_uscl.trial"
+
+
+ORIGIN = {"name": "resnet18_imagenet.mit", "sha256": "a" * 64, "licence": "MIT"}
 
 
 def write(folder: Path, changes: dict[str, Any], name: str = NAME) -> Path:
@@ -51,9 +61,17 @@ def test_packaged_cards_say_what_they_must(path: Path) -> None:
     assert card.intended_use
     assert any("Not a medical device" in limit for limit in card.limits)
     for source in card.training.sources:
-        assert sum(source.classes.values()) == source.videos
-        assert sum(source.licences.values()) == source.videos
-    if card.has_weights:
+        for counted in (source.classes, source.licences):
+            assert sum(counted.values()) == (source.videos or 0)
+    if card.licence:
+        assert licences.fault(card.licence, licences_of(card.training)) is None
+    if not card.is_uscl:
+        # weights of others, which we may give on
+        assert card.has_weights
+        assert card.weights.converted_from is not None
+        assert (path.parents[1] / "weights" / str(card.weights.licence_file)).is_file()
+        assert card.licence
+    elif card.has_weights:
         # weights of ours: all that is needed to make them again
         assert None not in (card.training.seed, card.training.steps, card.training.code)
         assert card.training.recipe
@@ -70,6 +88,12 @@ def test_packaged_cards_say_what_they_must(path: Path) -> None:
         ({"name": "resnet18_uscl.other"}, "name"),
         ({"architecture": "vgg16"}, "architecture"),
         ({"architecture": "resnet50"}, "name"),
+        ({"name": "resnet18_mine.trial"}, "name"),
+        ({"weights.licence_file": "../LICENSE"}, "weights.licence_file"),
+        ({"weights.converted_from": {**ORIGIN, "sha256": "a"}}, "weights.converted_from.sha256"),
+        ({"training.start": {**ORIGIN, "sha256": "a"}}, "training.start.sha256"),
+        ({"training.teachers": [ORIGIN, {**ORIGIN, "sha256": "a"}]}, "training.teachers[1].sha256"),
+        ({"training.start": {"name": "in18"}}, "training: start: key 'sha256'"),
         ({"weights.file": "../escape.safetensors"}, "weights.file"),
         ({"weights.file": "/etc/x.safetensors"}, "weights.file"),
         ({"weights.file": "weights.pth"}, "weights.file"),
@@ -106,6 +130,8 @@ def test_a_card_survives_its_file(tmp_path: Path) -> None:
     training = replace(
         card.training,
         sources=(source,),
+        start=Origin("timm:resnet18", None, None),
+        teachers=(Origin("resnet18_imagenet.mit", "a" * 64, "MIT"),),
         recipe={"classes": None, "beta": 0.5, "nesterov": True, "std": [0.25]},
     )
     card = replace(card, training=training)
@@ -186,3 +212,75 @@ def test_every_packaged_card_can_be_read_by_people(card: Card) -> None:
     told = describe(card)
     assert card.summary in told
     assert (card.licence or "not stated by the authors") in told
+
+
+@pytest.mark.parametrize(("model", "architecture"), MODELS.items())
+def test_a_card_names_model_and_architecture_apart(
+    tmp_path: Path, model: str, architecture: str
+) -> None:
+    name = f"{model}.trial"
+    path = write(tmp_path, {"name": name, "architecture": architecture}, name)
+    card = read_card(path)
+    assert (card.model, card.architecture) == (model, architecture)
+    other = "resnet50" if architecture == "resnet18" else "resnet18"
+    with pytest.raises(CardError, match=f"name: {model} is a {architecture}"):
+        read_card(write(tmp_path, {"name": name, "architecture": other}, name))
+
+
+def test_what_binds_weights_is_all_they_came_of() -> None:
+    card = make_card()
+    source = Source("Lungs", None, None, 3, 30, 2, {}, {"CC BY 4.0": 2, "MIT": 1})
+    nobody = replace(source, licences={})
+    training = replace(card.training, sources=(source, source))
+    assert licences_of(training) == ("CC BY 4.0", "MIT")
+    start, teacher = Origin("a", None, None), Origin("b", None, "CC-BY-NC-4.0")
+    training = replace(training, sources=(source,), start=start, teachers=(teacher,))
+    assert licences_of(training) == ("CC BY 4.0", "MIT", None, "CC-BY-NC-4.0")
+    assert licences_of(replace(card.training, sources=(nobody,))) == (None,)
+
+
+def test_what_it_has_seen() -> None:
+    card = make_card()
+    assert seen(card) == "nothing is known of it"
+    clips = Source("Lungs", None, None, 1200, 30000, 2, {}, {}, ("lung",))
+    stills = Source("BUS-BRA", None, None, 1875, 1875, None, {}, {}, ("breast",))
+    photographs = Source("ImageNet-1k", None, None, None, None, None, {}, {})
+    card = replace(card, training=replace(card.training, sources=(clips, stills, photographs)))
+    assert seen(card) == (
+        "Lungs (lung; 1,200 videos, 30,000 frames, 2 subjects), "
+        "BUS-BRA (breast; 1,875 images), ImageNet-1k"
+    )
+    assert "| Lungs: 1,200 videos; BUS-BRA: 1,875 images; ImageNet-1k |" in table([card])
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.01, 0.03), "ahead of in18: +0.020 [+0.010, +0.030] AUROC, by subject; BUSI"),
+        ((-0.01, 0.03), "level with in18: +0.020 [-0.010, +0.030]"),
+        ((0.0, 0.03), "level with in18"),
+        ((-0.03, -0.01), "behind in18"),
+        (None, "beside in18: +0.020 AUROC"),
+    ],
+)
+def test_where_it_stands(interval: tuple[float, float] | None, expected: str) -> None:
+    metric = Metric(
+        "BUSI", "neighbours", "subject", "AUROC", 0.02, interval, "95 %", "in18", "uscl x", None
+    )
+    alone = replace(metric, compared_with=None)
+    card = make_card(metrics=(metric, alone))
+    first, last = standing(card)
+    assert first.startswith(expected)
+    assert first.endswith("; neighbours")
+    assert last == "beside ImageNet: no figure on this card"
+    assert standing(card, brief=True)[0] == first.removesuffix("; neighbours")
+    assert first in describe(card)
+    named = replace(metric, compared_with="ImageNet (resnet18_imagenet.mit)")
+    assert len(standing(replace(card, metrics=(named, alone)))) == 1
+
+
+@pytest.mark.parametrize("card", packaged_cards().values(), ids=lambda card: card.name)
+def test_every_packaged_card_says_who_may_use_it(card: Card) -> None:
+    told = describe(card)
+    assert f"in a product       {licences.in_a_product(card.licence)}" in told
+    assert f"has seen           {seen(card)}" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -174,7 +175,11 @@ def test_from_clips_to_a_model(
     assert yaml.safe_load((run / "recipe.yaml").read_text())["epochs"] == 2
     assert Image.open(run / "curves.png").width > 500
     assert list((run / "tensorboard").glob("events*"))
-    assert call("export", run, "--name", "resnet18_uscl.mine", "--licence", "CC-BY-4.0") == 0
+    capsys.readouterr()
+    named = ("export", run, "--name", "resnet18_uscl.mine")
+    assert call(*named, "--licence", "CC-BY-4.0") == 2
+    assert "'not stated', which the zoo does not know" in capsys.readouterr().err
+    assert call(*named, "--licence", "CC-BY-4.0", "--licence-reason", "our own videos") == 0
     card = uscl_zoo.model_info("resnet18_uscl.mine")
     assert card.training.epochs == 2
     assert card.training.sources[0].videos == 10
@@ -188,6 +193,38 @@ def test_from_clips_to_a_model(
     assert len(uscl_zoo.model_info("resnet18_uscl.mine").metrics) == 3
     # a second export does not overwrite unasked
     assert call("export", run, "--name", "resnet18_uscl.mine") == 2
+
+
+def test_list_says_who_may_use_what(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("list", "resnet18_*") == 0
+    told = capsys.readouterr().out
+    imagenet, pocus, us4 = re.split(r"^(?=resnet)", told, flags=re.MULTILINE)[1:]
+    assert "in a product: yes, under MIT" in imagenet
+    assert "has seen: ImageNet-1k" in imagenet
+    assert "beside ImageNet" not in imagenet
+    assert "in a product: no: CC-BY-NC-SA-4.0 forbids commercial use" in pocus
+    assert "has seen: POCUS lung ultrasound (lung; 108 videos" in pocus
+    assert "level with random initialisation, mean of 3 seeds: +0.219 [-0.008, +0.367]" in pocus
+    assert "beside ImageNet: no figure on this card" in pocus
+    assert "in a product: ask its authors" in us4
+
+
+def test_export_says_what_licence_may_be_stated(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert call("pretrain", "--recipe", "pocus_resnet18", "--data", store, "-o", run, *QUICK) == 0
+    for licences, told in (
+        ({"CC BY-NC 4.0": 1, "MIT": 9}, "may be stated: --licence CC-BY-NC-4.0"),
+        ({"CC BY-ND 4.0": 10}, "lets nothing be made of it"),
+        ({"not stated": 10}, "not stated is not known to it"),
+    ):
+        about = json.loads((run / "run.json").read_text())
+        about["training"]["licences"] = licences
+        (run / "run.json").write_text(json.dumps(about))
+        capsys.readouterr()
+        assert call("export", run, "--name", "resnet18_uscl.mine", "--overwrite") == 0
+        assert told in capsys.readouterr().err
 
 
 def test_embed_pools_and_names_what_it_skips(

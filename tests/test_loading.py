@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import uscl_zoo
-from uscl_zoo import publish, registry
-from uscl_zoo.card import read_card
+from uscl_zoo import publish
+from uscl_zoo.card import MODELS, read_card
 
 ROOT = Path(__file__).parents[1]
 REPO = f"me/{trial.NAME}"
@@ -179,9 +179,9 @@ def torch_hub(name: str, **kwargs: Any) -> Any:
     return load(str(ROOT), name, source="local", **kwargs)
 
 
-@pytest.mark.parametrize("architecture", registry._LAYERS)
-def test_torch_hub(architecture: str, published: Published) -> None:
-    model = torch_hub(f"{architecture}_uscl")
+@pytest.mark.parametrize(("name", "architecture"), MODELS.items())
+def test_torch_hub(name: str, architecture: str, published: Published) -> None:
+    model = torch_hub(name)
     assert model.num_features == publish._WIDTHS[architecture]
     assert embed(model).shape == (2, model.num_features)
 

@@ -159,6 +159,20 @@ def test_a_card_that_says_little_is_printed_too() -> None:
     assert "model-index" not in text
 
 
+def test_what_is_not_uscl_is_not_told_to_be(tmp_path: Path) -> None:
+    folder = publishing.build("resnet18_imagenet.mit", tmp_path / "repository")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "MICCAI" not in text
+    assert "ImageNet Large Scale Visual Recognition Challenge" in text
+    assert "converted from: ResNet18.onnx" in text
+    assert "May they go into a product? Yes, under MIT" in text
+    assert "None" not in text
+    assert "ultrasound" not in (ModelCard(text).data.get("tags") or [])
+    licence = folder / "LICENSE.resnet18_imagenet"
+    assert "Permission is hereby granted" in licence.read_text(encoding="utf-8")
+    assert f"`{licence.name}`" in text
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import uscl_zoo
 from uscl_zoo import store
-from uscl_zoo.card import Card, packaged_cards
+from uscl_zoo.card import MODELS, Card, packaged_cards
 from uscl_zoo.errors import (
     CardError,
     CheckpointError,
@@ -103,12 +103,57 @@ def test_num_classes(card: Card, create: Create, classes: int) -> None:
     assert run(model, noise()).shape == (2, classes or model.num_features)
 
 
-def test_one_channel_is_the_same_network_on_grey(card: Card, create: Create) -> None:
-    grey = noise(1)
-    model = create(card.name, pretrained=True, in_chans=1)
-    assert_loaded(model, card, but=("conv1.weight",))
-    colour = run(create(card.name, pretrained=True), grey.expand(-1, 3, -1, -1))
-    assert torch.allclose(run(model, grey), colour, rtol=1e-3, atol=1e-4)
+@pytest.fixture(scope="module")
+def greys(data: Path) -> list[Image.Image]:
+    """Breast images, and a still of each collection of the open data."""
+    breast = sorted((data / "busi").rglob("*.jpg"))[::100]
+    collections = sorted({path.parent for path in (data / "open").rglob("*.webp")})
+    stills = [min(folder.glob("*.webp")) for folder in collections]
+    assert len(breast) > 4
+    assert len(stills) > 4
+    images = []
+    for path in (*breast, *stills):
+        with Image.open(path) as image:
+            images.append(image.convert("L"))
+    return images
+
+
+@pytest.mark.parametrize("extra", [{}, {"features_only": True}], ids=str)
+def test_one_channel_is_the_same_network_on_grey(
+    card: Card, create: Create, greys: list[Image.Image], extra: dict[str, Any]
+) -> None:
+    def embed(**kwargs: Any) -> Tensor:
+        model = create(card.name, pretrained=True, **extra, **kwargs)
+        found = run(model, uscl_zoo.create_transform(model).batch(greys))
+        return torch.cat([part.flatten(1) for part in found], 1) if extra else found
+
+    assert torch.cosine_similarity(embed(in_chans=1), embed()).min() > 0.9999
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_the_state_of_one_channel_can_be_kept(
+    card: Card, create: Create, greys: list[Image.Image], pretrained: bool
+) -> None:
+    """A network of one channel, saved and loaded into another, is the same network."""
+    one = create(card.name, pretrained=True, in_chans=1)
+    other = create(card.name, pretrained=pretrained, in_chans=1)
+    other.load_state_dict(one.state_dict())
+    frames = uscl_zoo.create_transform(other).batch(greys[:2])
+    assert frames.shape[1] == 1
+    assert torch.equal(run(one, frames), run(other, frames))
+
+
+def test_one_channel_goes_by_the_statistics_it_is_given(
+    trial: Card, create: Create, greys: list[Image.Image]
+) -> None:
+    overlay = {"mean": (0.2, 0.5, 0.6), "std": (0.2, 0.3, 0.1)}
+    embeddings = []
+    for channels in (1, 3):
+        model = create(
+            trial.name, pretrained=True, in_chans=channels, pretrained_cfg_overlay=overlay
+        )
+        embeddings.append(run(model, uscl_zoo.create_transform(model).batch(greys[:4])))
+    assert torch.cosine_similarity(*embeddings).min() > 0.9999
 
 
 def test_four_channels(card: Card, create: Create) -> None:
@@ -194,9 +239,32 @@ def test_training_starts_from_it(card: Card, create: Create) -> None:
 
 
 def test_timm_lists_the_models() -> None:
-    assert set(timm.list_models("*uscl*")) == {card.model for card in PACKAGED.values()}
-    assert set(timm.list_pretrained("*uscl*")) >= set(OWN)
-    assert not set(timm.list_pretrained("*uscl*")) & set(WITHOUT_WEIGHTS)
+    assert set(MODELS) == {card.model for card in PACKAGED.values()}
+    assert set(timm.list_models()) >= set(MODELS)
+    assert set(timm.list_pretrained()) >= set(OWN)
+    assert not set(timm.list_pretrained()) & set(WITHOUT_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("model", "tag"),
+    [("resnet18_uscl", "pocus"), ("resnet50_uscl", "pocus"), ("resnet18_imagenet", "mit")],
+)
+def test_the_default_of_each_model(model: str, tag: str) -> None:
+    assert uscl_zoo.model_info(model).tag == tag
+    assert timm.get_pretrained_cfg(model).tag == tag
+    assert uscl_zoo.create_model(model, pretrained=True).pretrained_cfg["tag"] == tag
+
+
+def test_every_model_has_its_default_asserted() -> None:
+    (cases,) = test_the_default_of_each_model.pytestmark  # type: ignore[attr-defined]
+    assert {model for model, _ in cases.args[1]} == set(MODELS)
+
+
+def test_what_is_not_uscl_does_not_cite_it() -> None:
+    for card in PACKAGED.values():
+        config = timm.get_pretrained_cfg(card.name)
+        assert (config.paper_ids == "arXiv:2011.13066") == card.is_uscl
+        assert ("983632847/USCL" in config.origin_url) == card.is_uscl
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -215,7 +283,7 @@ def test_timm_knows_what_a_card_says(name: str) -> None:
 
 
 def test_listing(trial: Card) -> None:
-    assert uscl_zoo.list_models() == ["resnet18_uscl", "resnet50_uscl"]
+    assert uscl_zoo.list_models() == sorted(MODELS)
     assert uscl_zoo.list_models("*50*") == ["resnet50_uscl"]
     assert uscl_zoo.list_models(pretrained=True) == sorted([*OWN, trial.name])
 

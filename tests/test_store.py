@@ -365,6 +365,19 @@ def test_fetch_overwrites_nothing_and_leaves_no_half(tmp_path: Path, own_home: P
     assert not (tmp_path / "new").exists()
 
 
+def test_fetch_carries_the_licence_along(tmp_path: Path, own_home: Path) -> None:
+    card = card_of(tensors())
+    card = replace(card, weights=replace(card.weights, licence_file="LICENSE.theirs"))
+    put(own_home / ".uscl_zoo" / FILE, tensors())
+    with pytest.raises(
+        WeightsNotFoundError, match=r"LICENSE\.theirs, the licence that has to travel"
+    ):
+        store.fetch(card, tmp_path / "stick")
+    put(own_home / ".uscl_zoo" / "LICENSE.theirs", b"as you like")
+    store.fetch(card, tmp_path / "stick")
+    assert (tmp_path / "stick" / "LICENSE.theirs").read_bytes() == b"as you like"
+
+
 # ------------------------------------------------------------------------------ the Hub
 
 

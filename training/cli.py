@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uscl_zoo.card import home
+from uscl_zoo import licences
+from uscl_zoo.card import Card, home, licences_of
 from uscl_zoo.errors import DataError
 
 from . import labels
@@ -354,6 +355,7 @@ def throughput(
 @click.option("--name", required=True, help="E.g. resnet18_uscl.myhospital.")
 @click.option("-o", "--output", type=_PATH, help="Folder; by default your own, ~/.uscl_zoo.")
 @click.option("--licence", help="Of the weights, as an SPDX identifier.")
+@click.option("--licence-reason", help="Why, where the zoo does not know a licence of the data.")
 @click.option("--summary", help="One line for tables.")
 @click.option("--limit", "limits", multiple=True, help="A known limit; repeat.")
 @click.option("--overwrite", is_flag=True, help="Replace weights of that name.")
@@ -362,6 +364,7 @@ def export(
     name: str,
     output: Path | None,
     licence: str | None,
+    licence_reason: str | None,
     summary: str | None,
     limits: tuple[str, ...],
     overwrite: bool,
@@ -370,13 +373,24 @@ def export(
     from .export import export as write
 
     card = write(
-        run, name, output, licence=licence, summary=summary, limits=limits, overwrite=overwrite
+        run,
+        name,
+        output,
+        licence=licence,
+        licence_reason=licence_reason,
+        summary=summary,
+        limits=limits,
+        overwrite=overwrite,
     )
     folder = output or home()
     click.echo(
         f"{card.weights.file}: {card.weights.bytes} bytes, sha256 {card.weights.sha256}, with its "
         f"card in {folder}"
     )
+    if card.licence is None:
+        click.echo(
+            f"the card states no licence, so others may not use it; {_advice(card)}", err=True
+        )
     if card.corpus is None:
         click.echo(
             "the run's store is not where it was, so the card has no fingerprints of it; add them "
@@ -385,6 +399,17 @@ def export(
         )
     if output is None:
         click.echo(f'next: uscl_zoo.create_model("{card.name}", pretrained=True)')
+
+
+def _advice(card: Card) -> str:
+    bound = licences_of(card.training)
+    unknown = licences.unknown(bound)
+    if unknown:
+        return f"the zoo cannot tell which it may state: {', '.join(unknown)} is not known to it"
+    loosest = licences.loosest(bound)
+    if loosest is None:
+        return "none can be stated, since what it was made of lets nothing be made of it"
+    return f"the loosest that may be stated: --licence {loosest}"
 
 
 @click.command(short_help="Put fingerprints of the training data on a card.")

@@ -9,9 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
-from uscl_zoo import store
-from uscl_zoo.card import Card, Corpus, Input, Metric, Source, Training, Weights, home, read_card
-from uscl_zoo.checkpoint import write_backbone
+from uscl_zoo import licences, store
+from uscl_zoo.card import (
+    Card,
+    Corpus,
+    Input,
+    Metric,
+    Origin,
+    Source,
+    Training,
+    Weights,
+    home,
+    licences_of,
+    read_card,
+)
+from uscl_zoo.checkpoint import metadata_of, write_backbone
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.records import write_yaml
 
@@ -32,6 +44,7 @@ def export(
     output: Path | None = None,
     *,
     licence: str | None = None,
+    licence_reason: str | None = None,
     summary: str | None = None,
     limits: Sequence[str] = (),
     overwrite: bool = False,
@@ -45,7 +58,10 @@ def export(
         run: a folder that `pretrain` left.
         name: `<architecture>_uscl.<tag>`.
         output: folder; None for the user's own, where `create_model` finds it.
-        licence: of the weights, as an SPDX identifier; the videos' licences bind it.
+        licence: of the weights, as an SPDX identifier; those of the videos, of the weights begun
+            from and of the teachers bind it. The card states none when None.
+        licence_reason: why it may be given although some of those are not known to the zoo; the
+            card has it among its limits.
         summary: one line for tables.
         limits: known limits, besides that it is no medical device.
         overwrite: replace weights of that name.
@@ -54,7 +70,8 @@ def export(
         The card, as read back from its file.
 
     Raises:
-        DataError: if the run is unfinished, or weights of that name are in the way.
+        DataError: if the run is unfinished, weights of that name are in the way, or the licence is
+            looser than what binds it, or cannot be told from it.
         CardError: if the name does not fit the architecture.
     """
     recipe, about, state = load_run(run)
@@ -73,8 +90,32 @@ def export(
     weights_file, card_file = output / f"{name}.safetensors", output / f"{name}.yaml"
     if card_file.exists() and not overwrite:
         raise DataError(f"{card_file}: is there already; choose another name or add --overwrite")
-    write_backbone(encoder_of(state), weights_file, recipe.architecture)
     counts = about["training"]
+    training = Training(
+        method=recipe.method,
+        sources=_sources(about),
+        labels=tuple(about["classes"]) if recipe.class_weight else (),
+        held_out_subjects=tuple(about["held_out_subjects"]),
+        recipe=settings_of(recipe) | {"precision": about["precision"]},
+        epochs=done,
+        steps=done * len(draw_batches(counts["videos"], recipe, 0)),
+        seed=recipe.seed,
+        code=about["code"],
+        hardware=about["hardware"],
+        hours=round(state["progress"]["seconds"] / 3600, 2),
+        # runs of before there were any do not say
+        start=_came_of(about["start"]) if about.get("start") else None,
+        teachers=tuple(_came_of(teacher) for teacher in about.get("teachers", ())),
+    )
+    limits = (*limits, *_bound(licence, licence_reason, training))
+    size = about.get("size", about["sampling"]["size"])
+    says = {"name": name, **metadata_of(recipe.mean, recipe.std)}
+    write_backbone(
+        encoder_of(state),
+        weights_file,
+        recipe.architecture,
+        metadata=says | ({"licence": licence} if licence else {}),
+    )
     card = Card(
         name=name,
         architecture=recipe.architecture,
@@ -85,24 +126,8 @@ def export(
             sha256=store.sha256_of(weights_file),
             bytes=weights_file.stat().st_size,
         ),
-        input=Input(
-            size=(3, about["sampling"]["size"], about["sampling"]["size"]),
-            mean=recipe.mean,
-            std=recipe.std,
-        ),
-        training=Training(
-            method=recipe.method,
-            sources=_sources(about),
-            labels=tuple(about["classes"]) if recipe.class_weight else (),
-            held_out_subjects=tuple(about["held_out_subjects"]),
-            recipe=settings_of(recipe) | {"precision": about["precision"]},
-            epochs=done,
-            steps=done * len(draw_batches(counts["videos"], recipe, 0)),
-            seed=recipe.seed,
-            code=about["code"],
-            hardware=about["hardware"],
-            hours=round(state["progress"]["seconds"] / 3600, 2),
-        ),
+        input=Input(size=(3, size, size), mean=recipe.mean, std=recipe.std),
+        training=training,
         licence=licence,
         intended_use=_USE,
         limits=(*_LIMITS, *limits),
@@ -110,6 +135,30 @@ def export(
     )
     write_yaml(card_file, card)
     return read_card(card_file)
+
+
+def _came_of(said: dict[str, Any]) -> Origin:
+    return Origin(said["reference"], said["sha256"], said["licence"])
+
+
+def _bound(licence: str | None, reason: str | None, training: Training) -> tuple[str, ...]:
+    """Refuse a licence that what the weights came of does not allow; what the card has to add."""
+    if licence is None:
+        return ()
+    bound = licences_of(training)
+    told = licences.fault(licence, bound)
+    if told is not None:
+        raise DataError(f"--licence {licence}: {told}")
+    unknown = licences.unknown(bound)
+    if not unknown:
+        return ()
+    if reason is None:
+        raise DataError(
+            f"--licence {licence}: what it was made of is also licensed under "
+            f"{', '.join(map(repr, unknown))}, which the zoo does not know; leave --licence out, "
+            "or say with --licence-reason why you may give it, e.g. that the videos are your own"
+        )
+    return (f"Licensed {licence} although made also under {', '.join(unknown)}: {reason}",)
 
 
 def encoder_of(state: dict[str, Any]) -> dict[str, Tensor]:

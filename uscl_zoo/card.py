@@ -9,16 +9,38 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from . import licences
 from .errors import CardError
 from .records import from_mapping, read_yaml
 
-#: Architectures the zoo wraps, by the timm model that implements each.
-ARCHITECTURES = ("resnet18", "resnet50")
+#: The models of the zoo, each an entry point of timm, and the timm model that implements each.
+MODELS = {
+    "resnet18_uscl": "resnet18",
+    "resnet50_uscl": "resnet50",
+    "resnet18_imagenet": "resnet18",
+}
+#: Architectures the zoo wraps.
+ARCHITECTURES = tuple(dict.fromkeys(MODELS.values()))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Weights that others came of: a run's start, a teacher, a file that was converted.
+
+    Attributes:
+        name: a checkpoint of the zoo, a model of timm, or a file in words.
+        sha256: of the file, 64 hexadecimal digits; None where it is not known.
+        licence: of the weights; None where none is stated.
+    """
+
+    name: str
+    sha256: str | None
+    licence: str | None
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,8 @@ class Weights:
         hub_repo: `namespace/name` on the Hugging Face Hub, None until published.
         revision: the commit to fetch, pinned: a branch would let weights change under a card.
         origin: where the original authors publish it, for weights that have to be imported.
+        converted_from: the file of others that it was converted from.
+        licence_file: name of the text of the licence, which travels with the weights.
     """
 
     file: str
@@ -40,6 +64,8 @@ class Weights:
     hub_repo: str | None = None
     revision: str | None = None
     origin: str | None = None
+    converted_from: Origin | None = None
+    licence_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,16 +108,41 @@ class Input:
 
 @dataclass(frozen=True)
 class Source:
-    """A collection of videos the weights were trained on."""
+    """A collection the weights were trained on.
+
+    Attributes:
+        name: what it is called.
+        url: where it is published.
+        citation: of its authors.
+        videos: files of it, a still counting as one; None where nobody says how many.
+        frames: of them; None where nobody says how many.
+        subjects: patients; None where they are not told apart.
+        classes: videos by label.
+        licences: videos by licence, as the collection words it.
+        organs: that are shown, where that is known.
+    """
 
     name: str
     url: str | None
     citation: str | None
-    videos: int
-    frames: int
+    videos: int | None
+    frames: int | None
     subjects: int | None
     classes: dict[str, int]
     licences: dict[str, int]
+    organs: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> str:
+        """How much there is of it, in words; empty where nobody says."""
+        told = []
+        if self.videos is not None and self.videos == self.frames:
+            told.append(f"{self.videos:,} images")
+        else:
+            told += [f"{self.videos:,} videos"] if self.videos is not None else []
+            told += [f"{self.frames:,} frames"] if self.frames is not None else []
+        told += [f"{self.subjects:,} subjects"] if self.subjects is not None else []
+        return ", ".join(told)
 
 
 @dataclass(frozen=True)
@@ -110,6 +161,8 @@ class Training:
         code: version of uscl-zoo and the commit it was run from.
         hardware: in words.
         hours: wall-clock time of the run.
+        start: the weights it began from; None for random ones.
+        teachers: frozen networks whose features it learned from.
     """
 
     method: str
@@ -123,6 +176,8 @@ class Training:
     code: str | None = None
     hardware: str | None = None
     hours: float | None = None
+    start: Origin | None = None
+    teachers: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +252,11 @@ class Card:
         return self.name.split(".")[1]
 
     @property
+    def is_uscl(self) -> bool:
+        """Whether it was made by the method that this package is named after, or one beside it."""
+        return self.model.endswith("_uscl")
+
+    @property
     def has_weights(self) -> bool:
         """Whether there is a file that this card can verify."""
         return self.weights.sha256 is not None
@@ -232,10 +292,11 @@ def read_card(path: Path) -> Card:
         "architecture",
         f"should be one of {', '.join(ARCHITECTURES)}, not {card.architecture!r}",
     )
+    check(card.model in MODELS, "name", f"should begin with one of {', '.join(MODELS)} and a dot")
     check(
-        card.model == f"{card.architecture}_uscl",
+        card.architecture == MODELS.get(card.model),
         "name",
-        f"should begin with {card.architecture}_uscl, its architecture",
+        f"{card.model} is a {MODELS.get(card.model)}, and architecture says {card.architecture}",
     )
     weights = card.weights
     # a name, not a way out of the folder
@@ -270,6 +331,25 @@ def read_card(path: Path) -> Card:
         "weights.revision",
         "should be a commit, 40 hexadecimal digits: a branch can change",
     )
+    check(
+        weights.licence_file is None
+        or re.fullmatch(r"LICENSE[\w.-]*", weights.licence_file) is not None,
+        "weights.licence_file",
+        f"should be the bare name of a file LICENSE…, not {weights.licence_file!r}",
+    )
+    training = card.training
+    for key, origin in (
+        ("weights.converted_from", weights.converted_from),
+        ("training.start", training.start),
+        *((f"training.teachers[{i}]", teacher) for i, teacher in enumerate(training.teachers)),
+    ):
+        check(
+            origin is None
+            or origin.sha256 is None
+            or re.fullmatch(r"[0-9a-f]{64}", origin.sha256) is not None,
+            f"{key}.sha256",
+            "should be 64 lower-case hexadecimal digits",
+        )
     corpus = card.corpus
     check(
         corpus is None or corpus.file == f"{card.name}.corpus.safetensors",
@@ -329,6 +409,81 @@ def all_cards() -> dict[str, Card]:
     return cards
 
 
+def licences_of(training: Training) -> tuple[str | None, ...]:
+    """The licences of the data, the start and the teachers, each once; None where none is stated.
+
+    They bind the weights.
+    """
+    bound: dict[str | None, None] = {}
+    for source in training.sources:
+        # what nobody counted is not what nobody licensed: such a source is as good as unstated
+        bound |= dict.fromkeys(source.licences or [None])
+    for origin in (training.start, *training.teachers):
+        if origin is not None:
+            bound[origin.licence] = None
+    return tuple(bound)
+
+
+# ---------------------------------------------------------------------------- in plain words
+
+
+def seen(card: Card) -> str:
+    """What weights were trained on, in a line."""
+    told = []
+    for source in card.training.sources:
+        facts = "; ".join(part for part in (", ".join(source.organs), source.counts) if part)
+        told.append(f"{source.name} ({facts})" if facts else source.name)
+    return ", ".join(told) or "nothing is known of it"
+
+
+def standing(card: Card, brief: bool = False) -> list[str]:
+    """Where weights are ahead of others, level with them or behind, a line a measured figure.
+
+    A difference whose interval holds zero is `level`: it is not told apart from none. Where the
+    card has no figure beside ImageNet, the last line says so.
+
+    Args:
+        card: whose figures to tell.
+        brief: leave out how they were measured.
+    """
+    told = []
+    for metric in card.metrics:
+        if metric.compared_with is None:
+            continue
+        where = "beside"
+        if metric.interval is not None:
+            low, high = metric.interval
+            where = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
+        how = "" if brief else f"; {metric.protocol}"
+        told.append(
+            f"{where} {metric.compared_with}: {_figure(metric)} {metric.metric}, by {metric.unit}; "
+            f"{metric.dataset}{how}"
+        )
+    against = [m.compared_with for m in card.metrics if m.compared_with]
+    if card.is_uscl and not any("imagenet" in name.lower() for name in against):
+        told.append("beside ImageNet: no figure on this card")
+    return told
+
+
+def _figure(metric: Metric) -> str:
+    form = "+.3f" if metric.compared_with else ".3f"
+    interval = ""
+    if metric.interval is not None:
+        interval = " [" + ", ".join(format(bound, form) for bound in metric.interval) + "]"
+    return f"{metric.value:{form}}{interval}"
+
+
+def origin_in_words(origin: Origin) -> str:
+    """What weights came of, with its licence and digest."""
+    digest = f", sha256 {origin.sha256}" if origin.sha256 else ""
+    return f"{origin.name}, {origin.licence or 'licence not stated'}{digest}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """One number where all are the same."""
+    return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
+
+
 def describe(card: Card) -> str:
     """A card as a person reads it."""
     weights, training = card.weights, card.training
@@ -337,22 +492,39 @@ def describe(card: Card) -> str:
     def row(key: str, value: object) -> None:
         lines.append(f"  {key:18} {value}")
 
+    def rows(key: str, values: Iterable[object]) -> None:
+        for i, value in enumerate(values):
+            row("" if i else key, value)
+
+    row("in a product", licences.in_a_product(card.licence))
+    row("has seen", seen(card))
+    rows("how good", standing(card))
+    lines.append("")
     row("architecture", f"{card.architecture} (timm), embeds frames {card.input.size}")
-    row("normalisation", f"mean {card.input.mean[0]}, std {card.input.std[0]}, intensities in 0-1")
+    mean, std = _numbers(card.input.mean), _numbers(card.input.std)
+    row("normalisation", f"mean {mean}, std {std}, intensities in 0-1")
     row("licence", card.licence or "not stated by the authors")
     if card.has_weights:
         row("weights", f"{weights.file}, {(weights.bytes or 0) / 1e6:.1f} MB")
         row("sha256", weights.sha256)
     else:
         row("weights", f"published by their authors at {weights.origin}; `uscl import` takes them")
+    if weights.converted_from:
+        row("converted from", origin_in_words(weights.converted_from))
     if weights.hub_repo:
         row("Hub", f"{weights.hub_repo} at {weights.revision}")
+    row("method", training.method)
+    if training.start is not None:
+        row("began from", origin_in_words(training.start))
+    rows("teachers", [origin_in_words(teacher) for teacher in training.teachers])
     for source in training.sources:
-        subjects = f", {source.subjects} subjects" if source.subjects is not None else ""
         row("trained on", source.name)
-        row("", f"{source.videos} videos, {source.frames} frames{subjects}")
-        row("", ", ".join(f"{label} {count}" for label, count in source.classes.items()))
-        row("licences", ", ".join(f"{name} {count}" for name, count in source.licences.items()))
+        rows("", [source.counts] if source.counts else [])
+        if source.classes:
+            row("", ", ".join(f"{label} {count}" for label, count in source.classes.items()))
+        if source.licences:
+            bound = ", ".join(f"{name} {count}" for name, count in source.licences.items())
+            row("licences", bound)
     if card.corpus is not None:
         row("fingerprints", f"of the training data, {card.corpus.file}; `uscl audit` reads them")
     if training.held_out_subjects:
@@ -361,34 +533,34 @@ def describe(card: Card) -> str:
         row("run", f"{training.epochs} epochs, {training.steps} steps, seed {training.seed}")
         row("", f"{training.hours} h on {training.hardware}; {training.code}")
     for metric in card.metrics:
-        interval = (
-            f" [{metric.interval[0]:.3f}, {metric.interval[1]:.3f}]" if metric.interval else ""
-        )
         what = f"{metric.metric} of {metric.model}" if metric.model else metric.metric
-        row("measured", f"{what}, by {metric.unit}: {metric.value:.3f}{interval}")
+        row("measured", f"{what}, by {metric.unit}: {_figure(metric)}")
         row("", f"{metric.protocol}; {metric.dataset}")
         row("", f"{metric.interval_kind}; {metric.command}")
     row("intended use", card.intended_use)
-    for i, limit in enumerate(card.limits):
-        row("" if i else "limits", limit)
+    rows("limits", card.limits)
     return "\n".join(lines)
 
 
 def table(cards: Iterable[Card]) -> str:
     """Cards as a table in Markdown: the one of the README."""
     lines = [
-        "| checkpoint | weights | trained on | licence | measured |",
-        "| --- | --- | --- | --- | --- |",
+        "| checkpoint | weights | trained on | licence | in a product | measured |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for card in cards:
         size = f"{(card.weights.bytes or 0) / 1e6:.0f} MB" if card.has_weights else "`uscl import`"
-        sources = "; ".join(f"{s.name}: {s.videos:,} videos" for s in card.training.sources)
-        differences = [metric for metric in card.metrics if metric.compared_with]
+        sources = "; ".join(
+            f"{source.name}: {source.counts.split(', ')[0]}" if source.counts else source.name
+            for source in card.training.sources
+        )
         measured = "; ".join(
-            f"{metric.metric} to {metric.compared_with}, by {metric.unit}: {metric.value:+.3f}"
-            + (" [{:+.3f}, {:+.3f}]".format(*metric.interval) if metric.interval else "")
-            for metric in differences
+            f"{metric.metric} to {metric.compared_with}, by {metric.unit}: {_figure(metric)}"
+            for metric in card.metrics
+            if metric.compared_with
         )
         licence = card.licence or "not stated"
-        lines.append(f"| `{card.name}` | {size} | {sources} | {licence} | {measured or '-'} |")
+        product = licences.in_a_product(card.licence).partition(" ")[0].strip(":,")
+        cells = (f"`{card.name}`", size, sources, licence, product, measured or "-")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -115,11 +115,11 @@ def _in_words(error: BaseException) -> str:
 @click.option("--pretrained", is_flag=True, help="Only checkpoints whose weights are known.")
 @click.option("--markdown", is_flag=True, help="Print the table of the README.")
 def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
-    """List checkpoints, with where their weights are."""
+    """List checkpoints: where their weights are, who may use them, what they have seen."""
     import fnmatch
 
-    from . import store
-    from .card import all_cards, packaged_cards, table
+    from . import licences, store
+    from .card import all_cards, packaged_cards, seen, standing, table
 
     if markdown:
         click.echo(table(packaged_cards().values()))
@@ -128,6 +128,10 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
         click.echo(f"{name:24}  {_whereabouts(store, card):14}  {card.summary}")
+        click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
+        click.echo(f"{'':24}  has seen: {seen(card)}")
+        for line in standing(card, brief=True):
+            click.echo(f"{'':24}  {line}")
 
 
 def _whereabouts(store: Any, card: Any) -> str:

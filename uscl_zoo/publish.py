@@ -19,8 +19,8 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from . import checkpoint, prediction, store
-from .card import Card, Metric, Source
+from . import checkpoint, licences, prediction, store
+from .card import Card, Metric, Source, licences_of, origin_in_words, standing
 from .errors import CardError, DataError, HubError
 from .records import write_text, write_yaml
 from .registry import model_info
@@ -36,6 +36,9 @@ _WIDTHS = {"resnet18": 512, "resnet50": 2048}
 _HUB_LICENCES = re.compile(
     r"mit|apache-2\.0|bsd-[23]-clause|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-[234]\.0|openrail"
 )
+
+#: Tags of what was trained on ultrasound.
+_FIELD = ("ultrasound", "medical-imaging")
 
 _METHOD = (
     "Chen, Zhang et al., USCL: Pretraining Deep Ultrasound Image Diagnosis Model Through Video "
@@ -157,9 +160,9 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
         store.verify(partial / store.HUB_FILE, card)
         write_text(partial / CONFIG, json.dumps(config(card), indent=2) + "\n")
         write_text(partial / README, model_card(card, repo or f"NAMESPACE/{card.name}"))
-        corpus = store.corpus_of(card, tuned)
-        if corpus is not None:
-            shutil.copyfile(corpus, partial / corpus.name)
+        for beside in (store.corpus_of(card, tuned), store.licence_of(card, tuned)):
+            if beside is not None:
+                shutil.copyfile(beside, partial / beside.name)
         if tuned is None:
             _draw(card, partial / FIGURE)
         else:
@@ -257,20 +260,24 @@ def model_card(card: Card, repo: str) -> str:
             "</details>"
         )
     if card.metrics:
-        sections.append("## Metrics\n\n" + _metrics(card.metrics))
+        sections.append("## Metrics\n\n" + _items(standing(card)) + "\n\n" + _metrics(card.metrics))
     sections.append(
         "## Verification\n\n"
         f"`{store.HUB_FILE}` has {card.weights.bytes:,} bytes and SHA-256 "
         f"`{card.weights.sha256}`; uscl-zoo loads nothing else under this name."
     )
-    cited = [_METHOD, *dict.fromkeys(s.citation for s in training.sources if s.citation)]
-    sections.append("## Citation\n\n" + _items(cited))
+    cited = [
+        *([_METHOD] * card.is_uscl),
+        *dict.fromkeys(s.citation for s in training.sources if s.citation),
+    ]
+    if cited:
+        sections.append("## Citation\n\n" + _items(cited))
     return "\n\n".join(sections) + "\n"
 
 
 def _backbone(card: Card) -> tuple[str, ...]:
     return (
-        f"{card.summary}. A {_spoken(card.architecture)} that embeds an ultrasound frame in "
+        f"{card.summary}. A {_spoken(card.architecture)} that embeds an image in "
         f"{_WIDTHS[card.architecture]:,} numbers; it has no classifier.",
         f"![Cosine similarity of the frames of one clip]({FIGURE})",
         f"The frames of a *synthetic* lung clip as `{card.name}` and the same network with random "
@@ -317,7 +324,7 @@ def _metadata(card: Card) -> str:
         license_name=None if known else re.sub(r"[^a-z0-9.-]+", "-", licence),
         library_name="timm",
         pipeline_tag="image-classification" if card.classes else "image-feature-extraction",
-        tags=["timm", "transformers", "uscl-zoo", "ultrasound", "medical-imaging"],
+        tags=["timm", "transformers", "uscl-zoo", *(_FIELD if card.is_uscl else ())],
         eval_results=[_result(metric) for metric in measured] or None,
     )
     return data.to_yaml()
@@ -385,9 +392,16 @@ classifier = AutoModelForImageClassification.from_pretrained("{repo}", num_label
 
 
 def _licence(card: Card) -> str:
-    bound = sorted({name for source in card.training.sources for name in source.licences})
-    data = f" The data it was trained on is licensed under {', '.join(bound)}." if bound else ""
-    return f"The weights are licensed under {card.licence}.{data} The code of uscl-zoo is MIT."
+    bound = sorted({name for name in licences_of(card.training) if name})
+    data = f" What it came of is licensed under {', '.join(bound)}." if bound else ""
+    text = card.weights.licence_file
+    kept = f" Its text is in `{text}` and has to go wherever the weights go." if text else ""
+    weights = f"The weights are licensed under {card.licence}.{kept}{data}"
+    answer = licences.in_a_product(card.licence)
+    return (
+        f"{weights} The code of uscl-zoo is MIT.\n\n"
+        f"May they go into a product? {answer[0].upper()}{answer[1:]}."
+    )
 
 
 def _training(card: Card) -> list[str]:
@@ -399,6 +413,11 @@ def _training(card: Card) -> list[str]:
         else f"input: {shown.size[1]}×{shown.size[2]} pixels, {shown.crop_mode} crop",
         f"normalisation: mean {list(shown.mean)}, std {list(shown.std)} of intensities in 0-1",
     ]
+    if card.weights.converted_from is not None:
+        lines.append(f"converted from: {origin_in_words(card.weights.converted_from)}")
+    if training.start is not None:
+        lines.append(f"began from: {origin_in_words(training.start)}")
+    lines += [f"learned from: {origin_in_words(teacher)}" for teacher in training.teachers]
     if training.labels:
         lines.append(f"classes of the labelled term: {', '.join(training.labels)}")
     if training.epochs is not None:
@@ -416,10 +435,11 @@ def _training(card: Card) -> list[str]:
 
 def _source(source: Source) -> str:
     title = f"[{source.name}]({source.url})" if source.url else source.name
-    subjects = f" of {source.subjects:,} subjects" if source.subjects is not None else ""
     classes = ", ".join(f"{name} {count:,}" for name, count in source.classes.items())
     licences = ", ".join(f"{name} {count:,}" for name, count in source.licences.items())
-    parts = [f"{title}: {source.videos:,} videos, {source.frames:,} frames{subjects}"]
+    parts = [f"{title}: {source.counts}" if source.counts else title]
+    if source.organs:
+        parts.append(f"organs: {', '.join(source.organs)}")
     if classes:
         parts.append(f"by class: {classes}")
     if licences:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import PretrainedCfg, ResNet, build_model_with_cfg, register_model
 from timm.models import generate_default_cfgs as _generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from . import checkpoint, store
-from .card import ARCHITECTURES, Card, all_cards, home, packaged_cards, read_card
+from .card import MODELS, Card, all_cards, home, packaged_cards, read_card
 from .errors import UnknownModelError
 
 _LAYERS: dict[str, dict[str, Any]] = {
@@ -47,9 +49,14 @@ def _pretrained_cfg(card: Card) -> PretrainedCfg:
         classifier="fc",
         license=card.licence,
         description=card.summary,
-        origin_url="https://github.com/983632847/USCL",
-        paper_ids="arXiv:2011.13066",
+        **_published(card),
     )
+
+
+def _published(card: Card) -> dict[str, str | None]:
+    if not card.is_uscl:
+        return {"origin_url": card.weights.origin}
+    return {"origin_url": "https://github.com/983632847/USCL", "paper_ids": "arXiv:2011.13066"}
 
 
 def _default_cfgs() -> Any:
@@ -75,6 +82,58 @@ def _refuse_foreign(
     return check
 
 
+def statistics_of(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Mean or standard deviation of red, green and blue, for so many channels.
+
+    Grey has their average; more than three are red, green and blue in turn, as timm repeats the
+    filters of a first convolution.
+    """
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(islice(cycle(values), channels))
+
+
+class GreyConv2d(nn.Conv2d):
+    """A first convolution that takes normalised grey and sees it as its three channels.
+
+    Where each channel has a mean and a deviation of its own, adding up the filters, as timm does,
+    makes another network, and no fold of the difference into filters and batch norm is right at the
+    border, which is padded with zeros: with another colour. So the filters stay as they are, and
+    the grey is normalised anew for each.
+
+    Args:
+        colour: of three channels.
+        mean: of the three, of intensities in 0-1.
+        std: of the three, of intensities in 0-1.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, colour: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take over the filters of a convolution."""
+        super().__init__(
+            colour.in_channels,
+            colour.out_channels,
+            colour.kernel_size,  # type: ignore[arg-type]
+            colour.stride,  # type: ignore[arg-type]
+            colour.padding,  # type: ignore[arg-type]
+            bias=False,
+        )
+        self.weight = colour.weight
+        self.in_channels = 1
+        (grey_mean,), (grey_std,) = statistics_of(mean, 1), statistics_of(std, 1)
+        scale = torch.tensor([grey_std / s for s in std])
+        shift = torch.tensor([(grey_mean - m) / s for m, s in zip(mean, std, strict=True)])
+        # they are the card's, no parameters: the state is that of the network of three channels
+        self.register_buffer("scale", scale[:, None, None], persistent=False)
+        self.register_buffer("shift", shift[:, None, None], persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve grey (N, 1, H, W), normalised by the average mean and standard deviation."""
+        return super().forward(input * self.scale + self.shift)
+
+
 def _create(
     model: str,
     pretrained: bool,
@@ -83,7 +142,7 @@ def _create(
     cache_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    architecture = model.removesuffix("_uscl")
+    architecture = MODELS[model]
     overlay = dict(pretrained_cfg_overlay or {})
     if isinstance(pretrained_cfg, PretrainedCfg):
         pretrained_cfg = pretrained_cfg.to_dict()
@@ -100,6 +159,10 @@ def _create(
     if kwargs.get("features_only"):
         # features have no classifier, and timm would cut one out of weights that have none
         kwargs["num_classes"] = 0
+    shown = {"mean": card.input.mean, "std": card.input.std, **overlay}
+    grey = kwargs.get("in_chans") == 1 and any(len(set(shown[key])) > 1 for key in ("mean", "std"))
+    if grey:
+        kwargs["in_chans"] = 3
     network: nn.Module = build_model_with_cfg(
         ResNet,
         model,
@@ -113,19 +176,32 @@ def _create(
     )
     if located is not None:
         located.recheck()
+    if grey:
+        _take_grey(network, shown["mean"], shown["std"])
     return network
 
 
-@register_model
-def resnet18_uscl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 pretrained by USCL; embeds a frame (3, 224, 224) in 512 numbers."""
-    return _create("resnet18_uscl", pretrained, **kwargs)
+def _take_grey(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Put a `GreyConv2d` in the place of the first convolution, wherever timm has it."""
+    name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, GreyConv2d(first, mean, std))
 
 
-@register_model
-def resnet50_uscl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-50 pretrained by USCL; embeds a frame (3, 224, 224) in 2,048 numbers."""
-    return _create("resnet50_uscl", pretrained, **kwargs)
+def _entry_point(model: str) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(model, pretrained, **kwargs)
+
+    # timm registers a function under its name, in the module it says it is from
+    create.__name__ = create.__qualname__ = model
+    create.__doc__ = f"{model}, a {MODELS[model]} without classifier; `uscl list` says of what."
+    registered: Callable[..., nn.Module] = register_model(create)
+    return registered
+
+
+#: The functions that timm and torch.hub create the models with, by name.
+ENTRY_POINTS = {model: _entry_point(model) for model in MODELS}
+globals().update(ENTRY_POINTS)
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -190,7 +266,7 @@ def model_info(name: str) -> Card:
     own = home() / f"{name}.yaml"
     if own.is_file():
         return read_card(own)  # says what is wrong with it: a good one would be among the cards
-    names = [*cards, *(f"{architecture}_uscl" for architecture in ARCHITECTURES)]
+    names = [*cards, *MODELS]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"
     raise UnknownModelError(f"no model {name!r} in the zoo; {hint}")

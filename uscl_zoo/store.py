@@ -224,14 +224,18 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
         cache_dir: as for `locate`.
 
     Returns:
-        The copy of the weights, named as the card says, with `<name>.yaml` beside it, and the
-        fingerprints of the training data where there are any.
+        The copy of the weights, named as the card says, with `<name>.yaml` beside it, the text of
+        its licence and the fingerprints of the training data where there are any.
 
     Raises:
-        WeightsNotFoundError: if there are no weights, or the folder cannot be written to.
+        WeightsNotFoundError: if there are no weights, the text of their licence is not there, or
+            the folder cannot be written to.
         DigestError: if the weights, or a file of that name in the folder, are not the card's.
+        OSError: if the fingerprints cannot be read.
     """
     target = Path(folder).expanduser() / card.weights.file
+    # before anything is copied: weights must not go without their licence
+    along = [path for path in (licence_of(card), corpus_of(card)) if path is not None]
     if os.path.lexists(target):
         verify(target, card)
     else:
@@ -245,9 +249,9 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
                 f"{target}: cannot be written ({error.strerror}); make room or name another folder"
             ) from error
     try:
-        corpus = corpus_of(card)
-        if corpus is not None and not (target.parent / corpus.name).exists():
-            shutil.copyfile(corpus, target.parent / corpus.name)
+        for beside in along:
+            if not (target.parent / beside.name).exists():
+                shutil.copyfile(beside, target.parent / beside.name)
         # after the weights: a card must not promise a file that is not there yet
         write_yaml(target.with_name(f"{card.name}.yaml"), card)
     except OSError as error:
@@ -285,6 +289,32 @@ def corpus_of(card: Card, folder: str | Path | None = None) -> Path | None:
             )
         return path
     return None
+
+
+def licence_of(card: Card, folder: str | Path | None = None) -> Path | None:
+    """Find the text of the licence that has to travel with the weights of a card.
+
+    Args:
+        card: whose licence is asked for.
+        folder: to look in first; `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`, when None.
+
+    Returns:
+        The file; None if the card names none.
+
+    Raises:
+        WeightsNotFoundError: if the card names one that is neither there nor bundled.
+    """
+    name = card.weights.licence_file
+    if name is None:
+        return None
+    looked = (Path(folder).expanduser() if folder else home(), _BUNDLED)
+    for place in looked:
+        if (place / name).is_file():
+            return place / name
+    raise WeightsNotFoundError(
+        f"{card.name}: {name}, the licence that has to travel with its weights, is in none of "
+        f"{', '.join(map(str, looked))}; put it there"
+    )
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.export import export
 from uscl_zoo.training.frames import FrameStore
@@ -12,7 +16,9 @@ from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.runs import load_checkpoint
 
-from uscl_zoo.card import Card
+from uscl_zoo.card import Card, Origin
+from uscl_zoo.checkpoint import statistics_in
+from uscl_zoo.errors import DataError
 
 CPU = Execution(torch.device("cpu"))
 RECIPE = Recipe(epochs=1, batch_size=4, smallest_batch=2, projection_dim=16, seed=11)
@@ -65,3 +71,114 @@ def test_the_card_counts_the_videos_that_were_used(small_store: FrameStore, tmp_
     assert int(state["optimizer"]["state"][0]["step"]) == 4
     assert list(card.training.held_out_subjects) == small_store.description["held_out_subjects"]
     assert card.training.recipe["data_rate"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def trained(small_store: FrameStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("trained") / "run"
+    changes = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    pretrain(replace(RECIPE, **changes), small_store, folder, execution=CPU, progress=False)
+    return folder
+
+
+@pytest.fixture
+def said(trained: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Copies the run, with some of what its `run.json` says changed."""
+
+    def change(licences: dict[str, int] | None = None, **about: Any) -> Path:
+        run = tmp_path / "run"
+        shutil.copytree(trained, run)
+        plain = json.loads((run / "run.json").read_text())
+        if licences is not None:
+            plain["training"]["licences"] = licences
+        (run / "run.json").write_text(json.dumps(plain | about))
+        return run
+
+    return change
+
+
+def start(licence: str | None) -> dict[str, Any]:
+    return {"reference": "resnet18_imagenet.mit", "sha256": "a" * 64, "licence": licence}
+
+
+def write(run: Path, tmp_path: Path, **options: Any) -> Card:
+    card: Card = export(run, "resnet18_uscl.trial", tmp_path / "zoo", **options)
+    return card
+
+
+def test_start_teachers_and_size_are_those_of_the_run(
+    said: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = said(start=start("MIT"), teachers=[start("MIT"), start(None)], size=224)
+    card = write(run, tmp_path)
+    assert card.training.start == Origin("resnet18_imagenet.mit", "a" * 64, "MIT")
+    assert [teacher.licence for teacher in card.training.teachers] == ["MIT", None]
+    assert card.input.size == (3, 224, 224)
+
+
+def test_a_run_of_before_has_neither(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    about = json.loads((run / "run.json").read_text())
+    kept = {key: about[key] for key in about if key not in ("start", "teachers", "size")}
+    (run / "run.json").write_text(json.dumps(kept))
+    card = write(run, tmp_path)
+    assert (card.training.start, card.training.teachers) == (None, ())
+    assert card.input.size == (3, 32, 32)
+
+
+def test_the_file_says_what_it_is_normalised_by(said: Callable[..., Path], tmp_path: Path) -> None:
+    card = write(said({"CC BY 4.0": 12}), tmp_path, licence="CC-BY-4.0")
+    path = tmp_path / "zoo" / card.weights.file
+    assert statistics_in(path) == (card.input.mean, card.input.std)
+    assert statistics_in(path) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["name"], metadata["licence"]) == ("resnet18_uscl.trial", "CC-BY-4.0")
+
+
+@pytest.mark.parametrize(
+    ("licences", "about", "licence", "told"),
+    [
+        ({"CC BY-NC 4.0": 1, "CC BY 4.0": 11}, {}, "CC-BY-4.0", "given is CC-BY-NC-4.0"),
+        ({"MIT": 12}, {"start": start("CC-BY-SA-4.0")}, "MIT", "given is CC-BY-SA-4.0"),
+        ({"MIT": 12}, {"teachers": [start("CC BY-NC-SA 4.0")]}, "MIT", "given is CC-BY-NC-SA-4.0"),
+        ({"CC BY-ND 4.0": 12}, {}, "CC-BY-NC-SA-4.0", "train without it"),
+        ({"MIT": 12}, {}, "my own", "give an SPDX identifier"),
+        ({"COVID-19 emergency license": 12}, {}, "CC-BY-NC-SA-4.0", "--licence-reason"),
+        ({"not stated": 12}, {}, "CC-BY-NC-SA-4.0", "--licence-reason"),
+        ({"MIT": 12}, {"start": start(None)}, "MIT", "'not stated'.*--licence-reason"),
+    ],
+)
+def test_no_licence_is_looser_than_what_binds_it(
+    said: Callable[..., Path],
+    tmp_path: Path,
+    licences: dict[str, int],
+    about: dict[str, Any],
+    licence: str,
+    told: str,
+) -> None:
+    run = said(licences, **about)
+    with pytest.raises(DataError, match=told):
+        write(run, tmp_path, licence=licence)
+    # refused before anything is written; without a licence nothing is promised
+    assert not (tmp_path / "zoo").exists()
+    assert write(run, tmp_path).licence is None
+
+
+def test_the_licence_that_was_advised_is_taken(said: Callable[..., Path], tmp_path: Path) -> None:
+    run = said({"MIT": 6, "CC BY-NC 4.0": 6}, start=start("CC BY-SA 4.0"))
+    card = write(run, tmp_path, licence="CC-BY-NC-SA-4.0")
+    assert card.licence == "CC-BY-NC-SA-4.0"
+    assert not any("although" in limit for limit in card.limits)
+
+
+def test_a_reason_is_a_limit_and_overrules_no_known_licence(
+    said: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = said({"COVID-19 emergency license": 1, "CC BY-NC 4.0": 11})
+    why = "the owner wrote that it is"
+    with pytest.raises(DataError, match=r"looser than CC BY-NC 4\.0"):
+        write(run, tmp_path, licence="MIT", licence_reason=why)
+    card = write(run, tmp_path, licence="CC-BY-NC-4.0", licence_reason=why)
+    assert any(why in limit and "COVID-19 emergency license" in limit for limit in card.limits)

@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import nn
 
 from ..card import Card
 from ..errors import DataError, UnreadableError
-from ..registry import model_info
+from ..registry import model_info, statistics_of
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -206,8 +205,8 @@ def create_transform(model: nn.Module | Card | str) -> FrameTransform:
     channels = channels or size[0]
     return FrameTransform(
         size=(size[1], size[2]),
-        mean=_fit(config["mean"], channels),
-        std=_fit(config["std"], channels),
+        mean=statistics_of(config["mean"], channels),
+        std=statistics_of(config["std"], channels),
         interpolation=config["interpolation"],
     )
 
@@ -226,9 +225,3 @@ def _pretrained_cfg(model: nn.Module) -> Any:
 def _data_config(cfg: Any) -> dict[str, Any]:
     cfg = cfg if isinstance(cfg, dict) else vars(cfg)
     return dict(resolve_data_config(pretrained_cfg=cfg))
-
-
-def _fit(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    if channels == 1:
-        return (sum(values) / len(values),)
-    return tuple(islice(cycle(values), channels))
