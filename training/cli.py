@@ -50,6 +50,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.2, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--clean", is_flag=True, help="Crop to the beam; blank and paint over the rest.")
+@click.option("--grey", is_flag=True, help="Keep brightness alone; colour may give away a class.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
 @click.option("--strict", is_flag=True, help="Fail if a source cannot be decoded.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished store.")
@@ -78,6 +79,7 @@ def prepare(
     holdout: float,
     seed: int,
     clean: bool,
+    grey: bool,
     workers: int | None,
     strict: bool,
     overwrite: bool,
@@ -110,7 +112,7 @@ def prepare(
     report = run(
         **whose,
         output=output,
-        sampling=Sampling(rate, size, clean),
+        sampling=Sampling(rate, size, clean, grey),
         classes=classes or None,
         unlabelled=unlabelled,
         licences=licences,

@@ -30,7 +30,7 @@ from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.sources import files_of, state_of
 
-from .fingerprints import Prints, clusters, find_pairs
+from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, ORIGIN, FrameStore, manifest_of
 from .labels import Annotation, Table, hold_out, unify
 from .licences import allows, canonical
@@ -47,18 +47,17 @@ class Sampling:
         rate: frames a second. A folder of frames is taken whole: it has been sampled already.
         size: height and width in pixels; the aspect ratio is not kept (METHOD, step 2).
         clean: crop each video to its beam first, blank the rest and take out what is drawn inside.
+        grey: keep the brightness alone, in all channels: a scanner's tint may give away a class.
     """
 
     rate: float = 3.0
     size: int = 224
     clean: bool = False
+    grey: bool = False
 
     def settings(self) -> dict[str, Any]:
-        """As stores have it; `clean` only where it was asked for, as older stores lack it."""
-        settings = asdict(self)
-        if not self.clean:
-            del settings["clean"]
-        return settings
+        """As stores have it; switches only where they are on, as older stores lack them."""
+        return {key: value for key, value in asdict(self).items() if value is not False}
 
 
 @dataclass(frozen=True)
@@ -310,7 +309,7 @@ def _scenes(
         prints.append(Prints.of(map(Image.fromarray, frames)))
     owner = np.repeat(np.arange(len(names)), counts)
     group = np.array([places[annotations[name].subject] for name in names])[owner]
-    pairs = find_pairs(Prints.join(prints), owner, group, progress=progress)
+    pairs = find_pairs(Prints.join(prints), owner, group, correlation=SCENE, progress=progress)
     number = clusters(len(subjects), group[pairs.first], group[pairs.second]).tolist()
     first: dict[int, str] = {}
     for subject, scene in zip(subjects, number, strict=True):
@@ -464,6 +463,8 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
                     frame, _ = cleaner(frame)
                 side = (sampling.size, sampling.size)
                 small = frame.resize(side, Image.Resampling.BILINEAR)
+                if sampling.grey:
+                    small = small.convert("L")
                 grey = grey and _is_grey(small)
                 stream.write(small.convert("RGB").tobytes())
                 times.append(round(time, 6))

@@ -1,1 +1,1 @@
-"""Corpora of many sources, a file each: where they are, whose, on what terms, with what labels."""
+"""Corpora of many sources, one file each."""
