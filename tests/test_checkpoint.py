@@ -2,14 +2,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from uscl_zoo.checkpoint import backbone_shapes, check_file, check_shapes, write_backbone
+from uscl_zoo.checkpoint import (
+    backbone_shapes,
+    check_file,
+    check_shapes,
+    metadata_of,
+    statistics_in,
+    write_backbone,
+)
 from uscl_zoo.errors import CheckpointError
 
 
@@ -147,14 +156,57 @@ def test_other_types_are_not_accepted(
         check_file(tmp_path / "a.safetensors", "resnet18")
 
 
+@pytest.mark.parametrize("read", [statistics_in, lambda path: check_file(path, "resnet18")])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickle", b"\xff" * 64, None])
-def test_files_of_another_kind(tmp_path: Path, content: bytes | None) -> None:
+def test_files_of_another_kind(tmp_path: Path, content: bytes | None, read: Any) -> None:
     path = tmp_path / "a.safetensors"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match="is no readable safetensors file") as caught:
-        check_file(path, "resnet18")
+        read(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_file_says_what_it_was_normalised_by(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    statistics = (0.48294756, 0.45452112, 0.40416715), (0.229, 0.224, 0.225)
+    write_backbone(state, path, "resnet18", metadata={**metadata_of(*statistics), "licence": "MIT"})
+    check_file(path, "resnet18")
+    assert statistics_in(path) == statistics
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["licence"], metadata["format"]) == ("MIT", "pt")
+
+
+def test_a_file_may_say_nothing_of_it(state: dict[str, Tensor], tmp_path: Path) -> None:
+    write_backbone(state, tmp_path / "a.safetensors", "resnet18")
+    assert statistics_in(tmp_path / "a.safetensors") is None
+    save_file(state, tmp_path / "b.safetensors")
+    assert statistics_in(tmp_path / "b.safetensors") is None
+
+
+RIGHT = {"mean": "0.4 0.5 0.6", "std": "0.2 0.2 0.2"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({"mean": "0.5 0.5 0.5"}, "has `mean` alone"),
+        ({"std": "0.5 0.5 0.5"}, "has `std` alone"),
+        *(
+            ({**RIGHT, key: wrong}, f"`{key}` in its metadata should be three .*numbers")
+            for key in ("mean", "std")
+            for wrong in ("", "0.5", "0.5 0.5", "1 1 1 1", "(0.5, 0.5, 0.5)", "nan 1 1", "1 inf 1")
+        ),
+        ({**RIGHT, "std": "0 0.2 0.2"}, "should be three positive numbers"),
+        ({**RIGHT, "std": "-1 0.2 0.2"}, "should be three positive numbers"),
+    ],
+)
+def test_malformed_statistics_are_told(tmp_path: Path, metadata: dict[str, str], told: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: .*{told}"):
+        statistics_in(path)
 
 
 def test_a_truncated_file_is_not_accepted(state: dict[str, Tensor], tmp_path: Path) -> None:

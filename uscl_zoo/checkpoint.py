@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor
 from .errors import CheckpointError
 
 Shape = tuple[int, ...]
+#: Of red, green and blue, of intensities in 0-1.
+Channels = tuple[float, float, float]
 
 
 @lru_cache
@@ -70,13 +75,10 @@ def check_file(path: Path, architecture: str, classes: int = 0) -> None:
     Raises:
         CheckpointError: if it is no safetensors file or holds other tensors.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            types = {name: part.get_dtype() for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        types = {name: part.get_dtype() for name, part in slices.items()}
     check_shapes(shapes, architecture, str(path), classes)
     for name, kind in types.items():
         allowed = ("I64",) if name.endswith("num_batches_tracked") else ("F16", "BF16", "F32")
@@ -86,12 +88,70 @@ def check_file(path: Path, architecture: str, classes: int = 0) -> None:
             )
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
+
+
+def statistics_in(path: Path) -> tuple[Channels, Channels] | None:
+    """Read from the header of a safetensors file what its network was trained to be normalised by.
+
+    Args:
+        path: of the file; its metadata may hold `mean` and `std`, three numbers each, of
+            intensities in 0-1, with spaces between them.
+
+    Returns:
+        Mean and standard deviation by channel; None where the file says nothing of them.
+
+    Raises:
+        CheckpointError: if it is no safetensors file, has one of the two without the other, or they
+            are not three finite numbers, positive ones for `std`.
+    """
+    with _opened(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    said = [key for key in ("mean", "std") if key in metadata]
+    if not said:
+        return None
+    if len(said) == 1:
+        raise CheckpointError(
+            f"{path}: its metadata has `{said[0]}` alone; mean and std go together"
+        )
+    return (
+        _channels(path, "mean", metadata["mean"]),
+        _channels(path, "std", metadata["std"], positive=True),
+    )
+
+
+def _channels(path: Path, key: str, text: str, positive: bool = False) -> Channels:
+    try:
+        red, green, blue = (float(number) for number in text.split())
+    except ValueError:
+        red = green = blue = math.nan
+    if not all(math.isfinite(v) and (v > 0 or not positive) for v in (red, green, blue)):
+        kind = "positive numbers" if positive else "numbers"
+        raise CheckpointError(
+            f"{path}: `{key}` in its metadata should be three {kind} with spaces between them, "
+            f"not {text!r}"
+        )
+    return red, green, blue
+
+
+def metadata_of(mean: Channels, std: Channels) -> dict[str, str]:
+    """Write mean and standard deviation as `statistics_in` reads them."""
+    return {key: " ".join(map(str, values)) for key, values in (("mean", mean), ("std", std))}
+
+
 def write_backbone(
     state: Mapping[str, Tensor],
     path: Path,
     architecture: str,
     half: bool = True,
     classes: int = 0,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a backbone in timm's keys, by default its convolutions in half precision.
 
@@ -105,6 +165,7 @@ def write_backbone(
         architecture: whose tensors they should be.
         half: round convolutions to float16; otherwise every tensor is written bit for bit.
         classes: of the classifier, 0 for none.
+        metadata: what the file should say of itself in its header, e.g. what `metadata_of` gives.
 
     Raises:
         CheckpointError: if tensors are missing, extra, mis-shaped or not finite.
@@ -123,7 +184,7 @@ def write_backbone(
     partial = path.with_name(f"{path.name}.partial")
     # `format` is what transformers asks of a safetensors file before it loads it
     with partial.open("wb") as stream:
-        stream.write(save(tensors, metadata={"format": "pt"}))
+        stream.write(save(tensors, metadata={**(metadata or {}), "format": "pt"}))
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
