@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,16 @@ from .frames import FrameStore
 
 if TYPE_CHECKING:
     from .execution import Execution
+    from .prepare import Report
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command(short_help="Turn raw videos into a FrameStore.")
-@click.argument("videos", nargs=-1, required=True, type=_PATH)
+@click.argument("videos", nargs=-1, type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder of the store.")
+@click.option("--corpus", "corpus_name", help="Instead of VIDEOS: name or YAML of many sources.")
+@click.option("--root", "roots", multiple=True, metavar="KEY=FOLDER", help="Of --corpus; repeat.")
 @click.option("--csv", "table", type=_PATH, help="Table of labels and subjects.")
 @click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
 @click.option("--label-column", help="Class of the video.")
@@ -37,6 +41,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
 @click.option("--class", "classes", multiple=True, help="A declared class; repeat. Default: all.")
 @click.option("--unlabelled", multiple=True, help="A label to drop, keeping its videos; repeat.")
+@click.option("--licence", "licences", multiple=True, metavar="SPDX", help="To keep; repeat.")
+@click.option("--only-annotated", is_flag=True, help="Leave out files without a row.")
+@click.option("--near-duplicates", is_flag=True, help="Subjects that share a picture are one.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
 @click.option("--size", type=click.IntRange(32, 4096), default=224, show_default=True)
 @click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.2, show_default=True)
@@ -51,6 +58,8 @@ _PATH = click.Path(path_type=Path)
 def prepare(
     videos: tuple[Path, ...],
     output: Path,
+    corpus_name: str | None,
+    roots: tuple[str, ...],
     table: Path | None,
     file_column: str,
     label_column: str | None,
@@ -60,6 +69,9 @@ def prepare(
     subject_pattern: str | None,
     classes: tuple[str, ...],
     unlabelled: tuple[str, ...],
+    licences: tuple[str, ...],
+    only_annotated: bool,
+    near_duplicates: bool,
     rate: float,
     size: int,
     holdout: float,
@@ -75,53 +87,99 @@ def prepare(
     """Turn raw VIDEOS, files or folders of them, into a FrameStore.
 
     Reads mp4, mov, avi, gif, mpeg and folders of frames; keeps a few frames a second. Labels and
-    subjects come from a CSV, or from names such as Cov-001.mp4. Run it again after an interruption
-    and it continues.
+    subjects come from a CSV, or from names such as Cov-001.mp4. A corpus of several sources is told
+    by a YAML file, --corpus. Run it again after an interruption and it continues.
     """
     from .prepare import Sampling
     from .prepare import prepare as run
 
-    annotate: Callable[[str], labels.Annotation | None]
-    if table is not None:
-        if label_scheme is not None or subject_pattern is not None:
-            raise DataError("--csv and --label-scheme or --subject-pattern exclude each other")
-        annotate = labels.read_table(
-            table, file_column, label_column, subject_column, licence_column
-        ).find
-    else:
-        for option, column in (
-            ("--label-column", label_column),
-            ("--subject-column", subject_column),
-            ("--licence-column", licence_column),
-        ):
-            if column is not None:
-                raise DataError(f"{option} {column}: needs --csv")
-
-        def by_name(video: str) -> labels.Annotation:
-            scheme = label_scheme if label_scheme in labels.LABEL_SCHEMES else None
-            found = labels.from_name(video, scheme, subject_pattern)
-            return labels.Annotation(found.subject) if label_scheme == "none" else found
-
-        annotate = by_name
-
+    told = {
+        "VIDEOS": videos,
+        "--csv": table,
+        "--label-column": label_column,
+        "--subject-column": subject_column,
+        "--licence-column": licence_column,
+        "--label-scheme": label_scheme,
+        "--subject-pattern": subject_pattern,
+        "--name": name,
+        "--url": url,
+        "--citation": citation,
+    }
+    whose = _of_corpus(corpus_name, roots, told) or _of_folders(file_column, told, only_annotated)
     report = run(
-        videos,
-        output,
-        annotate,
+        **whose,
+        output=output,
         sampling=Sampling(rate, size, clean),
         classes=classes or None,
         unlabelled=unlabelled,
+        licences=licences,
+        only_annotated=only_annotated,
+        near_duplicates=near_duplicates,
         holdout=holdout,
         seed=seed,
         strict=strict,
         overwrite=overwrite,
         workers=workers,
-        origin={"name": name, "url": url, "citation": citation},
     )
+    _report(report, output, f"row in {table}" if table else "row")
+
+
+def _of_corpus(
+    name: str | None, roots: Sequence[str], told: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The arguments of `prepare` that a corpus gives; None where there is none."""
+    from .sources import load_corpus
+
+    if name is None:
+        if roots:
+            raise DataError(f"--root {roots[0]}: needs --corpus")
+        return None
+    both = [option for option, value in told.items() if value]
+    if both:
+        raise DataError(f"--corpus and {both[0]} exclude each other")
+    folders = {}
+    for root in roots:
+        key, equals, folder = root.partition("=")
+        if not (key and equals and folder):
+            raise DataError(f"--root {root}: is written KEY=FOLDER")
+        folders[key] = Path(folder)
+    return {"videos": load_corpus(name, folders)}
+
+
+def _of_folders(file_column: str, told: Mapping[str, Any], only_annotated: bool) -> dict[str, Any]:
+    """The arguments of `prepare` that folders and a table, or names, give."""
+    if not told["VIDEOS"]:
+        raise DataError("give VIDEOS, files or folders, or --corpus")
+    columns = ("--label-column", "--subject-column", "--licence-column")
+    scheme, pattern = told["--label-scheme"], told["--subject-pattern"]
+    annotate: Callable[[str], labels.Annotation | None] | labels.Table
+    if told["--csv"] is not None:
+        if scheme is not None or pattern is not None:
+            raise DataError("--csv and --label-scheme or --subject-pattern exclude each other")
+        annotate = labels.read_table(
+            told["--csv"], file_column, *(told[column] for column in columns)
+        )
+    else:
+        for column in columns:
+            if told[column] is not None:
+                raise DataError(f"{column} {told[column]}: needs --csv")
+        if only_annotated:
+            raise DataError("--only-annotated: needs --csv or --corpus")
+
+        def annotate(video: str) -> labels.Annotation:
+            known = scheme if scheme in labels.LABEL_SCHEMES else None
+            found = labels.from_name(video, known, pattern)
+            return labels.Annotation(found.subject) if scheme == "none" else found
+
+    origin = {key: told[f"--{key}"] for key in ("name", "url", "citation")}
+    return {"videos": told["VIDEOS"], "annotate": annotate, "origin": origin}
+
+
+def _report(report: Report, output: Path, row: str) -> None:
     store = report.store
     if report.unannotated:
         click.echo(
-            f"{len(report.unannotated)} videos have no row in {table} and stay unlabelled, each "
+            f"{len(report.unannotated)} videos have no {row} and stay unlabelled, each "
             f"its own subject; the first: {report.unannotated[0]}",
             err=True,
         )
@@ -131,6 +189,15 @@ def prepare(
             f"their frames are whole, with all that is drawn in them: {', '.join(report.unclean)}",
             err=True,
         )
+    if report.left_out:
+        click.echo(f"{len(report.left_out)} items left out (left_out.csv names them):", err=True)
+        for reason, count in Counter(reason for _, reason in report.left_out).most_common():
+            click.echo(f"  {count} {reason}", err=True)
+    for key, scene in store.description.get("scenes", {}).items():
+        click.echo(
+            f"{key or 'near-duplicates'}: {scene['videos']} videos of {scene['subjects']} subjects "
+            f"show {scene['scenes']} scenes, each of which is one subject"
+        )
     for split in ("train", "heldout"):
         counts = store.summary(store.select(split))
         named = ", ".join(f"{label} {count}" for label, count in counts["classes"].items())
@@ -138,6 +205,11 @@ def prepare(
             f"{split:8} {counts['videos']} videos, {counts['frames']} frames, "
             f"{counts['subjects']} subjects: {named}"
         )
+        for source in store.sources(store.select(split)) if "sources" in store.description else ():
+            click.echo(
+                f"  {source['name']}: {source['videos']} videos, {source['frames']} frames, "
+                f"{source['subjects']} subjects"
+            )
     click.echo(
         f"{output}: {len(store.videos)} videos, {len(store.frames)} frames; "
         f"{len(report.skipped)} skipped" + (" (skipped.csv says why)" if report.skipped else "")

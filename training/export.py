@@ -92,14 +92,7 @@ def export(
         ),
         training=Training(
             method=recipe.method,
-            sources=(
-                Source(
-                    name=_origin(about),
-                    url=about["origin"].get("url"),
-                    citation=about["origin"].get("citation"),
-                    **counts,
-                ),
-            ),
+            sources=_sources(about),
             labels=tuple(about["classes"]) if recipe.class_weight else (),
             held_out_subjects=tuple(about["held_out_subjects"]),
             recipe=settings_of(recipe) | {"precision": about["precision"]},
@@ -136,6 +129,13 @@ def _corpus(output: Path, name: str, about: dict[str, Any], recipe: Recipe) -> C
     if store.digest != about["store_digest"]:
         return None
     return write_corpus(output, name, store, draw_videos(store.select("train"), recipe))
+
+
+def _sources(about: dict[str, Any]) -> tuple[Source, ...]:
+    """A run that began before stores had sources knows one, with the counts of all."""
+    origin = about["origin"]
+    one = {"name": _origin(about), "url": origin.get("url"), "citation": origin.get("citation")}
+    return tuple(Source(**told) for told in about.get("sources", [one | about["training"]]))
 
 
 def _origin(about: dict[str, Any]) -> str:

@@ -32,6 +32,8 @@ from uscl_zoo.errors import DataError, UnreadableError
 FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
 #: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.
 COLUMNS = ("video", "subject", "label", "split", "frame", "time", "source", "licence")
+#: A further column of stores of a corpus: the key of the source that a video is of.
+ORIGIN = "origin"
 #: A further column of stores of `uscl prepare --clean`: the geometry of the beam, as JSON.
 BEAM = "beam"
 SPLITS = ("train", "heldout")
@@ -50,6 +52,7 @@ class Video:
         licence: as its owner states it, None if unknown.
         first: row of its first frame.
         count: how many frames it has.
+        origin: key of its source in a corpus of several; None in a store of one.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Video:
     licence: str | None
     first: int
     count: int
+    origin: str | None = None
 
 
 class FrameStore:
@@ -171,6 +175,35 @@ class FrameStore:
             "licences": dict(sorted(Counter(v.licence or "not stated" for v in videos).items())),
         }
 
+    def sources(self, videos: Sequence[Video]) -> list[dict[str, Any]]:
+        """Whose some videos are: a mapping a source, in the order of the corpus.
+
+        Returns:
+            Name, url and citation of each source that has any of them, and the counts of
+            `summary` of just its own. A store of one collection has one.
+        """
+        told = self.description
+        known: dict[str | None, dict[str, Any]]
+        known = dict(told["sources"]) if "sources" in told else {None: told["origin"]}
+        own: dict[str | None, list[Video]] = {key: [] for key in known}
+        for video in videos:
+            own[video.origin].append(video)
+        return [
+            {
+                "name": facts.get("name") or self.folder.resolve().name,
+                "url": facts.get("url"),
+                "citation": facts.get("citation"),
+                **self.summary(own[key]),
+            }
+            for key, facts in known.items()
+            if own[key] or None in known
+        ]
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether red, green and blue are known to be the same in every frame."""
+        return bool(self.description.get("grey", False))
+
 
 def manifest_of(rows: Iterable[Sequence[object]], columns: Sequence[str] = COLUMNS) -> str:
     """The text of a manifest.
@@ -197,6 +230,7 @@ def _read_manifest(path: Path) -> tuple[npt.NDArray[np.float64], list[Video]]:
         rows = csv.reader(stream)
         header = next(rows, [])
         name, subject, label, split, _, time, source, licence = map(header.index, COLUMNS)
+        origin = header.index(ORIGIN) if ORIGIN in header else None
         # the reader of a blank line has nothing
         for _, of_video in groupby(filter(None, rows), itemgetter(name)):
             own = list(of_video)
@@ -215,6 +249,7 @@ def _read_manifest(path: Path) -> tuple[npt.NDArray[np.float64], list[Video]]:
                     licence=sys.intern(row[licence]) or None,
                     first=first,
                     count=len(times) - first,
+                    origin=None if origin is None else sys.intern(row[origin]),
                 )
             )
     if len({video.name for video in videos}) != len(videos):

@@ -11,9 +11,10 @@ import os
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
-from uscl_zoo.records import write_text
+from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.beam import opencv
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.sources import files_of, state_of
 
-from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore, manifest_of
-from .labels import Annotation, hold_out, unify
+from .fingerprints import Prints, clusters, find_pairs
+from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, ORIGIN, FrameStore, manifest_of
+from .labels import Annotation, Table, hold_out, unify
+from .licences import allows, canonical
+from .sources import CorpusPlan, Item, items_in, items_named, items_of
 
-PARTS, SKIPPED = "parts", "skipped.csv"
+PARTS, SKIPPED, LEFT_OUT, CORPUS = "parts", "skipped.csv", "left_out.csv", "corpus.yaml"
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,14 @@ class Report:
         skipped: sources that could not be decoded, with the reason.
         unannotated: videos without a row in the table, kept as unlabelled.
         reused: how many videos an earlier, interrupted call had already decoded.
+        left_out: items that were not wanted, with the reason.
     """
 
     store: FrameStore
     skipped: tuple[tuple[str, str], ...]
     unannotated: tuple[str, ...]
     reused: int
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def unclean(self) -> tuple[str, ...] | None:
@@ -83,13 +89,16 @@ class Report:
 
 
 def prepare(
-    videos: Sequence[Path] | Mapping[str, Path],
+    videos: Sequence[Path] | Mapping[str, Path] | CorpusPlan,
     output: Path,
-    annotate: Callable[[str], Annotation | None],
+    annotate: Callable[[str], Annotation | None] | Table | None = None,
     *,
     sampling: Sampling | None = None,
     classes: Sequence[str] | None = None,
     unlabelled: Sequence[str] = (),
+    licences: Sequence[str] = (),
+    only_annotated: bool = False,
+    near_duplicates: bool = False,
     holdout: float = 0.2,
     seed: int = 0,
     strict: bool = False,
@@ -102,49 +111,68 @@ def prepare(
 
     Each video becomes a part of its own, moved into place when it is whole, so an interrupted call
     continues where it was and memory holds one frame a worker, however many videos there are.
+    Near-duplicates are looked for among the fingerprints of one source at a time, 8 KiB a frame.
 
     Args:
-        videos: files and folders, which are searched; or sources by the names to give them.
+        videos: files and folders, which are searched; sources by the names to give them; or a
+            corpus, which has tables of its own.
         output: folder of the store.
-        annotate: subject, label and licence of a video by its name; None where it has no row.
+        annotate: subject, label and licence of a video by its name, None where it has no row; or
+            a table, whose rows also say which stills and folders are items of their own.
         sampling: rate and size; 3 frames a second of 224x224 by default.
         classes: the declared classes; None declares every label found.
         unlabelled: labels to drop.
+        licences: SPDX identifiers; items that they do not allow are left out. None given: all.
+        only_annotated: leave out what has no row.
+        near_duplicates: take subjects that share a picture for one. A corpus says so a source.
         holdout: share of the subjects of each class to hold out.
         seed: of the choice of held-out subjects.
         strict: fail if any source cannot be decoded.
         overwrite: replace a finished store.
         workers: processes; None for one a core.
-        origin: name, url and citation of the collection, for the card.
+        origin: name, url and citation of the collection, for the card. A corpus has its own.
         progress: show a bar.
 
     Returns:
         The store and what was left out of it.
 
     Raises:
-        DataError: if nothing is found, a label is undeclared, or a store is in the way.
+        DataError: if nothing is found or wanted, a label is undeclared, a row does not name one
+            file, or a store is in the way.
         UnreadableError: if nothing can be decoded, or something cannot and `strict`.
     """
     sampling = sampling or Sampling()
-    sources = dict(videos) if isinstance(videos, Mapping) else _name_sources(videos)
-    if not sources:
-        raise DataError(f"{', '.join(map(str, videos))}: no video or folder of frames in it")
-
+    plan = videos if isinstance(videos, CorpusPlan) else None
     # labels first: a typo in a column should not cost an hour of decoding
-    found = {name: annotate(name) for name in sources}
-    unannotated = tuple(name for name, row in found.items() if row is None)
-    annotations = unify(
-        {name: row or Annotation(subject=name) for name, row in found.items()}, classes, unlabelled
-    )
+    items, left_out = _items(videos, annotate)
+    items, unwanted = _choose(items, licences, only_annotated)
+    left_out = [*left_out, *unwanted]
+    if not items:
+        counts = Counter(reason for _, reason in left_out)
+        told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        raise DataError(f"nothing is left of {len(left_out)} items: {told}")
+    unannotated = tuple(name for name, item in items.items() if not item.annotated)
+    annotations = unify({n: item.annotation for n, item in items.items()}, classes, unlabelled)
+    alike = _sources_with_near_duplicates(plan, near_duplicates)
+    asked: dict[str, Any] = {}
+    if licences:
+        asked["licences"] = sorted(map(canonical, licences))
+    if only_annotated:
+        asked["only_annotated"] = True
+    if near_duplicates:
+        asked["near_duplicates"] = True
+    if plan is not None:
+        asked["corpus"] = to_plain(plan)
 
-    fingerprint = _fingerprint(sources, sampling, annotations, holdout, seed)
+    fingerprint = _fingerprint(items, sampling, annotations, holdout, seed, asked)
 
     if (output / DESCRIPTION).exists():
         existing = _open(output, overwrite)
         if existing is not None and existing.description.get("fingerprint") == fingerprint:
             skipped = [(s["source"], s["reason"]) for s in existing.description["skipped"]]
             _refuse_skipped(skipped, strict)
-            return Report(existing, tuple(skipped), unannotated, len(existing.videos))
+            reused = len(existing.videos)
+            return Report(existing, tuple(skipped), unannotated, reused, tuple(left_out))
         if not overwrite:
             raise DataError(
                 f"{output}: holds a store of other videos, labels or settings; "
@@ -154,16 +182,29 @@ def prepare(
         (output / DESCRIPTION).unlink()
 
     (output / PARTS).mkdir(parents=True, exist_ok=True)
-    skipped, reused = _decode_all(sources, output / PARTS, sampling, workers, progress)
+    skipped, reused = _decode_all(items, output / PARTS, sampling, workers, progress)
     _refuse_skipped(skipped, strict)
     unreadable = {source for source, _ in skipped}
-    kept = [name for name, source in sources.items() if str(source) not in unreadable]
+    kept = {name: item for name, item in items.items() if str(item.path) not in unreadable}
     if not kept:
         raise UnreadableError(
-            f"none of {len(sources)} sources can be decoded; the first: {skipped[0][1]}"
+            f"none of {len(items)} sources can be decoded; the first: {skipped[0][1]}"
         )
-    held = hold_out({name: annotations[name] for name in kept}, holdout, seed)
-    description = {
+    annotations = {name: annotations[name] for name in kept}
+    merged = {}
+    for key in alike:
+        own = [name for name, item in kept.items() if item.origin == key]
+        before = len({annotations[name].subject for name in own})
+        one = _scenes(own, annotations, output / PARTS, sampling.size, progress)
+        # of all sources, as two may show the same people
+        annotations = {
+            name: replace(row, subject=one.get(row.subject, row.subject))
+            for name, row in annotations.items()
+        }
+        after = len({annotations[name].subject for name in own})
+        merged[key or ""] = {"videos": len(own), "subjects": before, "scenes": after}
+    held = hold_out(annotations, holdout, seed)
+    description: dict[str, Any] = {
         "sampling": sampling.settings(),
         "origin": origin or {},
         "holdout": holdout,
@@ -171,9 +212,110 @@ def prepare(
         "held_out_subjects": sorted(held),
         "fingerprint": fingerprint,
         "skipped": [{"source": source, "reason": reason} for source, reason in skipped],
+        **asked,
     }
-    _assemble(output, {name: sources[name] for name in kept}, annotations, held, description)
-    return Report(FrameStore(output), tuple(skipped), unannotated, reused)
+    if merged:
+        description["scenes"] = merged
+    if left_out:
+        description["left_out"] = dict(Counter(reason for _, reason in left_out).most_common())
+    if plan is not None:
+        description["origin"] = {"name": plan.name, "url": plan.url, "citation": plan.citation}
+        description["sources"] = {
+            key: {"name": source.name, "url": source.url, "citation": source.citation}
+            for key, source in plan.sources.items()
+        }
+    _assemble(output, kept, annotations, held, description, left_out)
+    return Report(FrameStore(output), tuple(skipped), unannotated, reused, tuple(left_out))
+
+
+def _items(
+    videos: Sequence[Path] | Mapping[str, Path] | CorpusPlan,
+    annotate: Callable[[str], Annotation | None] | Table | None,
+) -> tuple[dict[str, Item], list[tuple[str, str]]]:
+    """What is to become a video, by name, and what cannot be one, with the reason."""
+    if isinstance(videos, CorpusPlan):
+        if annotate is not None:
+            raise DataError(f"{videos.name}: a corpus has tables of its own")
+        items, left_out = items_of(videos)
+    else:
+        if annotate is None:
+            raise DataError(f"{', '.join(map(str, videos))}: whose are they? `annotate` says")
+        if isinstance(videos, Mapping):
+            items = items_named(videos, annotate)
+        else:
+            items = items_in(videos, annotate)
+        left_out = []
+    if not items:
+        told = videos.name if isinstance(videos, CorpusPlan) else ", ".join(map(str, videos))
+        raise DataError(f"{told}: no video or folder of frames in it")
+    return items, left_out
+
+
+def _choose(
+    items: Mapping[str, Item], licences: Sequence[str], only_annotated: bool
+) -> tuple[dict[str, Item], list[tuple[str, str]]]:
+    """The wanted items, and the others with the reason."""
+    # so that a misspelt one is an error however the items are licensed
+    allowed = frozenset(map(canonical, licences))
+    reasons: dict[str | None, str | None] = {}
+    kept, left_out = {}, []
+    for name, item in items.items():
+        licence = item.annotation.licence
+        if licence not in reasons:
+            reasons[licence] = _why_not(licence, allowed) if allowed else None
+        reason = "has no row" if only_annotated and not item.annotated else reasons[licence]
+        if reason is None:
+            kept[name] = item
+        else:
+            left_out.append((name, reason))
+    return kept, left_out
+
+
+def _why_not(licence: str | None, allowed: frozenset[str]) -> str | None:
+    """Why licences on a list are not enough; None if they are."""
+    if licence is None:
+        return "states no licence"
+    try:
+        return None if allows(allowed, licence) else f"is licensed {licence}"
+    except DataError:
+        return f"has a licence that is mapped to no SPDX expression, {licence!r}"
+
+
+def _sources_with_near_duplicates(
+    plan: CorpusPlan | None, near_duplicates: bool
+) -> tuple[str | None, ...]:
+    if plan is None:
+        return (None,) if near_duplicates else ()
+    return tuple(
+        key for key, source in plan.sources.items() if source.near_duplicates or near_duplicates
+    )
+
+
+def _scenes(
+    names: Sequence[str],
+    annotations: Mapping[str, Annotation],
+    parts: Path,
+    side: int,
+    progress: bool,
+) -> dict[str, str]:
+    """For the subject of each of some videos the first of those with whom it shares a picture."""
+    subjects = list(dict.fromkeys(annotations[name].subject for name in names))
+    places = {subject: i for i, subject in enumerate(subjects)}
+    counts, prints = [], []
+    for name in tqdm(names, "fingerprints", unit="video", disable=not progress):
+        # a map, as a video may be long
+        frames = np.memmap(_part(parts, name).with_suffix(".u8"), np.uint8, "r")
+        frames = frames.reshape(-1, side, side, 3)
+        counts.append(len(frames))
+        prints.append(Prints.of(map(Image.fromarray, frames)))
+    owner = np.repeat(np.arange(len(names)), counts)
+    group = np.array([places[annotations[name].subject] for name in names])[owner]
+    pairs = find_pairs(Prints.join(prints), owner, group, progress=progress)
+    number = clusters(len(subjects), group[pairs.first], group[pairs.second]).tolist()
+    first: dict[int, str] = {}
+    for subject, scene in zip(subjects, number, strict=True):
+        first.setdefault(scene, subject)
+    return {subject: first[scene] for subject, scene in zip(subjects, number, strict=True)}
 
 
 def _open(output: Path, overwrite: bool) -> FrameStore | None:
@@ -185,38 +327,27 @@ def _open(output: Path, overwrite: bool) -> FrameStore | None:
         return None
 
 
-def _name_sources(videos: Sequence[Path]) -> dict[str, Path]:
-    """Name every source by its path within the folder it was found in."""
-    sources: dict[str, Path] = {}
-    # `a` and `a/b` may both be named: a video in both is still one video
-    seen: set[Path] = set()
-    for root in (Path(video).expanduser() for video in videos):
-        for source in reading.find([root]):
-            if source.resolve() in seen:
-                continue
-            seen.add(source.resolve())
-            # `.` has no name of its own
-            own = source.name or source.resolve().name
-            name = own if source == root else source.relative_to(root).as_posix()
-            if name in sources:
-                raise DataError(
-                    f"{source} and {sources[name]} would both be named {name!r}; "
-                    "prepare their common folder instead"
-                )
-            sources[name] = source
-    return sources
-
-
 def _fingerprint(
-    sources: dict[str, Path],
+    items: Mapping[str, Item],
     sampling: Sampling,
-    annotations: dict[str, Annotation],
+    annotations: Mapping[str, Annotation],
     holdout: float,
     seed: int,
+    asked: Mapping[str, Any],
 ) -> str:
     """One digest of all that a store depends on, without reading any video."""
-    rows = [[name, state_of(sources[name]), asdict(annotations[name])] for name in sources]
-    return _digest([rows, sampling.settings(), holdout, seed])
+    rows = [[name, state_of(items[name].path), asdict(annotations[name])] for name in items]
+    told: list[Any] = [rows, sampling.settings(), holdout, seed]
+    # as they were before there was anything to ask for
+    return _digest([*told, _without_roots(asked)] if asked else told)
+
+
+def _without_roots(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A store is the same wherever its sources lay."""
+    plain = dict(asked)
+    if "corpus" in plain:
+        plain["corpus"] = {key: of for key, of in plain["corpus"].items() if key != "roots"}
+    return plain
 
 
 def _digest(value: Any) -> str:
@@ -232,23 +363,26 @@ def _refuse_skipped(skipped: Sequence[tuple[str, str]], strict: bool) -> None:
 
 
 def _decode_all(
-    sources: dict[str, Path],
+    items: Mapping[str, Item],
     parts: Path,
     sampling: Sampling,
     workers: int | None,
     progress: bool,
 ) -> tuple[list[tuple[str, str]], int]:
     """Decode what has no part yet; returns what could not be, and how many parts there were."""
-    todo = [s for n, s in sources.items() if not _is_done(_part(parts, n), s, sampling)]
+    todo = [
+        (item.path, _part(parts, name), _sampling_of(item, sampling))
+        for name, item in items.items()
+    ]
+    todo = [job for job in todo if not _is_done(job[1], job[0], job[2])]
     # the largest first: begun last, a long one would leave the other workers idle
-    todo.sort(key=lambda source: -sum(size for _, size, _ in state_of(source)))
-    names = {source: name for name, source in sources.items()}
-    reused = len(sources) - len(todo)
+    todo.sort(key=lambda job: -sum(size for _, size, _ in state_of(job[0])))
+    reused = len(items) - len(todo)
     workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
     skipped: list[tuple[str, str]] = []
-    bar = tqdm(total=len(sources), initial=reused, unit="video", disable=not progress)
+    bar = tqdm(total=len(items), initial=reused, unit="video", disable=not progress)
     with bar:
-        for source, error in _outcomes(todo, names, parts, sampling, workers):
+        for source, error in _outcomes(todo, workers):
             if error is not None:
                 skipped.append((str(source), error))
                 bar.write(f"skipped {error}")
@@ -256,20 +390,23 @@ def _decode_all(
     return sorted(skipped), reused
 
 
+def _sampling_of(item: Item, sampling: Sampling) -> Sampling:
+    return sampling if item.rate is None else replace(sampling, rate=item.rate)
+
+
 def _outcomes(
-    todo: Sequence[Path], names: dict[Path, str], parts: Path, sampling: Sampling, workers: int
+    todo: Sequence[tuple[Path, Path, Sampling]], workers: int
 ) -> Iterator[tuple[Path, str | None]]:
     if workers == 1:
-        for source in todo:
-            yield source, _decode(source, _part(parts, names[source]), sampling)
+        for source, part, sampling in todo:
+            yield source, _decode(source, part, sampling)
         return
     # Any other start imports torch anew, which takes as long as decoding fifty videos. A fork would
     # inherit the locks of torch's threads, but decoding calls nothing of torch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         futures: dict[Future[str | None], Path] = {
-            pool.submit(_decode, source, _part(parts, names[source]), sampling): source
-            for source in todo
+            pool.submit(_decode, source, part, sampling): source for source, part, sampling in todo
         }
         try:
             for future in as_completed(futures):
@@ -304,6 +441,7 @@ def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
         return False
     return bool(
         about["state"] == state_of(source)
+        and "grey" in about
         and about["sampling"] == sampling.settings()
         and size == len(about["times"]) * sampling.size**2 * 3
     )
@@ -315,6 +453,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     The description is written after the frames, so that a part with one is whole.
     """
     times: list[float] = []
+    grey = True
     partial = part.with_suffix(".u8.partial")
     try:
         state = state_of(source)
@@ -325,6 +464,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
                     frame, _ = cleaner(frame)
                 side = (sampling.size, sampling.size)
                 small = frame.resize(side, Image.Resampling.BILINEAR)
+                grey = grey and _is_grey(small)
                 stream.write(small.convert("RGB").tobytes())
                 times.append(round(time, 6))
         if not times:
@@ -333,6 +473,7 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
             "state": state,
             "sampling": sampling.settings(),
             "times": times,
+            "grey": grey,
             "sha256": content_of(source),
         }
         if cleaner is not None:
@@ -346,6 +487,14 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     partial.replace(part.with_suffix(".u8"))
     write_text(part.with_suffix(".json"), json.dumps(about))
     return None
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether red, green and blue are the same in every pixel."""
+    if image.mode == "L":
+        return True
+    red, green, blue = (np.asarray(band) for band in image.convert("RGB").split())
+    return bool((red == green).all() and (green == blue).all())
 
 
 def _cleaner(source: Path, sampling: Sampling) -> Cleaner | None:
@@ -387,25 +536,29 @@ def content_of(source: Path) -> str:
 
 def _assemble(
     output: Path,
-    sources: dict[str, Path],
+    items: Mapping[str, Item],
     annotations: dict[str, Annotation],
     held: set[str],
     description: dict[str, Any],
+    left_out: Sequence[tuple[str, str]],
 ) -> None:
     """Join the parts into the store; the description is written last and makes it one."""
-    parts = {name: _part(output / PARTS, name) for name in sources}
+    parts = {name: _part(output / PARTS, name) for name in items}
     abouts = {n: json.loads(p.with_suffix(".json").read_text()) for n, p in parts.items()}
     side = description["sampling"]["size"]
     total = sum(len(about["times"]) for about in abouts.values())
     rows: list[tuple[object, ...]] = []
     beams = {name: about["beam"] for name, about in abouts.items() if "beam" in about}
+    of_corpus = "sources" in description
+    columns = [*COLUMNS, *([ORIGIN] if of_corpus else []), *([BEAM] if beams else [])]
     for name in parts:
         note = annotations[name]
-        geometry = [json.dumps(beams[name])] if beams else []
+        more = [items[name].origin] if of_corpus else []
+        more += [json.dumps(beams[name])] if beams else []
         split = "heldout" if note.subject in held else "train"
         for i, time in enumerate(abouts[name]["times"]):
             whose = (name, note.subject, note.label or "", split)
-            rows.append((*whose, i, time, sources[name], note.licence or "", *geometry))
+            rows.append((*whose, i, time, items[name].path, note.licence or "", *more))
     partial = output / f"{FRAMES}.partial"
     # a stream, not a memory map: on a full disk this is an error, and a map would end the process
     with partial.open("wb") as stream:
@@ -417,22 +570,37 @@ def _assemble(
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(output / FRAMES)
-    write_text(output / MANIFEST, manifest_of(rows, [*COLUMNS, BEAM] if beams else COLUMNS))
-    skipped = io.StringIO(newline="")
-    reasons = csv.writer(skipped, lineterminator="\n")
-    reasons.writerow(["source", "reason"])
-    reasons.writerows([s["source"], s["reason"]] for s in description["skipped"])
-    write_text(output / SKIPPED, skipped.getvalue())
+    write_text(output / MANIFEST, manifest_of(rows, columns))
+    skipped = [(s["source"], s["reason"]) for s in description["skipped"]]
+    _write_reasons(output / SKIPPED, "source", skipped)
+    # files that only some stores have: none of an earlier one may stay
+    (output / LEFT_OUT).unlink(missing_ok=True)
+    (output / CORPUS).unlink(missing_ok=True)
+    if left_out:
+        _write_reasons(output / LEFT_OUT, "item", left_out)
+    if "corpus" in description:
+        write_yaml(output / CORPUS, description["corpus"])
     contents = {name: about["sha256"] for name, about in abouts.items()}
     splits = {name: annotations[name].subject in held for name in parts}
+    told: list[Any] = [contents, {n: asdict(annotations[n]) for n in parts}, splits]
+    told.append(description["sampling"])
+    if of_corpus:
+        told.append(_without_roots({"corpus": description["corpus"]}))
     description = description | {
         "frames": total,
         "videos": len(parts),
+        "grey": all(about["grey"] for about in abouts.values()),
         "sources_sha256": contents,
         **({"beams": beams} if beams else {}),
-        "digest": _digest(
-            [contents, {n: asdict(annotations[n]) for n in parts}, splits, description["sampling"]]
-        ),
+        "digest": _digest(told),
     }
     write_text(output / DESCRIPTION, json.dumps(description, indent=1))
     shutil.rmtree(output / PARTS)
+
+
+def _write_reasons(path: Path, what: str, reasons: Sequence[tuple[str, str]]) -> None:
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([what, "reason"])
+    table.writerows(reasons)
+    write_text(path, text.getvalue())

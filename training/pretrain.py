@@ -285,6 +285,7 @@ def _about(trainer: Trainer) -> dict[str, Any]:
         "origin": store.description["origin"],
         "sampling": store.description["sampling"],
         "training": store.summary(trainer.videos),
+        "sources": store.sources(trainer.videos),
         "held_out": store.summary(trainer.held_out),
         "held_out_subjects": sorted({video.subject for video in trainer.held_out}),
         "classes": list(trainer.classes),

@@ -1,0 +1,1 @@
+"""Corpora of many sources, one file each: where they are, whose, on what terms, with which labels."""

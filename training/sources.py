@@ -1,0 +1,470 @@
+"""What is to be prepared: the sources of a corpus, and the items that each of them holds.
+
+A corpus is told by a YAML file: its sources, each with its folder, its table and its own wording of
+labels and licences. An item is what becomes one video of the store: a file, or a folder of frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uscl_zoo.annotations import Annotation, Table, read_table, subject_of
+from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.records import from_mapping, read_yaml
+from uscl_zoo.ultrasound import images, reading
+from uscl_zoo.ultrasound.sources import files_of
+
+from .labels import LABEL_SCHEMES, from_name
+from .licences import canonical
+
+CORPORA = Path(__file__).parent / "corpora"
+
+# of keys, which begin the names of videos and subjects
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# files in a message
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A collection of a corpus: where it is, whose, on what terms, and what its words mean.
+
+    Attributes:
+        name: as cards have it.
+        root: key of the root that it lies in.
+        folder: within the root, searched for videos, stills and folders of frames.
+        url: where it is published.
+        citation: how its authors ask to be cited.
+        licence: of all its items, as an SPDX expression, where no column has it.
+        licences: SPDX expressions by the table's wording, beside those of the corpus.
+        table: a CSV, as a path within the root. What it names by a path counts from its own folder
+            or from `folder`; each row names one file or one folder of frames.
+        file_column: of the table: paths, names or stems.
+        label_column: of the table.
+        subject_column: of the table.
+        licence_column: of the table.
+        where: values by column of the rows that are this source's.
+        label_scheme: without a table: `prefix` of the name, or one of `LABEL_SCHEMES`.
+        labels: the corpus' label by the source's wording, null for none; without it, as they are.
+        subject_pattern: without a subject column: regular expression of the name within `folder`,
+            whose first group is the subject.
+        cohort: two sources of one cohort show the same people; by default each is its own.
+        rate: frames a second, where it is not that of the store.
+        near_duplicates: whether subjects that share a picture are taken for one.
+    """
+
+    name: str
+    root: str
+    folder: str = "."
+    url: str | None = None
+    citation: str | None = None
+    licence: str | None = None
+    licences: dict[str, str] = field(default_factory=dict)
+    table: str | None = None
+    file_column: str = "Filename"
+    label_column: str | None = None
+    subject_column: str | None = None
+    licence_column: str | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    label_scheme: str | None = None
+    labels: dict[str, str | None] | None = None
+    subject_pattern: str | None = None
+    cohort: str | None = None
+    rate: float | None = None
+    near_duplicates: bool = False
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """A corpus of several sources.
+
+    Attributes:
+        name: of the whole.
+        roots: folders by key; relative ones count from the folder of the YAML.
+        sources: by key, which begins the names of their videos and subjects.
+        url: of the whole.
+        citation: of the whole.
+        licences: SPDX expressions by wording, for all sources.
+    """
+
+    name: str
+    roots: dict[str, str]
+    sources: dict[str, Source]
+    url: str | None = None
+    citation: str | None = None
+    licences: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What becomes one video of a store.
+
+    Attributes:
+        path: a file, or a folder of frames.
+        annotation: subject, label, licence.
+        annotated: whether a row or a name told them; otherwise it is its own subject.
+        origin: key of its source; None of what is prepared without a corpus.
+        rate: frames a second; None for that of the store.
+    """
+
+    path: Path
+    annotation: Annotation
+    annotated: bool = True
+    origin: str | None = None
+    rate: float | None = None
+
+
+def corpus_names() -> tuple[str, ...]:
+    """Names of the corpora that come with the package."""
+    return tuple(sorted(path.stem for path in CORPORA.glob("*.yaml")))
+
+
+def load_corpus(name_or_file: str, roots: Mapping[str, Path] | None = None) -> CorpusPlan:
+    """Read a corpus, by name or from a YAML file, with its roots resolved.
+
+    Args:
+        name_or_file: one of `corpus_names`, or a path.
+        roots: folders that stand for those of the file, by key.
+
+    Raises:
+        CardError: naming file and key, for an unknown corpus, an unknown key or a wrong value.
+        DataError: for a root that is no folder.
+    """
+    path = CORPORA / f"{name_or_file}.yaml"
+    if not path.is_file():
+        path = Path(name_or_file).expanduser()
+        if not path.is_file():
+            raise CardError(
+                f"no corpus {name_or_file!r}: give a YAML file or one of "
+                f"{', '.join(corpus_names())}"
+            )
+    plan = from_mapping(CorpusPlan, read_yaml(path), str(path))
+    _check(plan, str(path))
+    unknown = sorted(set(roots or ()) - set(plan.roots))
+    if unknown:
+        raise DataError(
+            f"{path}: has no root {unknown[0]!r}, only {', '.join(plan.roots)}; see --root"
+        )
+    resolved = {}
+    for key, folder in plan.roots.items():
+        given = (roots or {}).get(key)
+        where = given.expanduser() if given is not None else path.parent / folder
+        if not where.is_dir():
+            raise DataError(f"{where}: no such folder; say where it is, --root {key}=FOLDER")
+        resolved[key] = str(where.resolve())
+    return dataclasses.replace(plan, roots=resolved)
+
+
+def _check(plan: CorpusPlan, where: str) -> None:
+    def refuse(key: str, why: str) -> None:
+        raise CardError(f"{where}: {key}: {why}")
+
+    def spdx(key: str, expression: str) -> None:
+        try:
+            canonical(expression)
+        except DataError as error:
+            refuse(key, str(error))
+
+    if not plan.sources:
+        refuse("sources", "should name at least one")
+    for wording, expression in plan.licences.items():
+        spdx(f"licences.{wording}", expression)
+    for key, source in plan.sources.items():
+        of = f"sources.{key}"
+        for text in (key, source.cohort or key):
+            if not _KEY.fullmatch(text):
+                refuse(of, f"a key is of letters, digits, dots and dashes, not {text!r}")
+        if source.root not in plan.roots:
+            refuse(f"{of}.root", f"should be one of {', '.join(plan.roots)}, not {source.root!r}")
+        for wording, expression in source.licences.items():
+            spdx(f"{of}.licences.{wording}", expression)
+        if source.licence is not None:
+            spdx(f"{of}.licence", source.licence)
+        if source.rate is not None and not source.rate > 0:
+            refuse(f"{of}.rate", f"should be above 0, not {source.rate!r}")
+        if source.table is None:
+            for column in ("label_column", "subject_column", "licence_column", "where"):
+                if getattr(source, column):
+                    refuse(f"{of}.{column}", "needs a table")
+        if source.label_scheme is not None:
+            schemes = ("prefix", *LABEL_SCHEMES)
+            if source.table is not None:
+                refuse(f"{of}.label_scheme", "a table and a scheme exclude each other")
+            if source.label_scheme not in schemes:
+                refuse(f"{of}.label_scheme", f"should be one of {', '.join(schemes)}")
+        if source.subject_pattern is not None and source.subject_column is not None:
+            refuse(f"{of}.subject_pattern", "a subject column and a pattern exclude each other")
+        if source.licence is not None and source.licence_column is not None:
+            refuse(f"{of}.licence", "a licence and a licence column exclude each other")
+
+
+# ------------------------------------------------------------------------------ what is found
+
+
+def items_in(
+    areas: Sequence[Path], annotate: Callable[[str], Annotation | None] | Table
+) -> dict[str, Item]:
+    """The items of files and folders, by their path within the folder they were found in.
+
+    Args:
+        areas: files and folders, which are searched.
+        annotate: a table, whose rows say what an item is as well; or what is known by name.
+
+    Raises:
+        DataError: if two would have one name, or a row does not name one file.
+    """
+    if isinstance(annotate, Table):
+        return {name: _plain(name, path, row) for name, path, row in named(areas, annotate)}
+    return items_named({name: path for name, path, _ in named(areas, None)}, annotate)
+
+
+def items_named(
+    sources: Mapping[str, Path], annotate: Callable[[str], Annotation | None] | Table
+) -> dict[str, Item]:
+    """Items that have their names already."""
+    find = annotate.find if isinstance(annotate, Table) else annotate
+    return {name: _plain(name, path, find(name)) for name, path in sources.items()}
+
+
+def _plain(name: str, path: Path, row: Annotation | None) -> Item:
+    return Item(path, row or Annotation(subject=name), row is not None)
+
+
+def named(
+    areas: Sequence[Path], table: Table | None
+) -> Iterator[tuple[str, Path, Annotation | None]]:
+    """Name, path and row of each item of some files and folders."""
+    found: dict[Path, Path] = {}
+    # `a` and `a/b` may both be named: a video in both is still one video
+    seen: set[Path] = set()
+    for area in (Path(area).expanduser() for area in areas):
+        for path in reading.find(area):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                found[path] = area
+    rows: dict[Path, Annotation] = {}
+    if table is not None:
+        found, rows = _by_rows(found, table)
+    taken: dict[str, Path] = {}
+    for path, area in found.items():
+        name = _name(path, area)
+        if name in taken:
+            raise DataError(
+                f"{path} and {taken[name]} would both be named {name!r}; "
+                "prepare their common folder instead"
+            )
+        taken[name] = path
+        yield name, path, rows.get(path)
+
+
+def _name(path: Path, area: Path) -> str:
+    if path == area:
+        # `.` has no name of its own
+        return path.name or path.resolve().name
+    return path.relative_to(area).as_posix()
+
+
+def _by_rows(
+    found: Mapping[Path, Path], table: Table
+) -> tuple[dict[Path, Path], dict[Path, Annotation]]:
+    """The items as a table has them, each with the folder it was found in, and their rows.
+
+    A still with a row is an item, though its folder looks like a clip; a folder with a row is one,
+    though it does not.
+    """
+    home = Path(table.path.parent.resolve())
+
+    def names(path: Path, area: Path) -> list[str]:
+        own = path.parent.resolve() / path.name if path.name else path.resolve()
+        inside = [own.relative_to(home).as_posix()] if own.is_relative_to(home) else []
+        return [_name(path, area), *inside]
+
+    folders = _folders_of_stills(found)
+    candidates = {path: names(path, area) for path, area in found.items()}
+    candidates |= {path: names(path, found[files[0]]) for path, files in folders.items()}
+    keys = table.assign(candidates)
+    for folder, files in folders.items():
+        if folder in keys:
+            _refuse_both(table, folder, [file for file in files if file in keys])
+    whole = {file: folder for folder, files in folders.items() if folder in keys for file in files}
+
+    clips = [path for path in found if path.is_dir()]
+    inside = {
+        image: names(image, found[clip]) if clip != found[clip] else names(image, clip)
+        for clip in clips
+        for image in _images_in(clip)
+    }
+    for clip in clips:
+        if clip in keys:
+            own = {image for image in inside if image.parent == clip}
+            _refuse_both(
+                table, clip, [i for i in own if not table.rows.keys().isdisjoint(inside[i])]
+            )
+    loose = {image: of for image, of in inside.items() if image.parent not in keys}
+    left = dataclasses.replace(
+        table, rows={key: row for key, row in table.rows.items() if key not in set(keys.values())}
+    )
+    keys |= left.assign(loose)
+    apart = {image.parent for image in loose if image in keys}
+
+    items: dict[Path, Path] = {}
+    for path, area in found.items():
+        if path in apart:
+            items.update(dict.fromkeys(_images_in(path), area))
+        else:
+            items[whole.get(path, path)] = area
+    return items, {path: table.rows[key] for path, key in keys.items()}
+
+
+def _folders_of_stills(found: Mapping[Path, Path]) -> dict[Path, list[Path]]:
+    """Folders of nothing but stills, which a row may name though their names look like no clip."""
+    stills: dict[Path, list[Path]] = defaultdict(list)
+    mixed: set[Path] = set()
+    for path, area in found.items():
+        above = [path.parent, *path.parent.parents] if path != area else []
+        above = above[: above.index(area) + 1] if area in above else above[:1]
+        if path.suffix.lower() in images.SUFFIXES and not path.is_dir():
+            if above:
+                stills[path.parent].append(path)
+            above = above[1:]
+        mixed.update(above)
+    return {folder: files for folder, files in stills.items() if folder not in mixed}
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (file for file in files_of(folder) if file.suffix.lower() in images.SUFFIXES)
+    return sorted(files, key=reading.natural_key)
+
+
+def _refuse_both(table: Table, folder: Path, files: Sequence[Path]) -> None:
+    if files:
+        raise DataError(
+            f"{table.path}: {folder} has a row, and so have {len(files)} images in it; keep one or "
+            f"the other: {_listed(sorted(files))}"
+        )
+
+
+def _listed(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _LISTED} more" if len(files) > _LISTED else ""
+    return ", ".join(map(str, files[:_LISTED])) + more
+
+
+# --------------------------------------------------------------------------- what is in a corpus
+
+
+def items_of(plan: CorpusPlan) -> tuple[dict[str, Item], list[tuple[str, str]]]:
+    """The items of a corpus by name, `KEY/path`, and those left out, with the reason.
+
+    Raises:
+        DataError: if a row does not name one file, two sources claim one, or a label has no
+            meaning in the corpus.
+    """
+    items: dict[str, Item] = {}
+    for key, source in plan.sources.items():
+        items |= _of_source(key, source, plan)
+    claims: dict[Path, list[str]] = defaultdict(list)
+    for name, item in items.items():
+        claims[item.path.resolve()].append(name)
+    owned = {
+        path: [name for name in names if items[name].annotated] for path, names in claims.items()
+    }
+    twice = [names for names in owned.values() if len(names) > 1]
+    if twice:
+        raise DataError(
+            f"{plan.name}: {len(twice)} files are in two sources; part them by `folder` or `where`:"
+            f" {'; '.join(' = '.join(names) for names in twice[:_LISTED])}"
+        )
+    # who annotates files in a folder knows that it is no clip
+    opened = {path.parent: names[0] for path, names in owned.items() if names}
+    left: list[tuple[str, str]] = []
+    kept: dict[str, Item] = {}
+    for name, item in items.items():
+        path = item.path.resolve()
+        others = owned[path] or ([opened[path]] if path in opened else [])
+        if item.annotated:
+            kept[name] = item
+        elif others and items[others[0]].origin != item.origin:
+            continue
+        elif len(claims[path]) > 1:
+            if claims[path][0] == name:
+                left.append((name, "is in the folders of several sources, and no row says whose"))
+        else:
+            kept[name] = item
+    return kept, left
+
+
+def _of_source(key: str, source: Source, plan: CorpusPlan) -> dict[str, Item]:
+    root = Path(plan.roots[source.root])
+    table = None
+    if source.table is not None:
+        table = read_table(
+            root / source.table,
+            source.file_column,
+            source.label_column,
+            source.subject_column,
+            source.licence_column,
+            source.where,
+        )
+    licences = _folded(plan.licences) | _folded(source.licences)
+    labels = None if source.labels is None else _folded(source.labels)
+    items = {}
+    for name, path, row in named([root / source.folder], table):
+        annotated = row is not None
+        if table is None:
+            row, annotated = _by_name(name, source), True
+        subject = name
+        if row is not None and source.subject_column is not None:
+            subject = row.subject
+        elif source.subject_pattern is not None:
+            subject = subject_of(name, source.subject_pattern)
+        label = row.label if row is not None else None
+        if label is not None and labels is not None:
+            if _fold(label) not in labels:
+                raise DataError(
+                    f"{path}: label {label!r} is none of the source's: "
+                    f"{', '.join(source.labels or ())}; add it to `labels` of {key}"
+                )
+            label = labels[_fold(label)]
+        wording = row.licence if row is not None and source.licence_column else source.licence
+        items[f"{key}/{name}"] = Item(
+            path=path,
+            annotation=Annotation(
+                f"{source.cohort or key}/{subject}", label, _licence(wording, licences)
+            ),
+            annotated=annotated,
+            origin=key,
+            rate=source.rate,
+        )
+    return items
+
+
+def _by_name(name: str, source: Source) -> Annotation:
+    if source.label_scheme is None:
+        return Annotation(name)
+    scheme = None if source.label_scheme == "prefix" else source.label_scheme
+    return from_name(name, scheme)
+
+
+def _licence(wording: str | None, licences: Mapping[str, str]) -> str | None:
+    """As an SPDX expression; the wording where it stands for none."""
+    if wording is None:
+        return None
+    try:
+        return canonical(licences.get(_fold(wording), wording))
+    except DataError:
+        return wording
+
+
+def _folded(words: Mapping[str, Any]) -> dict[str, Any]:
+    return {_fold(word): meaning for word, meaning in words.items()}
+
+
+def _fold(word: str) -> str:
+    """Case and spaces are no difference, and `CC BY-NC -SA` is `CC BY-NC-SA`."""
+    return re.sub(r"\s*-\s*", "-", " ".join(word.split())).casefold()
