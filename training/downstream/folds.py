@@ -78,6 +78,27 @@ def draw_folds(store: FrameStore, count: int = 5, seed: int = 0) -> Folds:
     return _checked(Folds(tuple(videos), fold, classes, official=False), store)
 
 
+def some_subjects(
+    target: npt.NDArray[np.int64], subject: npt.NDArray[np.int64], share: float, key: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """Subjects to learn from, where there are to be fewer: a share of each class, at least one.
+
+    A smaller share is part of a larger one of the same key.
+
+    Args:
+        target: (N,), the class of each training frame.
+        subject: (N,), whose it is.
+        share: above 0, up to 1.
+        key: of the draw.
+    """
+    rng = np.random.default_rng(list(key))
+    chosen = []
+    for label in np.unique(target):
+        order = rng.permutation(np.unique(subject[target == label]))
+        chosen.append(order[: max(round(share * len(order)), 1)])
+    return np.concatenate(chosen)
+
+
 def official_folds(store: FrameStore, fold: Mapping[str, int]) -> Folds:
     """The folds a data set is published with.
 

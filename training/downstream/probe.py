@@ -161,10 +161,12 @@ def regression(inverse_penalty: float) -> Pipeline:
     Args:
         inverse_penalty: scikit-learn's C.
     """
-    return make_pipeline(
-        StandardScaler(),
-        LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=500),
-    )
+    return make_pipeline(StandardScaler(), bare_regression(inverse_penalty))
+
+
+def bare_regression(inverse_penalty: float) -> LogisticRegression:
+    """`regression` on features that are standardised already."""
+    return LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=500)
 
 
 def cross_fit(task: Task, predictions: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
-from uscl_zoo.training.downstream.folds import draw_folds, official_folds
+from uscl_zoo.training.downstream.folds import draw_folds, official_folds, some_subjects
 from uscl_zoo.training.frames import FrameStore
 
 from uscl_zoo.errors import DataError
@@ -75,3 +76,13 @@ def test_other_subjects_can_be_held_out(small_store: FrameStore) -> None:
     assert len(digests) == 3
     with pytest.raises(DataError, match="no such subject: nobody"):
         small_store.holding_out({"nobody"})
+
+
+def test_subjects_of_a_smaller_share_are_among_those_of_a_larger() -> None:
+    subject = np.repeat(np.arange(40), 3)
+    target = subject % 3
+    some = [set(some_subjects(target, subject, share, (0, 1))) for share in (0.01, 0.25, 0.5, 1)]
+    assert all(small <= large for small, large in itertools.pairwise(some))
+    assert {one % 3 for one in some[0]} == {0, 1, 2} and len(some[0]) == 3
+    assert some[3] == set(range(40))
+    assert some[1] != set(some_subjects(target, subject, 0.25, (1, 1)))

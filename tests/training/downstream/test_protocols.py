@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
 from uscl_zoo.training.downstream import protocols
 from uscl_zoo.training.downstream.folds import draw_folds
-from uscl_zoo.training.downstream.probe import PENALTIES
-from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, linear
+from uscl_zoo.training.downstream.probe import PENALTIES, regression
+from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, linear, quick_figures
 from uscl_zoo.training.frames import FrameStore
 
 import uscl_zoo
 from uscl_zoo.card import Input
+from uscl_zoo.errors import DataError
 
 Features = npt.NDArray[np.float32]
 SHAPE = Input((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -144,3 +147,37 @@ def test_the_test_frames_choose_nothing(small_store: FrameStore) -> None:
         )  # fmt: skip
         said.append(answers)
     assert np.array_equal(*said)
+
+
+def test_fewer_frames_than_features_give_the_regression_of_all_features() -> None:
+    rng = np.random.default_rng(0)
+    train, test = (rng.standard_normal((n, 200)).astype(np.float32) for n in (60, 20))
+    target = np.arange(60) % 3
+    train[np.arange(60), target] += 2
+    said, penalty = linear(train, target, np.arange(60), test, 3)
+    whole = regression(penalty).fit(train.astype(np.float64), target)
+    assert np.allclose(said, whole.predict_proba(test.astype(np.float64)), atol=1e-3)
+    # a column a frame, and the lengths of the standardised features
+    known, asked = protocols._turned(train, test)
+    assert known.shape == (60, 60) and asked.shape == (20, 60)
+    assert np.allclose(known @ known.T, protocols._turned(train, train)[1] @ known.T)
+
+
+def test_quick_figures_are_those_of_the_protocols_over_folds() -> None:
+    features, target, subject = blobs(30, 0.6)
+    found = quick_figures(features, target, subject, shares=(0.2,), folds=5, repeats=2)
+    assert list(found) == ["knn", "linear", "linear 20 %"]
+    said = np.zeros((len(target), 3))
+    parts = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    for train, test in parts.split(features, target, subject):
+        assert not set(subject[train]) & set(subject[test])
+        said[test] = knn(features[train], target[train], features[test], 3)
+    assert found["knn"] == pytest.approx(roc_auc_score(target, said, multi_class="ovr"))
+    assert found["linear 20 %"] < found["linear"] <= 1
+    shuffled = np.random.default_rng(0).permutation(30)[subject] % 3
+    assert quick_figures(features, shuffled, subject, shares=())["linear"] < 0.75
+
+
+def test_quick_figures_need_a_subject_of_each_class_a_fold() -> None:
+    with pytest.raises(DataError, match="class 0 has 3 subjects, too few for 5 folds"):
+        quick_figures(*blobs(9, 0.3))
