@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
+import stat
 import sys
 import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -29,6 +31,19 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("has an alias; write the value out")
         return super().compose_node(parent, index)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read, at once or not at all: a pipe would be waited for, a device never ends.
+
+    Raises:
+        OSError: if it is neither a regular file nor a link to one, or cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")  # noqa: PTH123
+    os.close(handle)
+    raise OSError(errno.EINVAL, "neither a file nor a folder")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def _kind(path: Path) -> str:
         return "video"
     if suffix in images.SUFFIXES:
         return "image"
-    if suffix in dicom.SUFFIXES or dicom.is_dicom(path):
+    if suffix in dicom.SUFFIXES or _dicom(path):
         return "dicom"
     raise UnreadableError(
         f"{path}: not an image or video by its name, nor DICOM by its content; "
@@ -257,7 +257,7 @@ def _is_source(file: Path) -> bool:
         return True
     # archives name files by number or UID, 1.2.840.10008; DICOMDIR is their table of contents
     nameless = not suffix or suffix[1:].isdigit()
-    return nameless and file.name.casefold() != "dicomdir" and dicom.is_dicom(file)
+    return nameless and file.name.casefold() != "dicomdir" and _dicom(file)
 
 
 def _are_one_clip(files: list[Path]) -> bool:
@@ -299,3 +299,13 @@ def _iterate_folder(
         raise UnreadableError(f"{folder}: no image in it can be read; {unread[0]}")
     for message in unread:
         on_damage(message)
+
+
+def _dicom(path: Path) -> bool:
+    from ..records import open_file
+
+    try:
+        with open_file(path) as s:
+            return dicom.is_dicom(s.read(132))
+    except OSError:
+        return False
