@@ -28,6 +28,10 @@ class Misfit(ValueError):
     """A frame is not what it should be, in words that quote nothing of the file."""
 
 
+class UnknownError(Misfit):
+    """A stream whose markers cannot be followed."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """What a stream says of itself.
@@ -70,7 +74,7 @@ def describe(data: bytes) -> Stream:
     """Read the markers of a stream; no pixel is decoded.
 
     Raises:
-        Misfit: if it is none of those known, or ends before its frame is described.
+        UnknownError: if it is none of those known, or ends before its frame is described.
     """
     try:
         if data.startswith(STARTS[0]):
@@ -78,8 +82,8 @@ def describe(data: bytes) -> Stream:
         if data.startswith(STARTS[1:]):
             return _describe_jpeg_2000(data)
     except IndexError:
-        raise Misfit("its stream breaks off") from None
-    raise Misfit("its stream is none of JPEG, JPEG-LS and JPEG 2000")
+        raise UnknownError("its stream breaks off") from None
+    raise UnknownError("its stream is none of JPEG, JPEG-LS and JPEG 2000")
 
 
 def colours(stream: Stream, photometric: str) -> tuple[str, bool]:
@@ -159,7 +163,7 @@ def _segments(data: bytes) -> list[tuple[int, int, int]]:
     segments, at = [], 2
     while True:
         if data[at] != 0xFF:
-            raise Misfit("its stream is damaged")
+            raise UnknownError("its stream is damaged")
         while data[at] == 0xFF:
             at += 1
         marker = data[at]
@@ -168,7 +172,7 @@ def _segments(data: bytes) -> list[tuple[int, int, int]]:
             continue
         size = data[at] << 8 | data[at + 1]
         if size < 2:
-            raise Misfit("its stream is damaged")
+            raise UnknownError("its stream is damaged")
         segments.append((marker, at + 2, at + size))
         if marker in (0xD9, 0xDA) or len(segments) > 4096:
             return segments
@@ -190,7 +194,7 @@ def _describe_jpeg(data: bytes) -> Stream:
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC8, 0xCC)):
             kind = {0xC3: "JPEG-lossless", 0xF7: "JPEG-LS"}.get(marker, "JPEG")
             if kind == "JPEG" and marker not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA):
-                raise Misfit("a hierarchical or arithmetic JPEG, which nobody decodes")
+                raise UnknownError("a hierarchical or arithmetic JPEG, which nobody decodes")
             parts = [held[6 + 3 * i : 9 + 3 * i] for i in range(held[5])]
             sampling = [part[1] for part in parts]
             stream = Stream(
@@ -207,7 +211,7 @@ def _describe_jpeg(data: bytes) -> Stream:
                 scans=data.count(b"\xff\xda") if marker in (0xC2, 0xCA) else 1,
             )
     if stream is None:
-        raise Misfit("its stream describes no picture")
+        raise UnknownError("its stream describes no picture")
     return replace(stream, adobe=adobe, jfif=jfif, wide=wide, transformed=transformed)
 
 
@@ -237,10 +241,10 @@ def _describe_jpeg_2000(data: bytes) -> Stream:
     parts = [data[start + 36 + 3 * i : start + 39 + 3 * i] for i in range(min(components, 8))]
     depths = {part[0] for part in parts}
     if len(depths) != 1:
-        raise Misfit("its stream has components of different bits")
+        raise UnknownError("its stream has components of different bits")
     style = data.find(b"\xff\x52", start, start + 2**16)
     if style < 0:
-        raise Misfit("its stream is damaged")
+        raise UnknownError("its stream is damaged")
     return Stream(
         "JPEG 2000",
         width=words[0] - words[2],
