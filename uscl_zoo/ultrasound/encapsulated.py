@@ -62,7 +62,8 @@ def find_frames(
     table = extended or table
     by_table = _by_table(fragments, table)
     by_content = _by_content(fragments, stated)
-    if by_content is not None and (stated != len(by_content) or (table and not by_table)):
+    plain = stated == len(fragments) > 1 and (by_table or not table)
+    if by_content is not None and not (plain and len(by_content) == stated):
         # a fragment may hold the end of a frame and the start of the next
         by_content = _by_seams(stream, fragments, by_content)
     if by_content is None:
@@ -149,13 +150,12 @@ def _look(stream: BinaryIO, start: int, length: int) -> _Fragment:
 def _begins(head: bytes) -> bool:
     if head.startswith(STARTS):
         return True
-    # RLE: how many segments, and where they are, the first behind this table
+    # RLE: how many segments, and where they are, the first behind this table of 64 bytes
     count = int.from_bytes(head[:4], "little")
-    offsets = [int.from_bytes(head[i : i + 4], "little") for i in range(4, 64, 4)]
+    offsets = [int.from_bytes(head[i : i + 4], "little") for i in range(4, len(head) - 3, 4)]
     return (
-        len(head) == 64
-        and 0 < count <= 15
-        and offsets[0] == 64
+        0 < count <= 15
+        and offsets[:1] == [64]
         and all(a < b for a, b in pairwise(offsets[:count]))
         and not any(offsets[count:])
     )

@@ -229,7 +229,9 @@ def _describe_jpeg_2000(data: bytes) -> Stream:
     luma_chroma = None
     at = 0
     if data.startswith(STARTS[2]):
-        at = data.index(STARTS[1])
+        at = data.find(STARTS[1])
+        if at < 0:
+            raise UnknownError("its stream breaks off")
         box = data.find(b"colr\1", 0, at)
         if box >= 0:
             space = int.from_bytes(data[box + 7 : box + 11], "big")
