@@ -60,11 +60,19 @@ def open_file(path: Path) -> BinaryIO:
     Raises:
         OSError: if it is neither a regular file nor a link to one, or cannot be opened.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    neither = OSError(errno.EINVAL, "neither a file nor a folder")
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        # a socket, or a device that is not there
+        if error.errno == errno.ENXIO:
+            raise neither from error
+        raise
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return open(handle, "rb")  # noqa: PTH123
     os.close(handle)
-    raise OSError(errno.EINVAL, "neither a file nor a folder")
+    raise neither
 
 
 def read_small(path: Path, most: int, kind: str) -> str:

@@ -247,7 +247,7 @@ def test_property(tmp_path_factory: pytest.TempPathFactory, drawn: st.DataObject
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    for data in (encapsulate([]), b"", encapsulate([b"", b""])):
+    for data in (encapsulate([]), encapsulate([b"", b""])):
         with pytest.raises(UnreadableError, match="no frame can be decoded"):
             levels(tmp_path / "a.dcm", data)
 

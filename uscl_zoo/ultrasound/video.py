@@ -33,6 +33,9 @@ SUFFIXES = frozenset(
 _CONTAINERS = ("mov", "matroska", "avi", "asf", "flv", "ogg", "mpeg", "mpegts", "mpegvideo")
 _STREAMS = ("h264", "hevc", "m4v")
 
+# Those that FFmpeg tells in part by the name, which may be any.
+_BY_HEAD = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}
+
 # FFmpeg can tell of a packet of these whether any other frame is predicted from it. So it can of
 # HEVC, but there only of others in the same layer.
 _TELLING = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
@@ -119,11 +122,13 @@ def _open(path: Path) -> InputContainer:
 
     try:
         # a pipe would be waited for
-        open_file(path).close()
+        with open_file(path) as stream:
+            head = stream.read(4)
         # `file:` and the whitelists keep FFmpeg from reading names as URLs, and from following
         # lists that point elsewhere; metadata need not be UTF-8
         return av.open(
             f"file:{path}",
+            format=_BY_HEAD.get(head),
             metadata_errors="replace",
             container_options={
                 "protocol_whitelist": "file",
