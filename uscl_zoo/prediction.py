@@ -31,7 +31,7 @@ from . import checkpoint, store
 from .card import Card, read_card
 from .embed import written_whole
 from .errors import CardError, CheckpointError, DataError, DigestError, UnreadableError
-from .records import from_mapping, to_plain
+from .records import from_mapping, read_json, to_plain
 from .ultrasound.reading import find, sample
 from .ultrasound.transforms import FrameTransform, create_transform
 
@@ -345,12 +345,7 @@ def read_model(folder: Path) -> tuple[Card, Answers]:
         raise DataError(f"{folder}: holds no model (`uscl finetune --data DIR -o {folder}`)")
     card = model_card(folder)
     path = folder / ANSWERS
-    try:
-        answers = from_mapping(Answers, json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, ValueError) as error:
-        if isinstance(error, CardError):
-            raise
-        raise CardError(f"{path}: cannot be read as JSON ({error})") from error
+    answers = from_mapping(Answers, read_json(path), str(path))
     if answers.classes != card.classes or answers.temperature <= 0:
         raise CardError(f"{path}: does not belong to the card of {card.name}")
     return card, answers

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import json
 import os
+import stat
 import sys
 import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -18,39 +21,110 @@ from .errors import CardError
 
 T = TypeVar("T")
 
-#: Bytes; the largest card is a hundredth of this.
-_LARGEST = 1 << 20
+#: Bytes of YAML; the largest card is a tenth of this.
+_LARGEST = 1 << 17
+#: Keys and values in it, a thousand of which take a tenth of a second. Cards have hundreds.
+_MOST_NODES = 10_000
+#: Mappings and lists within each other; cards have five.
+_DEEPEST = 50
+#: Bytes of JSON, which is read a hundred times faster.
+_LARGEST_JSON = 1 << 24
 
 
 class _Loader(yaml.SafeLoader):
     """Plain values only, each written out: a few aliases of aliases can stand for terabytes."""
 
+    depth = nodes = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("has an alias; write the value out")
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"is nested more than {_DEEPEST} deep")
+        self.nodes += 1
+        if self.nodes > _MOST_NODES:
+            raise yaml.YAMLError(f"has more than {_MOST_NODES:,} keys and values")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        # digits of a number take the square of their time
+        text = not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":str")
+        if not text and len(node.value) > 1000:
+            raise yaml.YAMLError(f"has a number of {len(node.value):,} characters")
+        return node
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read, at once or not at all: a pipe would be waited for, a device never ends.
+
+    Raises:
+        OSError: if it is neither a regular file nor a link to one, or cannot be opened.
+    """
+    neither = OSError(errno.EINVAL, "neither a file nor a folder")
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        # a socket, or a device that is not there
+        if error.errno == errno.ENXIO:
+            raise neither from error
+        raise
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")  # noqa: PTH123
+    os.close(handle)
+    raise neither
+
+
+def read_small(path: Path, most: int, kind: str) -> str:
+    """Read a text file that should be small, whatever it turns out to be.
+
+    Args:
+        path: of the file.
+        most: bytes it may have.
+        kind: of text it should be, for the message.
+
+    Raises:
+        CardError: if it is larger, no regular file, not UTF-8, or cannot be opened.
+    """
+    try:
+        with open_file(path) as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise CardError(
+                f"{path}: is larger than {most:,} bytes, which no {kind} here should be"
+            )
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise CardError(f"{path}: is not valid {kind} ({error.reason})") from error
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_json(path: Path, most: int = _LARGEST_JSON) -> Any:
+    """Read a JSON file of bounded size and nesting.
+
+    Raises:
+        CardError: if the file is unreadable, too large, nested too deep, or not JSON.
+    """
+    text = read_small(path, most, "JSON")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise CardError(f"{path}: is not valid JSON (nested too deep)") from None
+    except ValueError as error:
+        raise CardError(f"{path}: is not valid JSON ({error})") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping, without aliases and at most a mebibyte.
+    """Read a YAML file that holds one mapping, without aliases, small and not deep.
 
     Raises:
         CardError: if the file is unreadable, is not YAML, or holds something else.
     """
+    text = read_small(path, _LARGEST, "YAML")
     try:
-        if path.exists() and not path.is_file():
-            # a device or a pipe would be read for ever
-            raise CardError(f"{path}: is no file")
-        with path.open("rb") as stream:
-            content = stream.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise CardError(f"{path}: is larger than {_LARGEST} bytes, which no card or recipe is")
-        data = yaml.load(content.decode(), _Loader)
-    except CardError:
-        raise
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        data = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CardError(f"{path}: is not valid YAML ({first})") from error
     if not isinstance(data, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from .embed import infer, pooled, prepare
 from .errors import DataError
+from .records import read_json
 from .ultrasound.transforms import FrameTransform
 
 
@@ -59,7 +59,7 @@ class Scorer:
                 model, name = f"local-dir:{folder}", folder.resolve().name
                 # `uscl finetune` keeps it there
                 with suppress(OSError, ValueError, KeyError, TypeError):
-                    answers = json.loads((folder / "predict.json").read_text(encoding="utf-8"))
+                    answers = read_json(folder / "predict.json")
                     temperature = float(answers["temperature"])
             model = str(model)
         network, transform = prepare(model, device)

@@ -376,10 +376,23 @@ class TestImage:
         monkeypatch.setattr(images, "_PIXELS_AT_LEAST", 5 * 2**16)
         monkeypatch.setattr(images, "_PIXELS_A_BYTE", 1)
         path = write_gif(tmp_path / "clip.gif", list(range(20)), duration=100)
+        with pytest.raises(UnreadableError, match="more pixels than a file of its size should"):
+            next(iterate(path))
+        # what states no number of frames is counted on the way
+        path = write_gif(tmp_path / "clip.tif", list(range(20)), duration=None)
         with pytest.warns(
             DamageWarning, match="breaks off after 5 frames .more pixels than a file"
         ):
             assert len(list(iterate(path))) == 5
+
+    def test_comments_without_end(self, tmp_path: Path) -> None:
+        """Pillow would join them one by one, for hours."""
+        write_gif(tmp_path / "clip.gif", [1, 2], duration=100)
+        data = (tmp_path / "clip.gif").read_bytes()
+        comment = b"!\xfe" + (b"\xff" + b"x" * 255) * 80_000 + b"\0"
+        (tmp_path / "clip.gif").write_bytes(data[:-1] + comment + b";")
+        with pytest.raises(UnreadableError, match="more than 1,048,576 bytes of comments"):
+            next(iterate(tmp_path / "clip.gif"))
 
     def test_camera_orientation(self, tmp_path: Path) -> None:
         exif = Image.Exif()

@@ -52,7 +52,10 @@ class Wanted:
 
 
 class DamageWarning(UserWarning):
-    """Part of a source could not be decoded; the frames that could were used."""
+    """A source is not what it says of itself, or part of it could not be used.
+
+    The message says what was found instead; the frames that could be decoded were.
+    """
 
 
 class Frame(NamedTuple):

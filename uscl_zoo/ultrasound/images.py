@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
-from ..errors import UnreadableError, quietly, reason
+from ..errors import MissingDependencyError, UnreadableError, quietly, reason
+from ..records import open_file
+from . import jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 from .transforms import to_frame
 
 #: Suffixes, whether they move or not; compared without case.
-SUFFIXES = frozenset({".apng", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {
+        *(".apng", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg"),
+        *(".jpg", ".png", ".tif", ".tiff", ".webp"),
+    }
+)
 
 # What a file may be, whatever its name; Pillow would also start Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+#: How a file of a phone says that it is HEIC, at its fifth byte.
+HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"))
 _TIMED = frozenset({"GIF", "PNG", "WEBP"})
 
 # Seconds a frame of an animation lasts that states none, as web browsers have it.
@@ -29,17 +46,25 @@ _PIXELS_A_BYTE = 20
 _PIXELS_AT_LEAST = 2**29
 _PIXELS_A_FRAME = 2**16
 
+# Bytes of comments in a GIF, which Pillow joins one by one.
+_MOST_TEXT = 2**20
+
+# TIFF: what kind of page it is, and whether its values are of darkness.
+_SUBFILE, _BITS, _PHOTOMETRIC = 254, 258, 262
+_REDUCED_OR_MASK = 1 | 4
+
 
 def iterate(
     path: Path, frame_rate: float | None, on_damage: OnDamage, wanted: Wanted
 ) -> Iterator[Frame]:
     """Decode a still, or an animation or stack of pages; see `reading.iterate`."""
-    shown, index = 0.0, 0
+    shown, index, lost = 0.0, 0, 0
     try:
         with _open(path) as image:
             moves = _moves(image)
             left = max(_PIXELS_AT_LEAST, _PIXELS_A_BYTE * path.stat().st_size)
-            pages = ImageSequence.Iterator(image) if moves else iter((image,))
+            pages = _pages(image) if moves else iter((image,))
+            levels = _Levels()
             while (page := quietly(lambda: next(pages, None))) is not None:
                 _check(page)
                 left -= max(page.width * page.height, _PIXELS_A_FRAME)
@@ -51,18 +76,88 @@ def iterate(
                 if image.format in _TIMED:
                     time = shown
                 elif moves:  # pages of a TIFF have no times
-                    time = index / frame_rate if frame_rate else math.nan
+                    time = (index + lost) / frame_rate if frame_rate else math.nan
                 # what cannot be decoded shows here, wanted or not
-                quietly(page.load)
+                try:
+                    quietly(page.load)
+                except Exception:
+                    # each page of a TIFF stands alone; other frames are changes of the one before
+                    if not moves or image.format != "TIFF":
+                        raise
+                    lost += 1
+                    continue
                 if wanted(time):
-                    yield Frame(time, _upright(page))
+                    frame = _upright(page, levels)
+                    if levels.note:
+                        on_damage(f"{path}: {levels.note}")
+                        levels.note = None
+                    yield Frame(time, frame)
                 shown += _duration(page) or _UNSTATED_DURATION
                 index += 1
+            if moves and lost and not index:
+                raise ValueError("none of its pages can be decoded")
+    except MissingDependencyError:
+        raise
     # Pillow raises whatever a damaged byte leads to
     except Exception as error:
         if not index:
             raise UnreadableError(f"{path}: cannot be read ({reason(error)})") from error
         on_damage(f"{path}: breaks off after {index} frames ({reason(error)})")
+    if lost:
+        on_damage(f"{path}: {lost} of {index + lost} pages are damaged, and left out")
+
+
+def _pages(image: Image.Image) -> Iterator[Image.Image]:
+    """The pictures that are to be shown: neither previews and masks, nor what stands in for them.
+
+    An APNG may begin with a picture for those who cannot show the animation.
+    """
+    pages: Iterator[Image.Image] = iter(ImageSequence.Iterator(image))
+    if image.format == "PNG" and getattr(image, "default_image", False):
+        pages = islice(pages, 1, None)
+    for page in pages:
+        if not int(_tag(page, _SUBFILE) or 0) & _REDUCED_OR_MASK:
+            yield page
+
+
+def _tag(page: Image.Image, number: int) -> int | None:
+    """The first value of a tag of a TIFF."""
+    value = getattr(page, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+class _Levels:
+    """Gives grey of more than 8 bits the range it should be shown in.
+
+    Attributes:
+        note: what was found, in a line, to be told and cleared.
+    """
+
+    def __init__(self) -> None:
+        self.note: str | None = None
+        self._top = 0
+
+    def __call__(self, page: Image.Image, image: Image.Image) -> Image.Image | NDArray[np.uint16]:
+        """Of a page the image that was made upright, as it is or with its range widened."""
+        if image.mode not in ("I", "I;16", "I;16B", "I;16L"):
+            return image
+        bits = min(_tag(page, _BITS) or 16, 16)
+        values = np.asarray(image)
+        if bits <= 8 or not values.size or values.min() < 0 or values.max() >= 2**bits:
+            return image
+        if _tag(page, _PHOTOMETRIC) == 0 and image.mode != "I":
+            # Pillow turns darkness into brightness for 8 bits only
+            values = 2**bits - 1 - values.astype(np.int32)
+        highest = int(values.max())
+        if not self._top:
+            # one range for all pages, and no picture that is almost black
+            used = max(8, highest.bit_length())
+            self._top = 2**bits - 1
+            if 0 < highest < 2 ** (bits - 1):
+                self._top = 2**used - 1
+                self.note = f"of {bits} bits it uses {used}, and is shown by these"
+        scaled = values.astype(np.float64) / self._top * 65535
+        return np.rint(scaled.clip(0, 65535)).astype(np.uint16)
 
 
 def facts(path: Path) -> Facts:
@@ -78,17 +173,98 @@ def facts(path: Path) -> Facts:
 def size(path: Path) -> tuple[int, int] | None:
     """Width and height by the header, None if the file is no image."""
     try:
-        with _open(path) as image:
+        with _open(path, checked=False) as image:
             return image.size
     except Exception:  # as above
         return None
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        return quietly(lambda: Image.open(path, formats=_FORMATS))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"many more pixels than the {MAX_PIXELS:,} that are read") from error
+@contextmanager
+def _open(path: Path, checked: bool = True) -> Iterator[Image.Image]:
+    with open_file(path) as stream:
+        head = stream.read(16)
+        formats = _FORMATS
+        if head[4:12].startswith(HEIC):
+            formats = ("HEIF",)
+            _prepare_heic(path)
+        elif checked:
+            _check_work(stream, head)
+        stream.seek(0)
+        try:
+            image = quietly(lambda: Image.open(stream, formats=formats))
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"many more pixels than the {MAX_PIXELS:,} that are read") from error
+        with image:
+            yield image
+
+
+def _prepare_heic(path: Path) -> None:
+    if not importlib.util.find_spec("pi_heif"):
+        raise MissingDependencyError(
+            f"{path}: reading HEIC needs pi-heif; install it by: pip install 'uscl-zoo[heic]'"
+        )
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
+
+
+def _check_work(stream: BinaryIO, head: bytes) -> None:
+    """Refuse, before any is decoded, what is small to send and long to decode."""
+    if head.startswith(jpeg.STARTS[0]):
+        stream.seek(0)
+        with suppress(jpeg.UnknownError):  # Pillow says what is wrong with it
+            jpeg.check_work(jpeg.describe(stream.read()))
+    elif head.startswith(b"GIF8"):
+        _check_gif(stream)
+
+
+def _check_gif(stream: BinaryIO) -> None:
+    size = stream.seek(0, os.SEEK_END)
+    most = max(_PIXELS_AT_LEAST, _PIXELS_A_BYTE * size)
+    stream.seek(6)
+    screen = stream.read(7)
+    if len(screen) < 7:
+        return
+    area = max(int.from_bytes(screen[:2], "little") * int.from_bytes(screen[2:4], "little"), 1)
+    _skip_colours(stream, screen[4])
+    pixels = text = 0
+    while kind := stream.read(1):
+        if kind == b"!":
+            label = stream.read(1)
+            held = _skip_blocks(stream)
+            text += held if label in (b"\xfe", b"\xff", b"\x01") else 0
+        elif kind == b",":
+            place = stream.read(9)
+            if len(place) < 9:
+                return
+            _skip_colours(stream, place[8])
+            stream.read(1)
+            _skip_blocks(stream)
+            pixels += max(area, _PIXELS_A_FRAME)
+        elif kind == b";":
+            return
+        if pixels > most:
+            raise ValueError(
+                "more pixels than a file of its size should hold; a video has no such bound"
+            )
+        if text > _MOST_TEXT:
+            raise ValueError(f"more than {_MOST_TEXT:,} bytes of comments")
+
+
+def _skip_colours(stream: BinaryIO, flags: int) -> None:
+    if flags & 0x80:
+        stream.seek(3 << (flags & 7) + 1, os.SEEK_CUR)
+
+
+def _skip_blocks(stream: BinaryIO) -> int:
+    """Bytes in the blocks that follow, up to the empty one."""
+    held = 0
+    while length := stream.read(1):
+        if not length[0]:
+            break
+        held += length[0]
+        stream.seek(length[0], os.SEEK_CUR)
+    return held
 
 
 def _check(image: Image.Image) -> None:
@@ -115,7 +291,8 @@ def _duration(page: Image.Image) -> float:
     return max(0.0, float(page.info.get("duration", 0)) / 1000)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    frame = quietly(lambda: to_frame(ImageOps.exif_transpose(image)))
+def _upright(page: Image.Image, levels: _Levels) -> Image.Image:
+    turned = quietly(lambda: ImageOps.exif_transpose(page))
+    frame = quietly(lambda: to_frame(levels(page, turned)))
     frame.info = {}  # comments name people
     return frame

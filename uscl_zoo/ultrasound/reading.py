@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import DataError, UnreadableError, one_line, reason
+from ..records import open_file
 from . import dicom, images, video
 from .clip import Clip, DamageWarning, Facts, Frame, OnDamage, Wanted
 
@@ -24,23 +25,51 @@ __all__ = ["DamageWarning", "Frame", "find", "iterate", "read", "sample"]
 
 _SUFFIXES = video.SUFFIXES | images.SUFFIXES | dicom.SUFFIXES
 
+# What systems and archives leave beside the files of their users, in lower case.
+_NEVER = frozenset(
+    {
+        *("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found"),
+        *("system volume information", "desktop.ini", "dicomdir", "ehthumbs.db", "thumbs.db"),
+    }
+)
+
+# Files left out whose names are told.
+_NAMED = 5
+
+# How files begin, and where, by what reads them.
+_MAGIC = (
+    ("image", 0, (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")),
+    ("image", 0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("image", 8, (b"WEBP",)),
+    ("image", 4, images.HEIC),
+    ("video", 4, (b"ftyp", b"moov", b"mdat", b"wide", b"skip", b"free", b"pnot")),
+    ("video", 8, (b"AVI ",)),
+    ("video", 0, (b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"FLV\1", b"OggS")),
+    ("video", 0, (b"\0\0\1\xba", b"\0\0\1\xb3")),
+)
+
 
 def _warn(message: str) -> None:
     warnings.warn(message, DamageWarning, stacklevel=5)
 
 
-def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def find(paths: str | Path | Iterable[str | Path], *, on_damage: OnDamage = _warn) -> list[Path]:
     """Find the sources in the files and folders a user names.
 
-    Folders are searched to any depth, in natural order (`f2` before `f10`), hidden and other files
-    left out. A folder is one source, a clip, if it holds at least two images and neither videos nor
-    sub-folders, and all images have one size, one suffix and one name up to a final number, as in
-    `Reg-1_mp4/Reg-1_mp4_frame0.jpg`. In any other folder each file is its own source. Files without
-    a suffix are taken if they are DICOM by their content. Files that are named themselves are
-    returned whatever they are: reading them says what is wrong.
+    Folders are searched to any depth, in natural order (`f2` before `f10`). A folder is one source,
+    a clip, if it holds at least two images and neither videos nor sub-folders, and all images have
+    one size, one suffix and one name up to a final number, as in
+    `Reg-1_mp4/Reg-1_mp4_frame0.jpg`. In any other folder each file is its own source. Files of
+    other suffixes, or none, are taken if their content is one that can be read. Files that are
+    named themselves are returned whatever they are: reading them says what is wrong.
+
+    Hidden files and folders, and what systems and archives leave behind (`@eaDir`, `__MACOSX`,
+    `Thumbs.db`, `DICOMDIR`), are passed over; whatever else is left out is told.
 
     Args:
         paths: one file or folder, or several.
+        on_damage: called with one line for a folder of whose files some are left out; a
+            `DamageWarning` unless given.
 
     Returns:
         The sources, each once, in the order in which they were named.
@@ -52,9 +81,20 @@ def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     sources: dict[str, Path] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(path).expanduser()
-        found = list(_search(path, visited=set())) if _is_folder(path) else [path]
+        left_out: list[Path] = []
+        found = list(_search(path, set(), left_out)) if _is_folder(path) else [path]
         if not found:
             raise DataError(f"{path}: the folder holds no image or video that can be read")
+        if left_out:
+            names = [file.relative_to(path).as_posix() for file in left_out[:_NAMED]]
+            more = f" and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
+            files = f"{len(left_out):,} files are" if len(left_out) > 1 else "1 file is"
+            on_damage(
+                one_line(
+                    f"{path}: {files} left out, being neither image nor video nor DICOM: "
+                    f"{', '.join(names)}{more}"
+                )
+            )
         for source in found:
             sources.setdefault(os.path.realpath(source), source)
     return list(sources.values())
@@ -207,15 +247,17 @@ def _is_folder(path: Path) -> bool:
 
 
 def _kind(path: Path) -> str:
-    """`folder`, `video`, `image` or `dicom`."""
-    suffix = path.suffix.lower()
+    """`folder`, `video`, `image` or `dicom`: by content, and by name where that tells nothing."""
     if _is_folder(path):
         return "folder"
+    if told := _told(path):
+        return told
+    suffix = path.suffix.lower()
     if suffix in video.SUFFIXES:
         return "video"
     if suffix in images.SUFFIXES:
         return "image"
-    if suffix in dicom.SUFFIXES or dicom.is_dicom(path):
+    if suffix in dicom.SUFFIXES:
         return "dicom"
     raise UnreadableError(
         f"{path}: not an image or video by its name, nor DICOM by its content; "
@@ -223,15 +265,39 @@ def _kind(path: Path) -> str:
     )
 
 
+def _told(path: Path) -> str | None:
+    """`video`, `image` or `dicom` by the first bytes of a file, None if they tell nothing."""
+    try:
+        with open_file(path) as stream:
+            head = stream.read(512)
+    except (OSError, ValueError):
+        return None
+    # its first 128 bytes may be those of another
+    if head[128:132] == b"DICM":
+        return "dicom"
+    for kind, place, starts in _MAGIC:
+        if head[place:].startswith(starts):
+            return kind
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (12, 40, 52, 56, 108, 124):
+        return "image"
+    # transport stream: packets of 188 bytes, of 192 with a time before each
+    if any(head[at::size][:2] == b"GG" and len(head) > size for at, size in ((0, 188), (4, 192))):
+        return "video"
+    return "dicom" if dicom.is_dicom(head) else None
+
+
 def _entries(folder: Path) -> list[Path]:
     try:
         entries = [Path(entry.path) for entry in os.scandir(folder)]
     except OSError as error:
         raise UnreadableError(f"{folder}: cannot be listed ({error.strerror})") from error
-    return sorted((e for e in entries if not e.name.startswith(".")), key=natural_key)
+    return sorted(
+        (e for e in entries if e.name[0] != "." and e.name.casefold() not in _NEVER),
+        key=natural_key,
+    )
 
 
-def _search(folder: Path, visited: set[Path]) -> Iterator[Path]:
+def _search(folder: Path, visited: set[Path], left_out: list[Path]) -> Iterator[Path]:
     real = folder.resolve()
     if real in visited:  # symbolic links can make rings
         return
@@ -240,24 +306,21 @@ def _search(folder: Path, visited: set[Path]) -> Iterator[Path]:
     # sets, as a folder may hold a hundred thousand
     folders = {entry for entry in entries if entry.is_dir()}
     files = [entry for entry in entries if entry not in folders and _is_source(entry)]
+    sources = set(files)
+    left_out += [entry for entry in entries if entry not in folders and entry not in sources]
     if not folders and _are_one_clip(files):
         yield folder
         return
-    sources = set(files)
     for entry in entries:
         if entry in folders:
-            yield from _search(entry, visited)
+            yield from _search(entry, visited, left_out)
         elif entry in sources:
             yield entry
 
 
 def _is_source(file: Path) -> bool:
-    suffix = file.suffix.lower()
-    if suffix in _SUFFIXES:
-        return True
-    # archives name files by number or UID, 1.2.840.10008; DICOMDIR is their table of contents
-    nameless = not suffix or suffix[1:].isdigit()
-    return nameless and file.name.casefold() != "dicomdir" and dicom.is_dicom(file)
+    # most need not be opened
+    return file.suffix.lower() in _SUFFIXES or _told(file) is not None
 
 
 def _are_one_clip(files: list[Path]) -> bool:

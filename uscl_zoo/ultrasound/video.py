@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import MissingDependencyError, UnreadableError, reason
+from ..records import open_file
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 
 if TYPE_CHECKING:
@@ -20,7 +21,20 @@ if TYPE_CHECKING:
     from av.video.plane import VideoPlane
 
 #: Suffixes, compared without case.
-SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+SUFFIXES = frozenset(
+    {
+        *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe"),
+        *(".mpeg", ".mpg", ".ogv", ".vob", ".webm", ".wmv"),
+    }
+)
+
+# What a file may be, whatever its name: containers that hold their video. FFmpeg would also follow
+# playlists and lists of other files (HLS, DASH, ffconcat, IMF, SDP), and make pictures of text.
+_CONTAINERS = ("mov", "matroska", "avi", "asf", "flv", "ogg", "mpeg", "mpegts", "mpegvideo")
+_STREAMS = ("h264", "hevc", "m4v")
+
+# Those that FFmpeg tells in part by the name, which may be any.
+_BY_HEAD = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}
 
 # FFmpeg can tell of a packet of these whether any other frame is predicted from it. So it can of
 # HEVC, but there only of others in the same layer.
@@ -76,7 +90,7 @@ def iterate(
                         )
                     time = clock.read(frame.time)
                     if wanted(time):
-                        yield Frame(time, _turn(convert(frame), frame.rotation))
+                        yield Frame(time, _turn(convert(frame), _matrix(frame)))
                     count += 1
                 if cut:
                     break
@@ -107,13 +121,24 @@ def _open(path: Path) -> InputContainer:
         ) from error
 
     try:
-        # `file:` and the whitelist keep FFmpeg from reading names as URLs, and from following
-        # playlists that point elsewhere; metadata need not be UTF-8
+        # a pipe would be waited for
+        with open_file(path) as stream:
+            head = stream.read(4)
+        # `file:` and the whitelists keep FFmpeg from reading names as URLs, and from following
+        # lists that point elsewhere; metadata need not be UTF-8
         return av.open(
             f"file:{path}",
+            format=_BY_HEAD.get(head),
             metadata_errors="replace",
-            container_options={"protocol_whitelist": "file"},
+            container_options={
+                "protocol_whitelist": "file",
+                "format_whitelist": ",".join((*_CONTAINERS, *_STREAMS)),
+            },
         )
+    except av.ArgumentError as error:
+        raise UnreadableError(
+            f"{path}: cannot be read (not a video; read are {', '.join(_CONTAINERS)})"
+        ) from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableError(f"{path}: cannot be read ({reason(error)})") from error
 
@@ -237,12 +262,34 @@ class _Clock:
         return self.last
 
 
-def _turn(image: Image.Image, degrees: int) -> Image.Image:
-    """Turn anticlockwise, by a multiple of a right angle."""
-    turns = {
-        90: Image.Transpose.ROTATE_90,
-        180: Image.Transpose.ROTATE_180,
-        270: Image.Transpose.ROTATE_270,
-    }
-    turn = turns.get(degrees % 360)
+def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+    """Where the display matrix has a step to the right go, across and down, and one downwards."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None or data.buffer_size < 36:
+        return (1, 0, 0, 1)
+    a, b, _, c, d = np.frombuffer(cast("bytes", data), np.int32, 5).tolist()
+    return (a, b, c, d)
+
+
+def _turn(image: Image.Image, matrix: tuple[int, int, int, int]) -> Image.Image:
+    """Show an image as its matrix asks: turned by right angles, mirrored, or both.
+
+    Of what is turned by another angle, the nearest right one is taken.
+    """
+    a, b, c, d = matrix
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        turns = {
+            (True, False): Image.Transpose.FLIP_LEFT_RIGHT,
+            (False, True): Image.Transpose.FLIP_TOP_BOTTOM,
+            (True, True): Image.Transpose.ROTATE_180,
+        }
+        turn = turns.get((a < 0, d < 0))
+    else:
+        turn = {
+            (False, False): Image.Transpose.TRANSPOSE,
+            (True, True): Image.Transpose.TRANSVERSE,
+            # to the right becomes down, and down becomes to the left: clockwise
+            (False, True): Image.Transpose.ROTATE_270,
+            (True, False): Image.Transpose.ROTATE_90,
+        }[b < 0, c < 0]
     return image if turn is None else image.transpose(turn)
