@@ -32,6 +32,18 @@ from uscl_zoo.records import write_yaml
 #: Colours of the synthetic classes: easy to tell apart, so that a probe has something to find.
 TINTS = {"Cov": (190, 60, 60), "Pneu": (60, 190, 60), "Reg": (60, 60, 190)}
 SUBJECT = r"-s(\d+)"
+#: Whether all seeds and kills are wanted, and not the few that are enough for every change.
+FULL = os.environ.get("USCL_ZOO_FULL") == "1"
+
+
+def some(count: int, turn: int = 0) -> range:
+    """So many seeds, or every tenth of them from one of the first ten on.
+
+    Args:
+        count: how many there are.
+        turn: of the caller, so that not all callers take the same.
+    """
+    return range(count) if FULL else range(turn % min(10, count), count, 10)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

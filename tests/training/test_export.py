@@ -26,7 +26,8 @@ RECIPE = Recipe(epochs=1, batch_size=4, smallest_batch=2, projection_dim=16, see
 
 def exported(store: FrameStore, folder: Path, **changes: Any) -> Card:
     """The card of a run with some settings changed."""
-    pretrain(replace(RECIPE, **changes), store, folder / "run", execution=CPU, progress=False)
+    recipe, run = replace(RECIPE, **changes), folder / "run"
+    pretrain(recipe, store, run, execution=CPU, progress=False, pictures=False)
     card: Card = export(folder / "run", "resnet18_uscl.trial", folder / "zoo")
     return card
 

@@ -99,7 +99,8 @@ def test_the_loader_changes_no_bit(small_store: FrameStore, tmp_path: Path, plac
     recipe = replace(RECIPE, epochs=1)
     for name, where in (("device", "device"), ("other", place)):
         how = Execution(CPU, place=where)
-        pretrain(recipe, small_store, tmp_path / name, execution=how, progress=False)
+        run = tmp_path / name
+        pretrain(recipe, small_store, run, execution=how, progress=False, pictures=False)
     states = [load_checkpoint(tmp_path / name) for name in ("device", "other")]
     assert_same(*states)
 
