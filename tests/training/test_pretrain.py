@@ -34,7 +34,7 @@ from uscl_zoo.training.trainer import NotFiniteError, Tables, Trainer, learning_
 from uscl_zoo.training.views import mix
 
 from uscl_zoo.errors import CardError, CheckpointError, DataError
-from uscl_zoo.records import read_yaml, write_text, write_yaml
+from uscl_zoo.records import read_yaml, write_text
 
 CPU = Execution(torch.device("cpu"))
 #: Twelve training videos in three steps an epoch.
