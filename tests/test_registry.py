@@ -251,8 +251,11 @@ def test_timm_lists_the_models() -> None:
 )
 def test_the_default_of_each_model(model: str, tag: str) -> None:
     assert uscl_zoo.model_info(model).tag == tag
-    assert timm.get_pretrained_cfg(model).tag == tag
-    assert uscl_zoo.create_model(model, pretrained=True).pretrained_cfg["tag"] == tag
+    config = timm.get_pretrained_cfg(model)
+    assert config is not None
+    assert config.tag == tag
+    made: Any = uscl_zoo.create_model(model, pretrained=True)
+    assert made.pretrained_cfg["tag"] == tag
 
 
 def test_every_model_has_its_default_asserted() -> None:
@@ -263,6 +266,8 @@ def test_every_model_has_its_default_asserted() -> None:
 def test_what_is_not_uscl_does_not_cite_it() -> None:
     for card in PACKAGED.values():
         config = timm.get_pretrained_cfg(card.name)
+        assert config is not None
+        assert config.origin_url is not None
         assert (config.paper_ids == "arXiv:2011.13066") == card.is_uscl
         assert ("983632847/USCL" in config.origin_url) == card.is_uscl
 

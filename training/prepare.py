@@ -303,8 +303,8 @@ def _scenes(
     counts, prints = [], []
     for name in tqdm(names, "fingerprints", unit="video", disable=not progress):
         # a map, as a video may be long
-        frames = np.memmap(_part(parts, name).with_suffix(".u8"), np.uint8, "r")
-        frames = frames.reshape(-1, side, side, 3)
+        values = np.memmap(_part(parts, name).with_suffix(".u8"), np.uint8, "r")
+        frames = values.reshape(-1, side, side, 3)
         counts.append(len(frames))
         prints.append(Prints.of(map(Image.fromarray, frames)))
     owner = np.repeat(np.arange(len(names)), counts)

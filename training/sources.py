@@ -409,7 +409,7 @@ def _of_source(key: str, source: Source, plan: CorpusPlan) -> dict[str, Item]:
             source.label_column,
             source.subject_column,
             source.licence_column,
-            source.where,
+            where=source.where,
         )
     licences = _folded(plan.licences) | _folded(source.licences)
     labels = None if source.labels is None else _folded(source.labels)

@@ -141,6 +141,7 @@ def read_table(
     label_column: str | None = None,
     subject_column: str | None = None,
     licence_column: str | None = None,
+    *,
     where: Mapping[str, str] | None = None,
 ) -> Table:
     """Read annotations from a CSV with a header.

@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         # digits of a number take the square of their time
         text = not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":str")
-        if not text and len(node.value) > 1000:
+        if node is not None and not text and len(node.value) > 1000:
             raise yaml.YAMLError(f"has a number of {len(node.value):,} characters")
         return node
 

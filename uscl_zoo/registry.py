@@ -49,14 +49,9 @@ def _pretrained_cfg(card: Card) -> PretrainedCfg:
         classifier="fc",
         license=card.licence,
         description=card.summary,
-        **_published(card),
+        origin_url="https://github.com/983632847/USCL" if card.is_uscl else card.weights.origin,
+        paper_ids="arXiv:2011.13066" if card.is_uscl else None,
     )
-
-
-def _published(card: Card) -> dict[str, str | None]:
-    if not card.is_uscl:
-        return {"origin_url": card.weights.origin}
-    return {"origin_url": "https://github.com/983632847/USCL", "paper_ids": "arXiv:2011.13066"}
 
 
 def _default_cfgs() -> Any:

@@ -230,13 +230,17 @@ def test_saturation_and_hue_of_a_frame_without_colour_are_not_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
-    counting = [
-        lambda image, factor, number=number, operation=operation: (
-            asked.append(number) or operation(image, factor)
-        )
-        for number, operation in enumerate(augment._OPERATIONS)
-    ]
-    monkeypatch.setattr(augment, "_OPERATIONS", counting)
+
+    def counting(number: int, operation: Any) -> Any:
+        def count(image: Tensor, factor: float) -> Tensor:
+            asked.append(number)
+            changed: Tensor = operation(image, factor)
+            return changed
+
+        return count
+
+    counted = [counting(*one) for one in enumerate(augment._OPERATIONS)]
+    monkeypatch.setattr(augment, "_OPERATIONS", counted)
     grey = augment.to_float(torch.from_numpy(images(3)))[:, :1]
     made(RECIPE, grey)
     assert set(asked) == {0, 1}

@@ -63,6 +63,7 @@ def test_the_card_counts_the_videos_that_were_used(small_store: FrameStore, tmp_
     (source,) = card.training.sources
     everything = small_store.summary(small_store.select("train"))
     assert source.videos == 6 == everything["videos"] / 2
+    assert source.frames is not None
     assert 6 <= source.frames < everything["frames"]
     assert sum(source.classes.values()) == sum(source.licences.values()) == 6
     # 4 videos and 2, twice

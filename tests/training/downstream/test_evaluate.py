@@ -274,7 +274,7 @@ def test_a_store_is_judged_within_its_held_out_subjects(half: FrameStore, tmp_pa
         small = Image.fromarray(half.frames[theirs.first]).resize(
             (32, 32), Image.Resampling.BILINEAR
         )
-        assert np.array_equal(copy.frames[own.first], small)
+        assert np.array_equal(copy.frames[own.first], np.asarray(small))
     text = results.markdown(found, "")
     assert "the 6 held-out subjects of the store, and no other" in text
     everyone = labelled(half, everyone=True)

@@ -134,7 +134,7 @@ def test_held_out_subjects_of_a_store_are_not_what_was_trained_on(
     card = make_card(training=training, corpus=corpus)
 
     def told(videos: list[object]) -> tuple[str, bool]:
-        material = Material(("BUS-BRA breast ultrasound",), (), parted, tuple(videos))  # type: ignore[arg-type]
+        material = Material(("BUS-BRA breast ultrasound",), (), parted, tuple(videos))
         seen = seen_by(card, material, tmp_path)
         return seen.told, seen.leaks
 
