@@ -13,9 +13,10 @@ from uscl_zoo.card import home
 from uscl_zoo.errors import DataError
 
 from . import labels
-from .frames import FrameStore
+from .frames import DESCRIPTION, FrameStore
 
 if TYPE_CHECKING:
+    from .downstream.datasets import DataSet
     from .execution import Execution
     from .prepare import Report
 
@@ -502,17 +503,48 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
     click.echo(f"next: uscl predict {output} FILES...")
 
 
+def _numbers(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Numbers with commas between them."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"numbers with commas between them, not {value!r}") from error
+
+
+def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float, float] | None:
+    """A number a channel, or one for all."""
+    if values is None:
+        return None
+    if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
+        raise DataError(f"{name}: one number or three between 0 and 1, as intensities are")
+    red, green, blue = values if len(values) == 3 else values * 3
+    return red, green, blue
+
+
 @click.command(short_help="Compare models on a data set, subjects never shared.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--dataset",
     required=True,
-    metavar="NAME",
-    help="pocus, busi, bus-bra, covid-blues; folder or csv for your own.",
+    metavar="NAME|STORE",
+    help="pocus, busi, bus-bra, covid-blues; folder or csv for your own; or a store.",
 )
-@click.option("--data", required=True, type=_PATH, help="Where it is.")
+@click.option("--data", type=_PATH, help="Where it is; a store is its own place.")
 @click.option("-o", "--output", required=True, type=_PATH, help="Folder of the report.")
 @click.option("--target", help="Of a data set with several: what to tell apart.")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    help="Of a folder, CSV or store: one of the only classes, or several as 'breast *'; repeat.",
+)
+@click.option("--all-subjects", is_flag=True, help="Of a store: not the held-out ones alone.")
+@click.option("--mean", callback=_numbers, help="Of files that do not say theirs: .5 or .5,.5,.5")
+@click.option("--std", callback=_numbers, help="As --mean.")
 @click.option(
     "--protocol",
     "protocols",
@@ -529,7 +561,17 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
 )
 @click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--label-efficiency", is_flag=True, help="From 1 to 100 % of training subjects.")
+@click.option(
+    "--shares",
+    callback=_numbers,
+    help="Linear with these percents of the training subjects, as 5,10,25,100.",
+)
+@click.option("--label-efficiency", is_flag=True, help="As --shares 1,5,10,25,50,100.")
+@click.option(
+    "--against",
+    metavar="MODEL",
+    help="Compare the others with it alone; by default every two, and at shares with the first.",
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
 @click.option("--file-column", help="Of --dataset csv, like the next two.")
 @click.option("--label-column")
@@ -542,14 +584,20 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
 def evaluate(
     models: tuple[str, ...],
     dataset: str,
-    data: Path,
+    data: Path | None,
     output: Path,
     target: str | None,
+    classes: tuple[str, ...],
+    all_subjects: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     protocols: tuple[str, ...],
     setting: str,
     folds: int,
     seeds: int,
+    shares: tuple[float, ...] | None,
     label_efficiency: bool,
+    against: str | None,
     rate: float,
     resamples: int,
     seed: int,
@@ -561,26 +609,36 @@ def evaluate(
 
     A MODEL is a name of the zoo or of timm, a checkpoint file, `local-dir:` and a folder of timm's,
     `random`, or a method to pretrain within each fold, as `method:pocus_resnet18` or
-    `method:pocus_resnet18+label_rate=0.2`. Run it again after an interruption and it continues.
+    `method:pocus_resnet18+label_rate=0.2`. Of a store of `uscl prepare`, the held-out subjects are
+    judged, by folds within them. Run it again after an interruption and it continues.
     """
     import shlex
     import sys
 
     from .downstream import results
-    from .downstream.datasets import load
     from .downstream.evaluate import SHARES
     from .downstream.evaluate import evaluate as run
 
-    given = {key: value for key, value in columns.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in columns.items() if value is not None}
+    if classes:
+        given["classes"] = classes
+    if shares is not None and label_efficiency:
+        raise DataError("--shares and --label-efficiency exclude each other")
+    if (mean is None) != (std is None):
+        raise DataError("--mean and --std go together")
+    of_file = _channels("--mean", mean), _channels("--std", std)
+    percent = shares if shares is not None else [100 * s for s in SHARES if label_efficiency]
     found = run(
         models,
-        load(dataset, data, target=target, folds=folds, **given),
+        _dataset(dataset, data, target, folds, all_subjects, given),
         output,
         protocols=protocols or ("linear",),
         setting=setting,
         folds=folds,
         seeds=seeds,
-        shares=SHARES if label_efficiency else (),
+        shares=[share / 100 for share in percent],
+        against=against,
+        statistics=None if of_file[0] is None or of_file[1] is None else (of_file[0], of_file[1]),
         rate=rate,
         resamples=resamples,
         seed=seed,
@@ -591,6 +649,34 @@ def evaluate(
     results.write(found, output, shlex.join(["uscl", *sys.argv[1:]]))
     click.echo(results.markdown(found, shlex.join(["uscl", *sys.argv[1:]])))
     click.echo(f"{output / results.PAGE}: the report, with pictures")
+
+
+def _dataset(
+    name: str,
+    data: Path | None,
+    target: str | None,
+    folds: int,
+    everyone: bool,
+    columns: dict[str, Any],
+) -> DataSet:
+    from .downstream.datasets import DATASETS, load, load_store
+
+    if name in DATASETS:
+        if data is None:
+            raise DataError(f"--data is missing: where is {name}?")
+        if everyone:
+            raise DataError(f"--all-subjects: is of a store, and all of {name} are judged anyway")
+        return load(name, data, target=target, folds=folds, **columns)
+    if not (Path(name).expanduser() / DESCRIPTION).is_file():
+        raise DataError(
+            f"--dataset {name}: is no store of `uscl prepare`, and none of {', '.join(DATASETS)}"
+        )
+    classes = columns.pop("classes", None)
+    given = {"data": data, "target": target} | columns
+    for option, value in given.items():
+        if value is not None:
+            raise DataError(f"--{option.replace('_', '-')} {value}: is not of a store")
+    return load_store(Path(name).expanduser(), classes=classes, everyone=everyone)
 
 
 @click.command(short_help="Find near-duplicates within and across data sets.")

@@ -55,7 +55,8 @@ def collect(
         label_column: of the CSV.
         subject_column: of the CSV.
         subject_pattern: of a folder: regular expression whose first group is the subject.
-        classes: the only ones to take; None for all.
+        classes: the only ones to take, in any case, with `*` for what they have in common; None
+            for all.
         exclude: patterns of file names to leave out.
 
     Raises:
@@ -78,11 +79,8 @@ def collect(
     }
     if len(kept) < len(found):
         notes.append(f"{len(found) - len(kept)} files left out by name ({', '.join(exclude)})")
-    wanted = None if classes is None else {label.casefold() for label in classes}
     labelled = {
-        name: (source, row)
-        for name, (source, row) in kept.items()
-        if row.label is not None and (wanted is None or row.label.casefold() in wanted)
+        name: (source, row) for name, (source, row) in kept.items() if is_wanted(row.label, classes)
     }
     if len(labelled) < len(kept):
         other = Counter(row.label or "no label" for _, row in kept.values())
@@ -105,6 +103,14 @@ def collect(
         subjects=known,
         notes=tuple(notes),
     )
+
+
+def is_wanted(label: str | None, classes: Sequence[str] | None) -> bool:
+    """Whether a label is one of those asked for, in any case, as `breast *` asks for several."""
+    if label is None or classes is None:
+        return label is not None
+    own = label.casefold()
+    return any(own == one.casefold() or fnmatch(own, one.casefold()) for one in classes)
 
 
 def _of_folder(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,27 @@ from torch import nn
 import uscl_zoo
 from uscl_zoo import store
 from uscl_zoo.authors import read_backbone
-from uscl_zoo.card import ARCHITECTURES, Card, Input
+from uscl_zoo.card import ARCHITECTURES, Card, Input, all_cards, read_card
+from uscl_zoo.checkpoint import statistics_in
 from uscl_zoo.errors import DataError, UnknownModelError, UsclError
 from uscl_zoo.registry import model_info
 
-from ..corpus import read_corpus
 from .infold import METHOD, Setting, method_recipe
 from .probe import random_network
+from .seen import Material, Seen, seen_by
 
 #: How a randomly initialised network is asked for, alone or with `:` and an architecture.
 RANDOM = "random"
 #: How timm asks for a network in a folder, such as `uscl finetune` leaves.
 LOCAL = "local-dir:"
 
+#: Height and width of random networks that nothing else gives a size.
+SIZE = 224
+#: Mean and standard deviation by channel.
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+# What there is to say of what is on no card.
+_UNSEEN = {"random": "untrained", "method": "pretrained within the folds"}
 # What timm reads weights from.
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
@@ -42,6 +50,7 @@ class Contender:
         build: makes the network, without a classifier, from a seed and for `method` a weights file.
         identity: changes whenever the weights of a given seed or file do.
         card: None where there is none.
+        folder: of the card, where it is not one of the zoo's.
     """
 
     spec: str
@@ -50,36 +59,63 @@ class Contender:
     build: Callable[[int, Path | None], nn.Module]
     identity: str
     card: Card | None = None
+    folder: Path | None = None
 
     @property
     def varies(self) -> bool:
         """Whether another seed gives other weights."""
         return self.kind in ("random", "method")
 
-    def has_seen(self, name: str, digests: Collection[str]) -> str:
-        """`in corpus` if the card names this data set, or its corpus has files of it.
-
-        Args:
-            name: of the data set.
-            digests: SHA-256 of its files.
-        """
+    def has_seen(self, material: Material) -> Seen:
+        """What of the data it was trained on, as far as its card and corpus tell."""
         if self.card is None:
-            return ""
-        path = store.corpus_of(self.card)
-        same = set(digests) & set(read_corpus(path).digests) if path is not None else ()
-        if same:
-            return f"in corpus ({len(same)} of {len(digests)} files)"
-        named = name in {source.name for source in self.card.training.sources}
-        return "in corpus" if named else ""
+            return Seen(_UNSEEN.get(self.kind, "not known: it has no card"))
+        return seen_by(self.card, material, self.folder)
 
 
-def contender(spec: str, setting: Setting) -> Contender:
+def contenders(
+    specs: Sequence[str], setting: Setting, statistics: Statistics | None = None
+) -> list[Contender]:
+    """Find out what the models of the command line are.
+
+    Random networks are given frames of the size that the others are: of the largest that is no
+    method's, or of the methods', or alone of `SIZE`.
+
+    Args:
+        specs: see `contender`.
+        setting: of what is pretrained here.
+        statistics: of the checkpoint files that do not say theirs.
+
+    Raises:
+        DataError: if statistics are given, and no model is a file.
+    """
+    made = {
+        spec: contender(spec, setting, statistics=statistics)
+        for spec in specs
+        if not _is_random(spec)
+    }
+    if statistics is not None and all(one.kind != "file" for one in made.values()):
+        raise DataError("--mean and --std are of checkpoint files, and no MODEL is one")
+    fixed = [one.shape.size[1] for one in made.values() if one.kind != "method"]
+    size = max(fixed) if fixed else setting.size if made else SIZE
+    return [made.get(spec) or contender(spec, setting, size) for spec in specs]
+
+
+def _is_random(spec: str) -> bool:
+    return spec == RANDOM or spec.startswith(f"{RANDOM}:")
+
+
+def contender(
+    spec: str, setting: Setting, size: int = SIZE, statistics: Statistics | None = None
+) -> Contender:
     """Find out what a model of the command line is.
 
     Args:
         spec: a name of the zoo or of timm, a checkpoint file, `local-dir:` with a folder of timm's,
             `random`, `random:resnet50`, or `method:` with a recipe.
-        setting: of what is pretrained here, and of the random networks beside it.
+        setting: of what is pretrained here.
+        size: height and width of the frames of random networks.
+        statistics: mean and std of a checkpoint file that does not say its own.
 
     Raises:
         UnknownModelError: if it is none of them.
@@ -94,16 +130,16 @@ def contender(spec: str, setting: Setting) -> Contender:
             return _load(weights, recipe.architecture)
 
         return Contender(spec, "method", shape, of_run, spec)
-    if spec == RANDOM or spec.startswith(f"{RANDOM}:"):
+    if _is_random(spec):
         architecture = spec.partition(":")[2] or ARCHITECTURES[0]
         _known(architecture)
         name = f"{architecture}_uscl"
-        shape = Input((3, setting.size, setting.size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        shape = Input((3, size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         return Contender(spec, "random", shape, lambda seed, _: random_network(name, seed), spec)
     if spec.startswith(LOCAL):
         return _of_folder(spec)
     if Path(spec).is_file():
-        return _of_file(Path(spec))
+        return _of_file(Path(spec), statistics)
     try:
         card = model_info(spec)
     except UnknownModelError as error:
@@ -123,7 +159,7 @@ def _known(architecture: str) -> None:
         )
 
 
-def _of_file(path: Path) -> Contender:
+def _of_file(path: Path, statistics: Statistics | None) -> Contender:
     """A checkpoint of whichever architecture its tensors fit."""
     refused: list[str] = []
     for architecture in ARCHITECTURES:
@@ -132,17 +168,48 @@ def _of_file(path: Path) -> Contender:
         except UsclError as error:
             refused.append(str(error))
             continue
-        return _fixed(str(path), "file", network, store.sha256_of(path))
+        digest = store.sha256_of(path)
+        card, folder = _card_of(path, digest)
+        one = _fixed(str(path), "file", network, digest, card, folder)
+        if card is not None:
+            return replace(one, shape=card.input)
+        # only safetensors have a place to say it in
+        own = statistics_in(path) if path.suffix == ".safetensors" else None
+        if own is None and statistics is None:
+            raise DataError(
+                f"{path}: does not say what mean and std its frames had; add --mean and --std, as "
+                "--mean 0.5 --std 0.25 for weights of this zoo's first recipes"
+            )
+        mean, std = own or statistics  # type: ignore[misc]
+        return replace(one, shape=replace(one.shape, mean=mean, std=std))
     raise DataError(f"{path}: fits no architecture of the zoo: {refused[0]}")
 
 
+def _card_of(path: Path, digest: str) -> tuple[Card | None, Path | None]:
+    """The card of a file that is known by its content: the one beside it, or one of the zoo."""
+    beside = path.with_suffix(".yaml")
+    if beside.is_file():
+        card = read_card(beside)
+        if card.weights.sha256 == digest:
+            return card, path.parent
+    for card in all_cards().values():
+        if card.weights.sha256 == digest:
+            return card, None
+    return None, None
+
+
 def _fixed(
-    spec: str, kind: str, network: nn.Module, identity: str, card: Card | None = None
+    spec: str,
+    kind: str,
+    network: nn.Module,
+    identity: str,
+    card: Card | None = None,
+    folder: Path | None = None,
 ) -> Contender:
     """A contender whose weights are what they are."""
     config = resolve_model_data_config(network)
     shape = Input(tuple(config["input_size"]), tuple(config["mean"]), tuple(config["std"]))
-    return Contender(spec, kind, shape, lambda *_: network, identity, card)
+    return Contender(spec, kind, shape, lambda *_: network, identity, card, folder)
 
 
 def _of_folder(spec: str) -> Contender:
@@ -157,7 +224,11 @@ def _of_folder(spec: str) -> Contender:
             "should be a config.json that names its architecture, and model.safetensors"
         ) from error
     files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
-    return _fixed(spec, "folder", network, " ".join(store.sha256_of(path) for path in files))
+    identity = " ".join(store.sha256_of(path) for path in files)
+    # `uscl finetune` leaves one beside its model
+    cards = [read_card(path) for path in folder.glob("*.yaml")]
+    card = next((card for card in cards if card.weights.sha256 in identity.split()), None)
+    return _fixed(spec, "folder", network, identity, card, folder)
 
 
 def _of_timm(name: str) -> Contender:

@@ -21,8 +21,9 @@ from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
 
 from ..fingerprints import Prints, clusters, find_pairs
+from ..frames import FrameStore, Video
 from ..labels import Annotation, read_table, unify
-from .collection import Collection, collect
+from .collection import Collection, collect, is_wanted
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class DataSet:
         licence: as its authors state it; None where they do not, or file by file, on annotations.
         target: what its labels tell apart.
         targets: what they could be asked to.
+        store: whose frames are judged, where nothing is to be decoded; None otherwise.
+        videos: of the store, those that are judged.
     """
 
     name: str
@@ -49,6 +52,82 @@ class DataSet:
     licence: str | None
     target: str
     targets: tuple[str, ...]
+    store: FrameStore | None = None
+    videos: tuple[Video, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the data set and of the sources it is made of."""
+        return (self.name, *(str(source["name"]) for source in self._sources()))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """In which its addresses stand."""
+        sources = self._sources()
+        found = [self.url, self.citation]
+        found += [source[key] for source in sources for key in ("url", "citation")]
+        return tuple(text for text in found if text)
+
+    def _sources(self) -> list[dict[str, Any]]:
+        return [] if self.store is None else self.store.sources(self.videos)
+
+
+def load_store(
+    folder: Path, *, classes: Sequence[str] | None = None, everyone: bool = False
+) -> DataSet:
+    """Take the labelled videos of a store of `uscl prepare`, by default of its held-out subjects.
+
+    A backbone that was trained on the store has seen the labels of all others.
+
+    Args:
+        folder: of the store.
+        classes: the only labels to take, in any case and with `*` for what they have in common;
+            None for all.
+        everyone: take all subjects.
+
+    Raises:
+        DataError: if nobody is held out, or less than two classes are left.
+    """
+    store = FrameStore(folder)
+    labelled = [video for video in store.videos if video.label is not None]
+    sides = [video for video in labelled if everyone or video.split == "heldout"]
+    if not sides:
+        raise DataError(
+            f"{folder}: has {len(labelled)} labelled videos, and none of a held-out subject; "
+            "for a backbone that was not trained on it, add --all-subjects"
+        )
+    videos = tuple(video for video in sides if is_wanted(video.label, classes))
+    labels = sorted({video.label or "" for video in videos})
+    if len(labels) < 2:
+        there = ", ".join(sorted({video.label or "" for video in sides}))
+        raise DataError(
+            f"{folder}: {len(labels)} classes of {', '.join(classes or ['any'])}, and two are "
+            f"needed; labels: {there}"
+        )
+    whom = {video.subject for video in videos}
+    trained = len({video.subject for video in videos if video.split == "train"})
+    if everyone:
+        note = f"all {len(whom)} subjects of the store, of whom {trained} are not held out"
+    else:
+        note = f"the {len(whom)} held-out subjects of the store, and no other; folds within them"
+    notes = [note]
+    if len(videos) < len(sides):
+        notes.append(f"{len(sides) - len(videos)} videos of other classes left out")
+    own = store.sources(videos)
+    origin = store.description.get("origin") or {}
+    name = str(origin.get("name") or store.folder.resolve().name)
+    return DataSet(
+        name=f"{name} ({', '.join(classes)})" if classes else name,
+        collection=Collection({}, {}, True, tuple(notes)),
+        folds=None,
+        url=own[0]["url"] if len(own) == 1 else None,
+        citation="; ".join(source["citation"] for source in own if source["citation"]) or None,
+        licence=None,
+        target="label",
+        targets=("label",),
+        store=store,
+        videos=videos,
+    )
 
 
 def load(
@@ -307,7 +386,7 @@ _LOADERS = {
         ("diagnosis",),
         ("stills",),
         "https://github.com/jannisborn/covid19_ultrasound",
-        "Born et al., Applied Sciences 11(2):672, 2021",
+        "Born et al., Applied Sciences 11(2):672, 2021, doi 10.3390/app11020672",
     ),
     "busi": _Known(
         _busi,
@@ -315,7 +394,7 @@ _LOADERS = {
         ("diagnosis",),
         ("grouped",),
         "https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
-        "Al-Dhabyani et al., Data in Brief 28:104863, 2020",
+        "Al-Dhabyani et al., Data in Brief 28:104863, 2020, doi 10.1016/j.dib.2019.104863",
     ),
     "bus-bra": _Known(
         _bus_bra,
@@ -323,7 +402,7 @@ _LOADERS = {
         ("pathology", "birads"),
         (),
         "https://doi.org/10.5281/zenodo.8231412",
-        "Gómez-Flores et al., Medical Physics 51(4):3110-3123, 2024",
+        "Gómez-Flores et al., Medical Physics 51(4):3110-3123, 2024, doi 10.1002/mp.16812",
         "CC BY 4.0",
     ),
     "covid-blues": _Known(

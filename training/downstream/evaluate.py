@@ -23,13 +23,13 @@ from uscl_zoo.gradcam import heat_maps
 from uscl_zoo.scores import Scorer
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
-from ..execution import device_named
+from ..execution import device_named, precision_on
 from ..frames import FrameStore
 from ..prepare import Sampling, prepare
 from ..runs import code_version, hardware
-from .contenders import Contender, contender
+from .contenders import Contender, Statistics, contenders
 from .datasets import DataSet
-from .folds import Folds, draw_folds, official_folds
+from .folds import Folds, draw_folds, official_folds, some_subjects
 from .infold import SETTINGS, Job, Setting, method_recipe, pretrain_within
 from .probe import Bootstrap, Floats, features
 from .protocols import BUDGETS, PROTOCOLS, finetuned, knn, linear
@@ -38,11 +38,12 @@ from .scoring import (
     Difference,
     Figures,
     bootstrap_of,
-    by_frame,
     differences,
     figures,
     units,
 )
+from .seen import Material, Seen
+from .subset import take
 from .tuning import Sample, linear_classifier, trained_modules
 
 Features = npt.NDArray[np.float32]
@@ -61,7 +62,7 @@ class Outcome:
 
     Attributes:
         model: as asked for.
-        note: `in corpus` where its card, or its corpus, says so.
+        seen: what its weights were trained on of the data.
         protocol: of `PROTOCOLS`.
         size: height and width of the frames it was given.
         probabilities: (seeds, N, classes), of every labelled frame by the fold that judges it.
@@ -71,7 +72,7 @@ class Outcome:
     """
 
     model: str
-    note: str
+    seen: Seen
     protocol: str
     size: int
     probabilities: Floats
@@ -110,7 +111,10 @@ class Evaluation:
         setting: name and content.
         outcomes: by protocol and model, in the order asked for.
         compared: by protocol and unit.
-        efficiency: by model, figures at a share of the training subjects, by frame.
+        efficiency: by model, figures by unit at a share of the training subjects.
+        thinned: by unit, the models compared at each share with `reference`.
+        reference: what models are compared with at each share.
+        every_two: whether elsewhere every two are compared, and not with it alone.
         embedded: by model, features of every labelled frame by its first seed, for pictures.
         cases: by model, of the linear protocol: the surest right and the surest wrong clips.
         about: how it was made.
@@ -122,7 +126,10 @@ class Evaluation:
     setting: tuple[str, Setting]
     outcomes: list[Outcome]
     compared: dict[tuple[str, str], list[Difference]]
-    efficiency: dict[str, list[tuple[float, Figures]]]
+    efficiency: dict[str, list[tuple[float, dict[str, Figures]]]]
+    thinned: dict[str, list[Difference]]
+    reference: str
+    every_two: bool
     embedded: dict[str, Features]
     cases: dict[str, list[Case]]
     about: dict[str, Any] = field(default_factory=dict)
@@ -138,6 +145,8 @@ def evaluate(
     folds: int = 5,
     seeds: int = 3,
     shares: Sequence[float] = (),
+    against: str | None = None,
+    statistics: Statistics | None = None,
     rate: float = 3.0,
     resamples: int = 2000,
     seed: int = 0,
@@ -156,12 +165,15 @@ def evaluate(
         dataset: labelled images or videos.
         output: folder of the report.
         protocols: of `PROTOCOLS`.
-        setting: of `SETTINGS`: size and epochs of what is pretrained here, size of random networks
-            and epochs of fine-tuning.
+        setting: of `SETTINGS`: size and epochs of what is pretrained here, and epochs of
+            fine-tuning.
         folds: how many, where the data set has none of its own.
         seeds: of whatever is trained or random.
         shares: of the training subjects, for label efficiency by the linear protocol.
-        rate: frames a second to take from videos.
+        against: the model that the others are compared with; None for every two, and at each share
+            for the first model.
+        statistics: mean and std of checkpoint files that do not say theirs.
+        rate: frames a second to take from videos; a store has its own.
         resamples: of the bootstrap over subjects.
         seed: of the folds and the bootstrap.
         workers: processes that decode and pretrain.
@@ -182,12 +194,17 @@ def evaluate(
     if any(not 0 < share <= 1 for share in shares):
         raise DataError("shares of the training subjects are above 0 and up to 1")
     chosen = SETTINGS[setting]
-    contenders = [contender(spec, chosen) for spec in models]
+    asked = contenders(models, chosen, statistics)
+    if against is not None and against not in models:
+        raise DataError(f"--against {against}: is none of the models, {', '.join(models)}")
+    # a name of the zoo is told in full
+    names = dict(zip(models, (one.spec for one in asked), strict=True))
+    against = None if against is None else names[against]
     if "finetune-last" in protocols:
-        for one in contenders:
+        for one in asked:
             if one.kind in ("timm", "folder"):
                 trained_modules(one.build(0, None), "last")  # an error now, not after hours
-    stores = _prepare(contenders, dataset, output / WORK, rate, workers, progress, tell)
+    stores = _prepare(asked, dataset, output / WORK, rate, workers, progress, tell)
     first = next(iter(stores.values()))
     divided = (
         draw_folds(first, folds, seed)
@@ -205,27 +222,23 @@ def evaluate(
         progress=progress,
     )
     bootstrap = bootstrap_of(divided, resamples, seed)
-    runs = bench.pretrain(contenders)
+    runs = bench.pretrain(asked)
+    material = Material(dataset.names, dataset.texts, stores[max(stores)], divided.videos)
+    seen = {one.spec: one.has_seen(material) for one in asked}
     outcomes = [
-        _outcome(bench, one, protocol, runs.get(one.spec, {}), bootstrap, dataset.name)
+        _outcome(bench, one, protocol, runs.get(one.spec, {}), bootstrap, seen[one.spec])
         for protocol in protocols
-        for one in contenders
+        for one in asked
     ]
     compared = {}
     for protocol in protocols:
         mine = [outcome for outcome in outcomes if outcome.protocol == protocol]
         for unit in mine[0].figures:
             compared[protocol, unit] = differences(
-                {outcome.model: outcome.figures[unit].compared for outcome in mine}
+                {1.0: {outcome.model: outcome.figures[unit] for outcome in mine}}, against
             )
-    efficiency = {
-        one.spec: [
-            (share, by_frame(bench.thinned(one, runs.get(one.spec, {}), share), bootstrap))
-            for share in shares
-        ]
-        for one in contenders
-        if shares
-    }
+    reference = against or asked[0].spec
+    efficiency = _efficiency(bench, asked, runs, shares, bootstrap)
     return Evaluation(
         dataset=dataset,
         folds=divided,
@@ -234,15 +247,19 @@ def evaluate(
         outcomes=outcomes,
         compared=compared,
         efficiency=efficiency,
+        thinned=_thinned(efficiency, reference),
+        reference=reference,
+        every_two=against is None,
         embedded={
-            one.spec: bench.embed(one, 0, runs.get(one.spec, {}).get((0, 0))) for one in contenders
+            one.spec: bench.embed(one, 0, runs.get(one.spec, {}).get((0, 0))) for one in asked
         },
-        cases=_all_cases(bench, contenders, runs, outcomes, tell),
+        cases=_all_cases(bench, asked, runs, outcomes, tell),
         about={
             "seed": seed,
             "seeds": seeds,
             "resamples": resamples,
-            "rate": rate,
+            "rate": first.description["sampling"]["rate"],
+            "precision": precision_on(bench.device, chosen.precision),
             "hardware": hardware(bench.device),
             "torch": torch.__version__,
             "code": code_version(),
@@ -265,6 +282,10 @@ def _prepare(
         tell(note)
     stores: dict[int, FrameStore] = {}
     for size in sorted({one.shape.size[1] for one in contenders}):
+        if dataset.store is not None:
+            kept = work / f"store-{size}"
+            stores[size] = take(dataset.store, dataset.videos, kept, size, progress)
+            continue
         prepared = prepare(
             dataset.collection.sources,
             work / f"store-{size}",
@@ -289,12 +310,12 @@ def _outcome(
     protocol: str,
     runs: dict[tuple[int, int], Path],
     bootstrap: Bootstrap,
-    name: str,
+    seen: Seen,
 ) -> Outcome:
     probabilities, right = bench.judge(one, protocol, runs)
     return Outcome(
         model=one.spec,
-        note=one.has_seen(name, bench.digests),
+        seen=seen,
         protocol=protocol,
         size=one.shape.size[1],
         probabilities=probabilities,
@@ -302,6 +323,43 @@ def _outcome(
         best=None if right is None else right[0],
         last=None if right is None else right[1],
     )
+
+
+def _efficiency(
+    bench: _Bench,
+    contenders: Sequence[Contender],
+    runs: dict[str, dict[tuple[int, int], Path]],
+    shares: Sequence[float],
+    bootstrap: Bootstrap,
+) -> dict[str, list[tuple[float, dict[str, Figures]]]]:
+    """The linear protocol at each share, by model; nothing without shares."""
+    if not shares:
+        return {}
+    found: dict[str, list[tuple[float, dict[str, Figures]]]] = {}
+    with tqdm(total=len(contenders) * len(shares), unit="share", disable=not bench.progress) as bar:
+        for one in contenders:
+            points = found.setdefault(one.spec, [])
+            for share in shares:
+                bar.set_description(f"{share:.3g} of the subjects, {one.spec}")
+                said = bench.thinned(one, runs.get(one.spec, {}), share)
+                by_unit = {unit.unit: unit for unit in figures(said, bench.folds, bootstrap)}
+                points.append((share, by_unit))
+                bar.update()
+    return found
+
+
+def _thinned(
+    efficiency: dict[str, list[tuple[float, dict[str, Figures]]]], reference: str
+) -> dict[str, list[Difference]]:
+    """The models compared with one at each share, by unit."""
+    found = {}
+    for unit in next((points[0][1] for points in efficiency.values()), {}):
+        by_share: dict[float, dict[str, Figures]] = {}
+        for model, points in efficiency.items():
+            for share, by_unit in points:
+                by_share.setdefault(share, {})[model] = by_unit[unit]
+        found[unit] = differences(by_share, reference)
+    return found
 
 
 def _all_cases(
@@ -401,8 +459,7 @@ class _Bench:
     def _frozen(
         self, one: Contender, protocol: str, seed: int, runs: dict[tuple[int, int], Path]
     ) -> Floats:
-        told = [protocol, one.identity, one.shape.size, seed, self._data(), _names(runs, seed)]
-        path = self.work / "answers" / f"{_digest(told)}.npy"
+        path = self._path(".npy", protocol, one, seed, runs)
         if path.exists():
             return np.asarray(np.load(path))
         probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
@@ -431,9 +488,7 @@ class _Bench:
         probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
         best = last = 0.0
         for fold in range(self.folds.count):
-            told = [protocol, one.identity, one.shape.size, seed, fold, self._data()]
-            told += [vars(budget), _names(runs, seed)]
-            path = self.work / "answers" / f"{_digest(told)}.npz"
+            path = self._path(".npz", protocol, one, seed, runs, fold, vars(budget))
             test = self.fold == fold
             if not path.exists():
                 network = one.build(seed, runs.get((seed, fold)))
@@ -523,32 +578,40 @@ class _Bench:
 
         A smaller share is part of a larger one, and every class keeps a subject.
         """
+        if share == 1:
+            # no draw, and so what the protocol itself has said
+            return self.judge(one, "linear", runs)[0]
         found = []
         for seed in range(self.seeds):
-            told = [share, one.identity, one.shape.size, seed, self._data(), _names(runs, seed)]
-            path = self.work / "answers" / f"{_digest(told)}.npy"
+            path = self._path(".npy", "linear", one, seed, runs, share)
             if path.exists():
                 found.append(np.asarray(np.load(path)))
                 continue
             probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
             for fold in range(self.folds.count):
                 embedded = self.embed(one, seed, runs.get((seed, fold)))
-                test = self.fold == fold
-                taken = np.isin(self.sample.subject, self._some(fold, share, seed))
-                probabilities[test] = self._fit("linear", embedded, ~test & taken, test)
+                train = self.fold != fold
+                some = some_subjects(
+                    self.sample.target[train], self.sample.subject[train], share, (seed, fold)
+                )
+                taken = train & np.isin(self.sample.subject, some)
+                probabilities[~train] = self._fit("linear", embedded, taken, ~train)
             found.append(_kept(path, probabilities))
         return np.stack(found)
 
-    def _some(self, fold: int, share: float, seed: int) -> Rows:
-        """Training subjects of a fold: a share of each class, at least one."""
-        sample, chosen = self.sample, []
-        rng = np.random.default_rng([seed, fold])
-        train = self.fold != fold
-        for label in range(len(self.folds.classes)):
-            subjects = np.unique(sample.subject[train & (sample.target == label)])
-            order = rng.permutation(subjects)
-            chosen.append(order[: max(round(share * len(order)), 1)])
-        return np.concatenate(chosen)
+    def _path(
+        self,
+        suffix: str,
+        protocol: str,
+        one: Contender,
+        seed: int,
+        runs: dict[tuple[int, int], Path],
+        *more: Any,
+    ) -> Path:
+        """Where answers are kept, by all that they depend on."""
+        told = [protocol, one.identity, one.shape.size, one.shape.mean, one.shape.std, seed]
+        told += [self._data(), _names(runs, seed), *more]
+        return self.work / "answers" / f"{_digest(told)}{suffix}"
 
     def _take(self, chosen: npt.NDArray[np.bool_]) -> Sample:
         return self.sample.take(np.flatnonzero(chosen))

@@ -57,6 +57,7 @@ from ..runs import (
 from .collection import Split, collect, split
 from .metrics import Judged, measure
 from .probe import Bootstrap, Score, Task
+from .seen import Material, seen_by
 from .tuning import MANY, SURVEYED, Rows, Sample, Tuner, fit, fit_temperature, sensible
 
 WORK, STORE, ABOUT = "work", "store", "run.json"
@@ -318,16 +319,19 @@ def _warnings(parts: Split, frames: FrameStore, base: _Base, name: str) -> list[
     twins = sum(len(places) > 1 for places in side_of.values())
     if twins:
         told.append(f"{twins} files are there twice, on two sides of the split or in two classes")
-    trained = base.card.training if base.card is not None else None
-    if trained is not None and name in {source.name for source in trained.sources}:
-        kept = set(trained.held_out_subjects)
+    if base.card is not None:
+        kept = set(base.card.training.held_out_subjects)
+        sources = frames.sources(frames.videos)
+        names = (name, *(str(source["name"]) for source in sources))
+        texts = tuple(s[key] for s in sources for key in ("url", "citation") if s[key])
         for words, videos in (("stopped", parts.validation), ("judged", parts.held_out)):
-            subjects = {video.subject for video in videos}
-            seen = len(subjects - kept)
-            told.append(
-                f"in corpus: {base.name} was pretrained on {name}, and on {seen} of the "
-                f"{len(subjects)} subjects it is {words} on"
-            )
+            seen = seen_by(base.card, Material(names, texts, frames, tuple(videos)))
+            if seen.leaks:
+                subjects = {video.subject for video in videos}
+                told.append(
+                    f"{seen}: {base.name} was pretrained on it, and of the {len(subjects)} "
+                    f"subjects it is {words} on, its card names {len(subjects & kept)} as held out"
+                )
     return told
 
 

@@ -49,7 +49,7 @@ class Setting:
     precision: str
 
 
-SETTINGS = {"reduced": Setting(64, 100, "bf16"), "full": Setting(224, 300, "auto")}
+SETTINGS = {"reduced": Setting(64, 100, "auto"), "full": Setting(224, 300, "auto")}
 
 
 def method_recipe(spec: str, setting: Setting, seed: int) -> Recipe:

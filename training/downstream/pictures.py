@@ -13,8 +13,10 @@ from .infold import file_name
 from .metrics import Judged
 from .probe import Bootstrap
 from .report import draw_confusion, draw_reliability, plain
-from .scoring import COMPARED, units
+from .scoring import units
 
+#: The figure that models are drawn by.
+DRAWN = "balanced accuracy"
 _GRID = np.linspace(0, 1, 101)
 #: Frames of the t-SNE, which takes long of many, and of each clip at most.
 _DOTS, _FRAMES = 900, 6
@@ -25,14 +27,14 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
     yield (
         "compared.png",
         draw_compared(found),
-        (f"{COMPARED.capitalize()} by model, with 95 % intervals over subjects; red: in corpus."),
+        (f"{DRAWN.capitalize()} by model, with 95 % intervals over subjects; red: in corpus."),
     )
     if found.efficiency:
         yield (
             "efficiency.png",
             draw_efficiency(found),
             (
-                f"Label efficiency: {COMPARED} of the linear protocol by the share of training "
+                f"Label efficiency: {DRAWN} of the linear protocol by the share of training "
                 "subjects, with 95 % intervals; every class keeps a subject."
             ),
         )
@@ -96,11 +98,11 @@ def draw_compared(found: Evaluation) -> Figure:
             if outcome.protocol != protocol:
                 continue
             row = models.index(outcome.model)
-            score = outcome.figures[unit].scores[COMPARED]
-            colour = "#c53030" if outcome.note else "#2b6cb0"
+            score = outcome.figures[unit].scores[DRAWN]
+            colour = "#c53030" if outcome.seen.leaks else "#2b6cb0"
             axes.plot([score.low, score.high], [row, row], color=colour, linewidth=2)
             axes.plot(score.value, row, "o", color=colour)
-        axes.set(title=protocol, xlabel=f"{COMPARED}, by {unit}", xlim=(0, 1))
+        axes.set(title=protocol, xlabel=f"{DRAWN}, by {unit}", xlim=(0, 1))
         plain(axes)
     grid[0, 0].set_yticks(range(len(models)), models)
     grid[0, 0].set_ylim(len(models) - 0.5, -0.5)
@@ -115,7 +117,7 @@ def draw_efficiency(found: Evaluation) -> Figure:
     for i, (model, points) in enumerate(found.efficiency.items()):
         # side by side, or the bars would hide one another
         across = np.array([share for share, _ in points]) * 1.03 ** (i - (count - 1) / 2)
-        scores = [figures.scores[COMPARED] for _, figures in points]
+        scores = [next(iter(units.values())).scores[DRAWN] for _, units in points]
         middle = np.array([score.value for score in scores])
         low = middle - [score.low for score in scores]
         high = np.array([score.high for score in scores]) - middle
@@ -125,9 +127,9 @@ def draw_efficiency(found: Evaluation) -> Figure:
     axes.axhline(1 / len(found.folds.classes), color="0.6", linestyle=":", linewidth=1)
     shares = [share for share, _ in points]
     axes.set_xscale("log")
-    axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    axes.set_xticks(shares, [f"{100 * share:.3g} %" for share in shares])
     axes.minorticks_off()
-    axes.set(xlabel="training subjects", ylabel=COMPARED, ylim=(0, 1))
+    axes.set(xlabel="training subjects", ylabel=DRAWN, ylim=(0, 1))
     axes.legend(frameon=False, fontsize=8)
     plain(axes)
     return figure

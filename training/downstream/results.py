@@ -25,7 +25,7 @@ from .scoring import COMPARED, Difference, Figures, units
 PAGE, TABLES, FIGURES, ANSWERS = "report.html", "results.md", "results.json", "answers.csv"
 #: What the authors report of fine-tuning on POCUS, chosen and judged by the same fold (METHOD).
 PAPER_BEST = 0.9419
-_SHOWN = ("accuracy", COMPARED, "macro F1", "macro AUROC", "expected calibration error")
+_SHOWN = ("accuracy", "balanced accuracy", "macro F1", "macro AUROC", "expected calibration error")
 
 
 def write(found: Evaluation, output: Path, command: str) -> None:
@@ -64,32 +64,62 @@ def tables(found: Evaluation) -> list[Table]:
     for protocol in dict.fromkeys(outcome.protocol for outcome in found.outcomes):
         mine = [outcome for outcome in found.outcomes if outcome.protocol == protocol]
         for unit in mine[0].figures:
-            head = ["model", "frames", "seeds", *_SHOWN, "note"]
+            head = ["model", "frames", "seeds", *_SHOWN, "corpus"]
             rows = [_row(outcome, outcome.figures[unit]) for outcome in mine]
             made.append((f"{protocol}, by {unit}", head, rows))
         if mine[0].best is not None:
             made.append(_epochs(found, protocol, mine))
         for unit in mine[0].figures:
-            rows = [_compared(one) for one in found.compared[protocol, unit]]
-            if rows:
-                head = ["difference", COMPARED, "p", "p corrected"]
-                made.append((f"{protocol}, by {unit}: every two models", head, rows))
-    if found.efficiency:
+            if found.compared[protocol, unit]:
+                made.append(
+                    (
+                        f"{protocol}, by {unit}: differences",
+                        ["difference", *_COMPARED_HEAD],
+                        _compared(found.compared[protocol, unit]),
+                    )
+                )
+    return made + _by_share(found)
+
+
+#: Columns of a comparison: of each metric the difference, p, and p corrected.
+_COMPARED_HEAD = [
+    column for metric in COMPARED for column in (metric, "p", "p corrected")
+]  # fmt: skip
+
+
+def _by_share(found: Evaluation) -> list[Table]:
+    """Label efficiency, and the differences at each share."""
+    made: list[Table] = []
+    for unit, compared in found.thinned.items():
         shares = [share for share, _ in next(iter(found.efficiency.values()))]
-        head = ["model", *(f"{share:.0%}" for share in shares)]
-        rows = [
-            [model, *(_told(figures, COMPARED) for _, figures in points)]
-            for model, points in found.efficiency.items()
-        ]
-        made.append((f"label efficiency: {COMPARED} by share of training subjects", head, rows))
+        for metric in COMPARED:
+            rows = [
+                [model, *(_told(units[unit], metric) for _, units in points)]
+                for model, points in found.efficiency.items()
+            ]
+            title = f"label efficiency, by {unit}: {metric} by share of training subjects"
+            made.append((title, ["model", *map(_percent, shares)], rows))
+        if compared:
+            title = f"label efficiency, by {unit}: differences to {found.reference}"
+            head = ["subjects", "difference", *_COMPARED_HEAD]
+            rows = [
+                [_percent(share), *row]
+                for share in shares
+                for row in _compared([one for one in compared if one.share == share])
+            ]
+            made.append((title, head, rows))
     return made
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _row(outcome: Outcome, figures: Figures) -> list[str]:
     seeds = len(outcome.probabilities)
     size = f"{outcome.size}²"
     told = [_told(figures, name) for name in _SHOWN]
-    return [outcome.model, size, str(seeds), *told, outcome.note]
+    return [outcome.model, size, str(seeds), *told, str(outcome.seen)]
 
 
 def _told(figures: Figures, name: str) -> str:
@@ -97,25 +127,26 @@ def _told(figures: Figures, name: str) -> str:
     return f"{figures.scores[name]}" + (f" ±{spread:.3f}" if spread == spread else "")
 
 
-def _compared(one: Difference) -> list[str]:
-    return [
-        f"{one.first} − {one.second}",
-        str(one.difference),
-        f"{one.p:.3f}",
-        f"{one.corrected:.3f}",
-    ]
+def _compared(differences: Sequence[Difference]) -> list[list[str]]:
+    """A row a pair, with every metric side by side."""
+    rows: dict[str, list[str]] = {}
+    for one in differences:
+        pair = f"{one.first} − {one.second}"
+        told = [str(one.difference), f"{one.p:.3f}", f"{one.corrected:.3f}"]
+        rows.setdefault(pair, [pair]).extend(told)
+    return list(rows.values())
 
 
 def _epochs(found: Evaluation, protocol: str, mine: Sequence[Outcome]) -> Table:
     """The optimistic protocol beside the honest one."""
     rows = [
-        [one.model, f"{one.last:.3f}", f"{one.best:.3f}", one.note]
+        [one.model, f"{one.last:.3f}", f"{one.best:.3f}", str(one.seen)]
         for one in mine
         if one.last is not None and one.best is not None
     ]
     if found.dataset.name.startswith("POCUS"):
         rows.append(["the paper's USCL, its own folds", "", f"{PAPER_BEST:.4f}", "not ours"])
-    head = ["model", "last epoch", "best epoch on the held-out fold", "note"]
+    head = ["model", "last epoch", "best epoch on the held-out fold", "corpus"]
     return (
         f"{protocol}: accuracy by frame, and what choosing on the test fold would add",
         head,
@@ -136,13 +167,29 @@ def facts(found: Evaluation, command: str) -> list[tuple[str, str]]:
         ("licence", found.dataset.licence or _licences(found)),
         ("folds", f"{folds.count}, {kind}; no subject in two"),
         ("setting", f"{name}: pretraining within folds {setting.epochs} epochs at "
-         f"{setting.size}², {setting.precision}"),
+         f"{setting.size}², {about['precision']}"),
+        *_sizes(found),
+        ("compared", "every two models"
+         + (f"; at each share with {found.reference}" if found.thinned else "")
+         if found.every_two else f"with {found.reference}"),
+        ("corpus", "what weights were trained on, known by names, DOIs and URLs on their card, by "
+         "SHA-256 of files, and by perceptual hashes of pictures, also saved anew"),
         ("intervals", f"95 %, bootstrap over subjects within classes, {about['resamples']} "
          "resamples, the same for all models; ± is the standard deviation over seeds"),
-        ("p", "two-sided, from the paired resamples; corrected by Holm's method for all rows"),
+        ("p", "two-sided, from the paired resamples; corrected by Holm's method for all rows "
+         "of a metric"),
         ("hardware", f"{about['hardware']}, torch {about['torch']}, {about['seconds']} s"),
         ("code", str(about["code"])),
     ]  # fmt: skip
+
+
+def _sizes(found: Evaluation) -> list[tuple[str, str]]:
+    """Said where not all models were given frames of one size."""
+    sizes = {outcome.model: outcome.size for outcome in found.outcomes}
+    if len(set(sizes.values())) == 1:
+        return []
+    told = ", ".join(f"{model} {size}²" for model, size in sizes.items())
+    return [("sizes", f"like is not compared with like: {told}")]
 
 
 def _licences(found: Evaluation) -> str:
@@ -184,7 +231,8 @@ def plain(found: Evaluation, command: str) -> dict[str, Any]:
         "outcomes": [
             {
                 "model": outcome.model,
-                "note": outcome.note,
+                "corpus": outcome.seen.told,
+                "in corpus": outcome.seen.leaks,
                 "protocol": outcome.protocol,
                 "size": outcome.size,
                 "seeds": len(outcome.probabilities),
@@ -200,24 +248,33 @@ def plain(found: Evaluation, command: str) -> dict[str, Any]:
             }
             for outcome in found.outcomes
         ],
+        "reference": found.reference,
         "differences": [
-            {
-                "protocol": protocol,
-                "unit": unit,
-                "first": one.first,
-                "second": one.second,
-                "p": one.p,
-                "p corrected": one.corrected,
-            }
-            | _numbers(one.difference)
+            {"protocol": protocol, "unit": unit} | _difference(one)
             for (protocol, unit), rows in found.compared.items()
             for one in rows
         ],
         "label efficiency": {
-            model: {f"{share:g}": _numbers(figures.scores[COMPARED]) for share, figures in points}
+            model: {
+                f"{share:g}": {
+                    unit: {metric: _numbers(figures.scores[metric]) for metric in COMPARED}
+                    for unit, figures in units.items()
+                }
+                for share, units in points
+            }
             for model, points in found.efficiency.items()
         },
+        "differences by share": [
+            {"unit": unit, "share": one.share} | _difference(one)
+            for unit, rows in found.thinned.items()
+            for one in rows
+        ],
     }
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    told = {"first": one.first, "second": one.second, "metric": one.metric}
+    return told | {"p": one.p, "p corrected": one.corrected} | _numbers(one.difference)
 
 
 def _numbers(score: Any) -> dict[str, float | None]:
@@ -250,11 +307,12 @@ def _answers(found: Evaluation) -> str:
 def page(found: Evaluation, command: str, drawn: Sequence[tuple[str, bytes, str]]) -> str:
     """The report as one HTML file that needs no other."""
     body = [f"<p>{escape(found.dataset.citation or '')}</p>"]
-    seen = sorted({outcome.model for outcome in found.outcomes if outcome.note})
+    seen = sorted({outcome.model for outcome in found.outcomes if outcome.seen.leaks})
     if seen:
         body.append(
-            f'<p class="note">In corpus: {escape(", ".join(seen))} was pretrained on this data '
-            "set, on subjects it is judged by here; its figures say nothing of new patients.</p>"
+            f'<p class="note">In corpus: {escape(", ".join(seen))} was trained on this data set, '
+            "as far as can be told on subjects it is judged by here; its figures say nothing of "
+            "new patients.</p>"
         )
     for title, head, rows in tables(found):
         body += [f"<h2>{escape(title)}</h2>", pages.table(head, rows)]

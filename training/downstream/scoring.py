@@ -14,7 +14,7 @@ from .metrics import Judged, interval, resampled
 from .probe import Bootstrap, Floats, Score, Task
 
 #: What is compared between models.
-COMPARED = "balanced accuracy"
+COMPARED = ("balanced accuracy", "macro AUROC")
 #: Figures of `metrics` about declining to answer, which no protocol here does.
 _UNASKED = ("share answered", "accuracy where answered", "share flagged as unlike")
 
@@ -94,13 +94,13 @@ class Figures:
         unit: `frame`, `clip` or `subject`.
         scores: by name.
         spread: standard deviation of each over seeds, NaN of a single one.
-        compared: `COMPARED`, of all subjects and of each resample.
+        compared: of `COMPARED`, by name, of all subjects and of each resample.
     """
 
     unit: str
     scores: dict[str, Score]
     spread: dict[str, float]
-    compared: Floats
+    compared: dict[str, Floats]
 
 
 def figures(probabilities: Floats, folds: Folds, bootstrap: Bootstrap) -> list[Figures]:
@@ -126,21 +126,8 @@ def figures(probabilities: Floats, folds: Folds, bootstrap: Bootstrap) -> list[F
         }
         means = {name: value.mean(axis=0) for name, value in values.items()}
         scores = {name: interval(mean) for name, mean in means.items()}
-        found.append(Figures(unit, scores, spread, means[COMPARED]))
+        found.append(Figures(unit, scores, spread, {name: means[name] for name in COMPARED}))
     return found
-
-
-def by_frame(probabilities: Floats, bootstrap: Bootstrap) -> Figures:
-    """`COMPARED` alone, by frame, as `figures` has it and without all the rest.
-
-    Args:
-        probabilities: (seeds, N, classes), of the test frames of the bootstrap.
-        bootstrap: of their subjects.
-    """
-    values = np.stack([bootstrap.balanced_accuracy(one.argmax(axis=1)) for one in probabilities])
-    mean = values.mean(axis=0)
-    spread = float(np.std(values[:, 0], ddof=1)) if len(values) > 1 else float("nan")
-    return Figures("frame", {COMPARED: interval(mean)}, {COMPARED: spread}, mean)
 
 
 @dataclass(frozen=True)
@@ -150,31 +137,52 @@ class Difference:
     Attributes:
         first: name.
         second: name.
-        difference: of `COMPARED`, with its paired interval.
+        metric: of `COMPARED`.
+        share: of the training subjects that both were fitted on.
+        difference: with its paired interval.
         p: two-sided, from the resamples that lie on the other side of 0.
-        corrected: p after Holm's correction for all comparisons of the table.
+        corrected: p after Holm's correction for all comparisons of the table in that metric.
     """
 
     first: str
     second: str
+    metric: str
+    share: float
     difference: Score
     p: float
     corrected: float
 
 
-def differences(compared: Mapping[str, Floats]) -> list[Difference]:
-    """Compare every two models.
+def differences(
+    compared: Mapping[float, Mapping[str, Figures]], against: str | None = None
+) -> list[Difference]:
+    """Compare models, by metric, share and pair.
 
     Args:
-        compared: by model, `Figures.compared` of the same unit and bootstrap.
+        compared: figures of one unit and bootstrap, by share of the training subjects and model.
+        against: the model that the others are compared with; None for every two.
     """
-    pairs = list(combinations(compared, 2))
-    values = [compared[first] - compared[second] for first, second in pairs]
-    raw = [two_sided(value) for value in values]
-    return [
-        Difference(first, second, interval(value), p, corrected)
-        for (first, second), value, p, corrected in zip(pairs, values, raw, holm(raw), strict=True)
-    ]
+    found = []
+    for metric in COMPARED:
+        rows = [
+            (first, second, share, models[first].compared[metric] - models[second].compared[metric])
+            for share, models in compared.items()
+            for first, second in _pairs(list(models), against)
+        ]
+        raw = [two_sided(values) for *_, values in rows]
+        found += [
+            Difference(first, second, metric, share, interval(values), p, corrected)
+            for (first, second, share, values), p, corrected in zip(
+                rows, raw, holm(raw), strict=True
+            )
+        ]
+    return found
+
+
+def _pairs(models: Sequence[str], against: str | None) -> list[tuple[str, str]]:
+    if against is None:
+        return list(combinations(models, 2))
+    return [(model, against) for model in models if model != against]
 
 
 def two_sided(values: Floats) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 from pathlib import Path
@@ -12,18 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
-from conftest import draw_classes
+from conftest import SUBJECT, draw_classes
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from timm.models import save_for_hf
-from uscl_zoo.training.corpus import read_corpus
 from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream import evaluate as module
 from uscl_zoo.training.downstream.contenders import contender
 from uscl_zoo.training.downstream.evaluate import Evaluation, evaluate
 from uscl_zoo.training.downstream.infold import Setting
+from uscl_zoo.training.downstream.scoring import COMPARED
+from uscl_zoo.training.downstream.subset import take
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.labels import from_name
+from uscl_zoo.training.prepare import Sampling, prepare
 
 from uscl_zoo import cli, store
+from uscl_zoo.checkpoint import metadata_of, write_backbone
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.registry import model_info
 
@@ -35,6 +39,7 @@ METHOD = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trained here is trained briefly."""
     monkeypatch.setitem(infold.SETTINGS, "reduced", TINY)
+    monkeypatch.setattr(contenders, "SIZE", 32)
     monkeypatch.setitem(protocols.BUDGETS, "reduced", protocols.Budget(2, 2))
 
 
@@ -79,6 +84,8 @@ def test_figures_are_those_of_the_answers(classes: Path, tmp_path: Path) -> None
         ("knn", "random", METHOD),
         ("linear", "random", METHOD),
     }
+    assert {d["metric"] for d in told["differences"]} == set(COMPARED)
+    assert told["about"]["precision"] == "float32"
 
 
 @pytest.mark.slow
@@ -105,7 +112,7 @@ def test_the_page_needs_no_other_file(classes: Path, tmp_path: Path) -> None:
     assert "linear, by clip" in tables and "label efficiency" in tables
     # stills that are their own subject: three units would be three times the same
     assert "## linear, by frame" not in tables and "## linear, by subject" not in tables
-    whole = found.efficiency["random"][-1][1].scores["balanced accuracy"]
+    whole = found.efficiency["random"][-1][1]["clip"].scores["balanced accuracy"]
     same = found.outcomes[0].figures["clip"].scores["balanced accuracy"]
     assert whole.value == pytest.approx(same.value)
 
@@ -147,47 +154,147 @@ def test_weights_that_have_seen_the_data_are_marked(
     object.__setattr__(data, "name", name)
     monkeypatch.setattr(datasets, "load", lambda *a, **k: data)
     found = run(classes, tmp_path, "resnet18_uscl.pocus", "random")
-    assert [outcome.note for outcome in found.outcomes] == ["in corpus", ""]
+    assert [outcome.seen.leaks for outcome in found.outcomes] == [True, False]
+    told = [outcome.seen.told for outcome in found.outcomes]
+    assert told == ["in corpus (by name; none of 27 files recognised)", "untrained"]
     for text in (results.markdown(found, ""), results.page(found, "", [])):
-        assert "in corpus" in text
-    # one size for what is trained here, and its own for what is not
-    assert [outcome.size for outcome in found.outcomes] == [224, 32]
+        assert told[0] in text
+    # random networks are given what the others are
+    assert [outcome.size for outcome in found.outcomes] == [224, 224]
 
 
-def test_files_that_were_trained_on_are_known_under_any_name() -> None:
-    one = contender("resnet18_uscl.pocus", TINY)
-    path = store.corpus_of(model_info("resnet18_uscl.pocus"))
-    assert path is not None
-    known = read_corpus(path).digests
-    assert one.has_seen("Mine", [*known[:3], "0" * 64]) == "in corpus (3 of 4 files)"
-    assert one.has_seen("Mine", ["0" * 64]) == ""
-    assert contender("random", TINY).has_seen("Mine", known) == ""
+def test_models_are_compared_with_one_at_each_share(classes: Path, tmp_path: Path) -> None:
+    chosen: Any = {"shares": (0.25, 1.0), "against": "random:resnet50", "seeds": 1}
+    found = run(classes, tmp_path, "random", "random:resnet50", **chosen)
+    results.write(found, tmp_path, "uscl evaluate")
+    told = json.loads((tmp_path / "results.json").read_text())
+    assert told["reference"] == "random:resnet50"
+    assert [
+        (one["share"], one["metric"], one["first"], one["second"])
+        for one in told["differences by share"]
+    ] == [
+        (share, metric, "random", "random:resnet50") for metric in COMPARED for share in (0.25, 1.0)
+    ]
+    whole, at_all = (
+        [one for one in told[key] if one["metric"] == "macro AUROC"][-1]
+        for key in ("differences", "differences by share")
+    )
+    assert (whole["value"], whole["low"], whole["p"]) == (
+        at_all["value"],
+        at_all["low"],
+        at_all["p"],
+    )
+    tables = (tmp_path / "results.md").read_text()
+    assert "## label efficiency, by clip: differences to random:resnet50" in tables
+    assert "| 25 % | random − random:resnet50 |" in tables
+    with pytest.raises(DataError, match="--against other: is none of the models"):
+        run(classes, tmp_path, "random", against="other")
 
 
-def test_subjects_of_a_smaller_share_are_among_those_of_a_larger(
-    classes: Path, tmp_path: Path
-) -> None:
-    bench = make_bench(classes, tmp_path)
-    for fold in range(3):
-        some = [set(bench._some(fold, share, 0)) for share in (0.01, 0.25, 0.5, 1.0)]
-        assert all(small <= large for small, large in itertools.pairwise(some))
-        assert len(some[0]) == 3  # one a class
-        assert not some[-1] & set(bench.sample.subject[bench.fold == fold])
+def test_like_is_compared_with_like(classes: Path, tmp_path: Path) -> None:
+    def sizes(*specs: str) -> list[int]:
+        return [one.shape.size[1] for one in contenders.contenders(specs, Setting(64, 1, "auto"))]
+
+    assert sizes("random") == [32]
+    assert sizes("random", METHOD) == [64, 64]
+    assert sizes("random", METHOD, "resnet18_uscl.pocus") == [224, 64, 224]
+    assert "like is not compared" not in results.markdown(run(classes, tmp_path, "random"), "")
 
 
-def make_bench(data: Path, work: Path) -> Any:
-    run(data, work, "random")
-    frames = module.FrameStore(work / "work" / "store-32")
-    folds = module.draw_folds(frames, 3, 0)
-    device = module.device_named("cpu")
-    return module._Bench({32: frames}, folds, work / "work", "reduced", 2, 1, device, False)
+def weights(path: Path, metadata: dict[str, str] | None = None) -> Path:
+    network = timm.create_model("resnet18", num_classes=0, zero_init_last=False)
+    write_backbone(network.state_dict(), path, "resnet18", metadata=metadata)
+    return path
 
 
-def test_a_checkpoint_file_is_a_model() -> None:
+def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
+    mean, std = (0.48, 0.45, 0.4), (0.229, 0.224, 0.225)
+    own = contender(str(weights(tmp_path / "own.safetensors", metadata_of(mean, std))), TINY)
+    assert (own.kind, own.shape.mean, own.shape.std) == ("file", mean, std)
+    silent = str(weights(tmp_path / "silent.safetensors"))
+    with pytest.raises(DataError, match=r"silent.safetensors: does not say .* --mean and --std"):
+        contender(silent, TINY)
+    (told,) = contenders.contenders([silent], TINY, (mean, std))
+    assert (told.shape.mean, told.shape.std) == (mean, std)
+    with pytest.raises(DataError, match="no MODEL is one"):
+        contenders.contenders(["random"], TINY, (mean, std))
+
+
+def test_answers_are_of_the_mean_and_std_they_were_given(classes: Path, tmp_path: Path) -> None:
+    silent = str(weights(tmp_path / "silent.safetensors"))
+    said = [
+        run(classes, tmp_path / "report", silent, statistics=((m, m, m), (0.25, 0.25, 0.25)))
+        for m in (0.1, 0.9)
+    ]
+    assert not np.array_equal(*(one.outcomes[0].probabilities for one in said))
+
+
+def test_a_file_of_the_zoo_is_known_by_its_content(tmp_path: Path) -> None:
     bundled = store.locate(model_info("resnet18_uscl.pocus")).path
-    one = contender(str(bundled), TINY)
+    copied = tmp_path / "mine.safetensors"
+    copied.write_bytes(bundled.read_bytes())
+    one = contender(str(copied), TINY)
     assert (one.kind, one.identity) == ("file", store.sha256_of(bundled))
     assert one.build(0, None).num_features == 512
+    assert one.card is not None and one.card.name == "resnet18_uscl.pocus"
+    assert one.shape.mean == one.card.input.mean
+
+
+def labelled(store_: FrameStore, **options: Any) -> datasets.DataSet:
+    return datasets.load_store(store_.folder, **options)
+
+
+@pytest.fixture(scope="module")
+def half(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
+    """The clips of `small_store`, with two subjects of three held out."""
+    return prepare(
+        [clips],
+        tmp_path_factory.mktemp("half") / "store",
+        lambda name: from_name(name, subject_pattern=SUBJECT),
+        sampling=Sampling(size=48),
+        holdout=0.7,
+        workers=1,
+        origin={"name": "Clips", "url": None, "citation": None},
+        progress=False,
+    ).store
+
+
+def test_a_store_is_judged_within_its_held_out_subjects(half: FrameStore, tmp_path: Path) -> None:
+    data = labelled(half)
+    held = set(half.description["held_out_subjects"])
+    assert {video.subject for video in data.videos} == held and len(held) == 6
+    options: Any = {"folds": 2, "seeds": 1, "resamples": 100, "progress": False, "device": "cpu"}
+    found = evaluate(["random"], data, tmp_path, tell=lambda line: None, **options)
+    assert {video.subject for video in found.folds.videos} == held
+    # their own frames, in the size that was asked for
+    copy = FrameStore(tmp_path / "work" / "store-32")
+    assert copy.frames.shape[1:] == (32, 32, 3)
+    for own, theirs in zip(copy.videos, data.videos, strict=True):
+        assert (own.name, own.subject, own.label) == (theirs.name, theirs.subject, theirs.label)
+        small = Image.fromarray(half.frames[theirs.first]).resize(
+            (32, 32), Image.Resampling.BILINEAR
+        )
+        assert np.array_equal(copy.frames[own.first], small)
+    text = results.markdown(found, "")
+    assert "the 6 held-out subjects of the store, and no other" in text
+    everyone = labelled(half, everyone=True)
+    assert len({video.subject for video in everyone.videos}) == 9
+    assert everyone.collection.notes[0].endswith("of whom 3 are not held out")
+
+
+def test_classes_of_a_store_are_chosen(half: FrameStore) -> None:
+    labels = sorted({video.label or "" for video in half.videos})
+    some = labelled(half, classes=[labels[0][:3].upper() + "*", labels[1]])
+    assert {video.label for video in some.videos} == set(labels[:2])
+    assert "videos of other classes left out" in some.collection.notes[1]
+    with pytest.raises(DataError, match=r"1 classes of .*, and two are needed; labels: "):
+        labelled(half, classes=[labels[0]])
+
+
+def test_a_store_of_which_nobody_is_held_out_is_said(half: FrameStore, tmp_path: Path) -> None:
+    copy = take(half, half.select("train"), tmp_path / "copy", 32)
+    with pytest.raises(DataError, match=r"none of a held-out subject; .* --all-subjects"):
+        labelled(copy)
 
 
 def test_a_folder_of_timm_is_a_model_whatever_its_architecture(tmp_path: Path) -> None:
@@ -271,3 +378,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         cli.main([*asked[:2], "--dataset", "nothing", *asked[4:]])
     assert stopped.value.code == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_the_command_with_a_store(
+    half: FrameStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", "random", "--dataset", str(half.folder), "-o", str(tmp_path / "report")]
+    asked += ["--folds", "2", "--seeds", "1", "--resamples", "100", "--shares", "50,100"]
+    cli.main(asked)
+    told = capsys.readouterr().out
+    assert "# Clips" in told and "| model | 50 % | 100 % |" in told
+    for more, said in (
+        (["--data", "x"], "--data x: is not of a store"),
+        (["--target", "x"], "--target x: is not of a store"),
+        (["--mean", "0.5"], "--mean and --std go together"),
+        (["--mean", "0.5", "--std", "50"], "--std: one number or three between 0 and 1"),
+        (["--label-efficiency"], "exclude each other"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*asked, *more])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err

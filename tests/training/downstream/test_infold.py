@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from uscl_zoo.training.downstream.infold import Job, Setting, method_recipe, pretrain_within
+from uscl_zoo.training.downstream.infold import (
+    SETTINGS,
+    Job,
+    Setting,
+    method_recipe,
+    pretrain_within,
+)
 from uscl_zoo.training.execution import Execution, device_named
 from uscl_zoo.training.export import encoder_of
 from uscl_zoo.training.frames import FRAMES, FrameStore
@@ -47,6 +53,11 @@ def test_a_method_may_name_a_precision_to_compare() -> None:
 def test_what_the_setting_decides_is_refused(key: str) -> None:
     with pytest.raises(CardError, match="is decided by --setting and --seeds"):
         method_recipe(f"method:pocus_resnet18+{key}", TINY, 0)
+
+
+@pytest.mark.parametrize("setting", ["reduced", "full"])
+def test_without_a_word_the_precision_is_the_machines(setting: str) -> None:
+    assert method_recipe("method:pocus_resnet18", SETTINGS[setting], 0).precision == "auto"
 
 
 def test_an_unknown_recipe_is_named() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from uscl_zoo.training.downstream.folds import Folds, draw_folds
 from uscl_zoo.training.downstream.scoring import (
+    COMPARED,
     bootstrap_of,
-    by_frame,
     differences,
     figures,
     holm,
@@ -71,27 +71,36 @@ def test_seeds_are_averaged_and_their_spread_is_told(folds: Folds) -> None:
     assert "share answered" not in both.scores
 
 
-def test_by_frame_is_the_same_sooner(folds: Folds) -> None:
-    bootstrap = bootstrap_of(folds, 200, 0)
-    said = np.stack([answers(folds, 0.2), answers(folds, 0.5)])
-    slow, soon = figures(said, folds, bootstrap)[0], by_frame(said, bootstrap)
-    assert soon.unit == slow.unit == "frame"
-    assert soon.compared == pytest.approx(slow.compared)
-    assert soon.spread["balanced accuracy"] == pytest.approx(slow.spread["balanced accuracy"])
-
-
 def test_models_are_compared_on_the_same_resamples(folds: Folds) -> None:
     bootstrap = bootstrap_of(folds, 500, 0)
     compared = {
-        name: figures(answers(folds, wrong)[None], folds, bootstrap)[0].compared
+        name: figures(answers(folds, wrong)[None], folds, bootstrap)[0]
         for name, wrong in (("right", 0.0), ("half", 0.5), ("same", 0.5))
     }
-    found = {(one.first, one.second): one for one in differences(compared)}
+    every = differences({1.0: compared})
+    assert {one.metric for one in every} == set(COMPARED)
+    found = {(one.first, one.second): one for one in every if one.metric == COMPARED[0]}
     assert set(found) == {("right", "half"), ("right", "same"), ("half", "same")}
     clear, none = found["right", "half"], found["half", "same"]
     assert clear.difference.low > 0 and clear.p == pytest.approx(2 / 501)
     assert clear.corrected == pytest.approx(3 * 2 / 501)
     assert none.difference.value == 0 and none.p == none.corrected == 1
+
+
+def test_one_model_is_compared_with_all_others_at_every_share(folds: Folds) -> None:
+    bootstrap = bootstrap_of(folds, 200, 0)
+    good, bad = (figures(answers(folds, wrong)[None], folds, bootstrap)[0] for wrong in (0.0, 0.5))
+    given = {0.1: {"ours": bad, "in18": bad}, 1.0: {"ours": good, "in18": bad}}
+    found = [one for one in differences(given, "in18") if one.metric == "macro AUROC"]
+    assert [(one.share, one.first, one.second) for one in found] == [
+        (0.1, "ours", "in18"),
+        (1.0, "ours", "in18"),
+    ]
+    assert found[0].difference.value == 0
+    gap = good.scores["macro AUROC"].value - bad.scores["macro AUROC"].value
+    assert found[1].difference.value == pytest.approx(gap) and gap > 0
+    # corrected for both shares
+    assert found[1].corrected == pytest.approx(min(2 * found[1].p, 1))
 
 
 def test_holm_by_hand() -> None:

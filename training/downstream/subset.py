@@ -1,0 +1,68 @@
+"""Some videos of a store, as a store of their own in another size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from uscl_zoo.records import write_text
+
+from ..frames import COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore, Video, manifest_of
+
+
+def take(
+    store: FrameStore, videos: Sequence[Video], folder: Path, size: int, progress: bool = False
+) -> FrameStore:
+    """Copy videos of a store, their frames resized as `uscl prepare` resizes them.
+
+    What is there already, of the same videos, labels and size, is not made again.
+
+    Args:
+        store: to take from.
+        videos: of it, in its order.
+        folder: of the copy; what else it held is replaced.
+        size: height and width in pixels.
+        progress: show a bar.
+    """
+    own = [[video.name, video.subject, video.label, video.split, video.count] for video in videos]
+    told = json.dumps([store.digest, size, own])
+    digest = hashlib.sha256(told.encode()).hexdigest()
+    if (folder / DESCRIPTION).is_file():
+        before = FrameStore(folder)
+        if before.digest == digest:
+            return before
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    count = sum(video.count for video in videos)
+    frames = np.lib.format.open_memmap(
+        partial / FRAMES, mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
+    )
+    rows, place = [], 0
+    for video in tqdm(videos, desc=f"frames of {size}²", leave=False, disable=not progress):
+        for index, row in enumerate(range(video.first, video.first + video.count)):
+            image = Image.fromarray(store.frames[row])
+            frames[place] = image.resize((size, size), Image.Resampling.BILINEAR)
+            values = video.name, video.subject, video.label or "", video.split
+            time, licence = f"{store.times[row]:.3f}", video.licence or ""
+            rows.append([*values, index, time, video.source, licence])
+            place += 1
+    frames.flush()
+    write_text(partial / MANIFEST, manifest_of(rows, COLUMNS))
+    content = store.description["sources_sha256"]
+    described = store.description | {
+        "digest": digest,
+        "sampling": store.description["sampling"] | {"size": size},
+        "sources_sha256": {video.name: content[video.name] for video in videos},
+    }
+    write_text(partial / DESCRIPTION, json.dumps(described, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return FrameStore(folder)
