@@ -480,4 +480,4 @@ def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) ->
     parts = split(small_store, 0.4, 0)
     assert module._warnings(parts, small_store, base, "mine") == []
     told = module._warnings(parts, small_store, base, card.training.sources[0].name)
-    assert told[0].startswith("in corpus (by name; none of 3 files recognised): resnet18_uscl")
+    assert told[0].startswith("in corpus (by name; none of 6 files recognised): resnet18_uscl")
