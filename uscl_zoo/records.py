@@ -48,10 +48,14 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         # digits of a number take the square of their time
-        text = not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":str")
-        if node is not None and not text and len(node.value) > 1000:
-            raise yaml.YAMLError(f"has a number of {len(node.value):,} characters")
+        if isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":str"):
+            _check_digits(node.value)
         return node
+
+
+def _check_digits(value: str) -> None:
+    if len(value) > 1000:
+        raise yaml.YAMLError(f"has a number of {len(value):,} characters")
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -820,7 +820,7 @@ class TestDamage:
             (make(noise(1, 8, 6), syntax=uid.DeflatedExplicitVRLittleEndian), "deflated"),
             (
                 make_encoded(noise(1, 8, 6), [b"rubbish!"], "MONOCHROME2", uid.JPEG2000),
-                r"no frame can be decoded \(frame 1 of 1 is damaged\)",
+                r"no frame can be decoded \(frame 1 of 1 is damaged: its stream is of no kind",
             ),
             (
                 make_encoded(noise(1, 8, 6), [b"x"], "MONOCHROME2", uid.MPEG4HP41),

@@ -274,3 +274,30 @@ def test_colour_is_that_of_each_frame(tmp_path: Path) -> None:
     assert np.array_equal(first, decode(data))
     assert np.array_equal(second, decode(encode(scene())))
     assert len(told) == 1
+
+
+def test_rle_under_another_syntax(tmp_path: Path) -> None:
+    frames, _ = coded("RLE")
+    found, told = levels(tmp_path / "a.dcm", encapsulate(frames), 4, uid.JPEG2000Lossless)
+    assert found == list(LEVELS)
+    assert told == ["its frames are RLE, the transfer syntax says JPEG 2000"]
+
+
+def test_items_of_frames_that_are_not_compressed(tmp_path: Path) -> None:
+    frames = [np.full((48, 64), level, np.uint8).tobytes() for level in LEVELS]
+    syntax = uid.UID("1.2.840.10008.1.2.1.98")
+    found, told = levels(tmp_path / "a.dcm", encapsulate(frames), 4, syntax)
+    assert found == list(LEVELS)
+    assert not told
+
+
+def test_a_header_that_says_nothing_of_colours(tmp_path: Path) -> None:
+    dataset = make(noise(1, 48, 64, 3), "RGB", uid.JPEGBaseline8Bit)
+    del dataset.PhotometricInterpretation
+    data = encode(scene(3))
+    dataset.PixelData = encapsulate([data])
+    path = write(tmp_path / "a.dcm", dataset)
+    told: list[str] = []
+    ((_, image),) = iterate(path, on_damage=told.append)
+    assert np.array_equal(np.asarray(image), decode(data))
+    assert told[0] == f"{path}: its header does not say what its samples are"

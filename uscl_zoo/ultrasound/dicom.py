@@ -270,7 +270,7 @@ def _read(path: Path, stream: BinaryIO) -> _File:
     stream.seek(at)
     head = stream.read(12)
     stream.seek(at)
-    notes: list[str] = []
+    notes = [] if stated.photometric else ["its header does not say what its samples are"]
     halved = False
     frames: Sequence[list[Piece]] | range
     fits = length != _UNDEFINED and length >= stated.length
@@ -313,7 +313,8 @@ def _refuse_unknown(
     """Say what pixels are that nothing here decodes, by the transfer syntax."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    if frames and encapsulated.join(stream, frames[0]).startswith(jpeg.STARTS):
+    known = frames and encapsulated.begins(encapsulated.join(stream, frames[0])[:64])
+    if known or syntax == pixels.ENCAPSULATED_UNCOMPRESSED:
         return
     try:
         get_decoder(syntax)
@@ -377,8 +378,10 @@ def _check(path: Path, header: Dataset) -> Stated:
             f"{path}: an image of {header.Columns} x {header.Rows} pixels; "
             f"up to {MAX_PIXELS:,} are read"
         )
-    photometric = str(header.PhotometricInterpretation).strip().upper()
-    if photometric not in _COLOURS.get(header.SamplesPerPixel, ()):
+    photometric = str(header.get("PhotometricInterpretation") or "").strip().upper()
+    if photometric not in {"", *_COLOURS.get(header.SamplesPerPixel, ())} or (
+        header.SamplesPerPixel not in _COLOURS
+    ):
         known = ", ".join(sorted(set().union(*_COLOURS.values())))
         raise UnreadableError(
             f"{path}: photometric interpretation unknown or unfit; known are {known}"

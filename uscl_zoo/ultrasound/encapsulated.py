@@ -144,10 +144,11 @@ def _look(stream: BinaryIO, start: int, length: int) -> _Fragment:
     head = stream.read(min(length, 64))
     stream.seek(start + max(0, length - 4))
     tail = stream.read(min(length, 4)).rstrip(b"\0")
-    return _Fragment(start, length, _begins(head), tail.endswith(b"\xff\xd9"))
+    return _Fragment(start, length, begins(head), tail.endswith(b"\xff\xd9"))
 
 
-def _begins(head: bytes) -> bool:
+def begins(head: bytes) -> bool:
+    """Whether a frame of a known kind begins with these bytes, of which 64 are enough."""
     if head.startswith(STARTS):
         return True
     # RLE: how many segments, and where they are, the first behind this table of 64 bytes
@@ -235,7 +236,8 @@ def _cut(stream: BinaryIO, pieces: list[Piece]) -> Iterator[list[Piece]]:
 
 def _divide(pieces: list[Piece], behind: int) -> tuple[list[Piece], list[Piece]]:
     """Pieces in two: all but the last bytes, so many as are said, and these."""
-    head, rest = list(pieces), []
+    head = list(pieces)
+    rest: list[Piece] = []
     while behind > 0:
         start, length = head.pop()
         taken = min(behind, length)

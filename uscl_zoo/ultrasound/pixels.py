@@ -13,10 +13,15 @@ from PIL import Image
 
 from . import jpeg
 from .clip import MAX_PIXELS
+from .encapsulated import begins
 from .jpeg import Misfit, Stream
 
 if TYPE_CHECKING:
     from pydicom.uid import UID
+
+
+#: Frames that are not compressed, in items all the same; pydicom 3.0 does not know it.
+ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 
 
 class NoDecoderError(Exception):
@@ -108,17 +113,19 @@ def of_stream(data: bytes, stated: Stated, syntax: UID) -> Picture:
 
     if data.startswith(jpeg.STARTS):
         return _of_jpeg(data, stated, syntax)
-    if syntax == uid.RLELossless or not _is_native(syntax):
+    if syntax == uid.RLELossless:
         return _of_rle(data, stated)
+    if begins(data[:64]):
+        name = _kind(syntax) or "otherwise"
+        note = f"its frames are RLE, the transfer syntax says {name}"
+        return _of_rle(data, stated)._replace(note=note)
+    if not _is_native(syntax):
+        raise Misfit("its stream is of no kind that is known")
     return of_native(data, stated, big_endian=False, halved=False)
 
 
 def _is_native(syntax: UID) -> bool:
-    from pydicom import uid
-
-    return (
-        not syntax.is_encapsulated or syntax == uid.EncapsulatedUncompressedExplicitVRLittleEndian
-    )
+    return not syntax.is_encapsulated or syntax == ENCAPSULATED_UNCOMPRESSED
 
 
 def _by_header(stated: Stated) -> str:
