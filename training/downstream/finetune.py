@@ -28,6 +28,7 @@ import uscl_zoo
 from uscl_zoo import checkpoint, prediction, publish, store
 from uscl_zoo.card import (
     ARCHITECTURES,
+    MODELS,
     Card,
     Input,
     Metric,
@@ -282,6 +283,7 @@ class _Base:
 
     name: str
     network: Any
+    model: str
     architecture: str
     input: Input
     card: Card | None
@@ -289,12 +291,15 @@ class _Base:
 
 def _backbone(name: str) -> _Base:
     network: Any = uscl_zoo.create_model(name, pretrained=True, num_classes=0)
-    architecture = network.pretrained_cfg["architecture"].removesuffix("_uscl")
+    model = network.pretrained_cfg["architecture"]
+    architecture = MODELS.get(model, model)
     if architecture not in ARCHITECTURES:
         raise DataError(f"{name}: is a {architecture}; should be one of {', '.join(ARCHITECTURES)}")
     wanted = create_transform(network)
     shape = Input(size=(3, *wanted.size), mean=wanted.mean, std=wanted.std)  # type: ignore[arg-type]
-    return _Base(name, network, architecture, shape, None if ":" in name else model_info(name))
+    model = model if model in MODELS else f"{architecture}_uscl"
+    card = None if ":" in name else model_info(name)
+    return _Base(name, network, model, architecture, shape, card)
 
 
 def _warnings(parts: Split, frames: FrameStore, base: _Base, name: str) -> list[str]:
@@ -573,7 +578,7 @@ def _card(
     if not subjects:
         limits.append("Subjects were not known: files of one may be on both sides of the split.")
     return Card(
-        name=f"{base.architecture}_uscl.{tag}",
+        name=f"{base.model}.{tag}",
         architecture=base.architecture,
         summary=f"{base.name} fine-tuned on {name}",
         weights=Weights(file=store.HUB_FILE),

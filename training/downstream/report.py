@@ -257,7 +257,7 @@ def page(
         ),
     ]
     facts += [
-        (source.name, f"{source.videos} files, {source.frames} frames, {source.subjects} subjects")
+        (source.name, source.counts)
         for source in training.sources
     ]
     figures = "".join(
