@@ -264,10 +264,10 @@ class _Clock:
 
 def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     """Where the display matrix has a step to the right go, across and down, and one downwards."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None or data.buffer_size < 36:
         return (1, 0, 0, 1)
-    a, b, _, c, d = np.frombuffer(cast("bytes", data), np.int32, 5).tolist()
+    a, b, _, c, d = np.frombuffer(data, np.int32, 5).tolist()
     return (a, b, c, d)
 
 
