@@ -92,7 +92,8 @@ def said(trained: Path, tmp_path: Path) -> Callable[..., Path]:
         shutil.copytree(trained, run)
         plain = json.loads((run / "run.json").read_text())
         if licences is not None:
-            plain["training"]["licences"] = licences
+            for told in (plain["training"], *plain["sources"]):
+                told["licences"] = licences
         (run / "run.json").write_text(json.dumps(plain | about))
         return run
 
