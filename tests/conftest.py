@@ -9,7 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from narrow import TIMM as narrow_timm
 from numpy.typing import NDArray
 from PIL import Image
+from uscl_zoo.training import network
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.prepare import Sampling, prepare
@@ -156,6 +158,14 @@ def install_card(folder: Path, name: str = "resnet18_uscl.trial", seed: int = 0)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cards with random weights made so far, to be copied."""
     return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """What is pretrained in this process is a quarter as wide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "timm", narrow_timm)
+        yield
 
 
 @pytest.fixture

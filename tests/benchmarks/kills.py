@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.kills STORE [--kills 5] [--device cuda] [--recipe ...] [KEY=VALUE]...
 
-`tests/training/test_kills.py` asks it of a CPU, twenty times, by forking; CUDA does not survive a
-fork, so here each life is a command of its own. Runs with `--deterministic`; prints where each kill
-struck, and ends with status 1 if a bit differs.
+`tests/training/test_kills.py` asks it of a CPU, by forking; CUDA does not survive a fork, so
+here each life is a command of its own. Runs with `--deterministic`; prints where each kill struck,
+and ends with status 1 if a bit differs.
 """
 
 from __future__ import annotations

@@ -2,73 +2,78 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from test_pretrain import CPU, RECIPE, assert_same, run
+from conftest import FULL
+from test_pretrain import RECIPE, assert_same, run
 from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import replace
 from uscl_zoo.training.runs import load_checkpoint
 
+from uscl_zoo.cli import main
 from uscl_zoo.records import write_yaml
 
 SCRIPT = Path(__file__).parent / "kill_script.py"
-KILLS = 20
+KILLS = 20 if FULL else 4
 
 
-def lives(store: FrameStore, recipe: Path, folder: Path, kills: int) -> list[str]:
-    """Run it with so many kills; tells where each struck."""
-    arguments = (store.folder, recipe, folder, kills)
+@pytest.mark.slow
+def test_kills_leave_the_weights_of_an_uninterrupted_run(
+    small_store: FrameStore, tmp_path: Path
+) -> None:
+    # three steps an epoch: long enough that no life but the last comes to its end
+    epochs = 3 * KILLS
+    write_yaml(tmp_path / "recipe.yaml", replace(RECIPE, epochs=epochs, validate_every=epochs))
+    folders = (tmp_path / "killed", tmp_path / "whole")
+    arguments = (small_store.folder, tmp_path / "recipe.yaml", *folders, KILLS)
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout
-    return done.stdout.splitlines()
-
-
-@pytest.mark.slow
-def test_twenty_kills_leave_the_weights_of_an_uninterrupted_run(
-    small_store: FrameStore, tmp_path: Path
-) -> None:
-    # long enough that no life but the last comes to its end
-    recipe = tmp_path / "recipe.yaml"
-    write_yaml(recipe, replace(RECIPE, epochs=60, validate_every=60))
-    struck = lives(small_store, recipe, tmp_path / "killed", KILLS)
+    struck = done.stdout.splitlines()
     assert len(struck) == KILLS
     print({where: struck.count(where) for where in sorted(set(struck))})
-    lives(small_store, recipe, tmp_path / "whole", 0)
-    assert_same(load_checkpoint(tmp_path / "killed"), load_checkpoint(tmp_path / "whole"))
+    killed, whole = map(load_checkpoint, folders)
+    assert whole is not None
+    assert whole["progress"]["epoch"] == epochs
+    assert_same(killed, whole)
 
 
-FULL_DISK = """
-import resource, sys
-from uscl_zoo.cli import main
-# as much as events and curves take, and less than a checkpoint
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-main(sys.argv[1:])
-"""
+@contextmanager
+def files_of(most: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_leaves_its_last_checkpoint(
-    small_store: FrameStore, tmp_path: Path
+    small_store: FrameStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     recipe = replace(RECIPE, epochs=2, validate_every=10)
-    pretrain(replace(recipe, epochs=1), small_store, folder, execution=CPU, progress=False)
+    run(small_store, folder, replace(recipe, epochs=1))
     write_yaml(folder / "recipe.yaml", recipe)
     before = (folder / "checkpoint.pt").read_bytes()
     arguments = ["pretrain", "--data", small_store.folder, "-o", folder, "--resume"]
-    command = [sys.executable, "-c", FULL_DISK, *map(str, arguments), "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    told = done.stderr.strip().splitlines()[-1]
+    # as much as events and curves take, and less than a checkpoint
+    with files_of(1 << 20), pytest.raises(SystemExit) as stopped:
+        main([*map(str, arguments), "--device", "cpu"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    told = said.strip().splitlines()[-1]
     assert told.startswith(f"uscl: {folder / 'checkpoint.pt'}: cannot be written (")
     assert told.endswith("; the one before it is untouched")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
     assert (folder / "checkpoint.pt").read_bytes() == before
     assert not (folder / "checkpoint.pt.partial").exists()
     # with room again it goes on
