@@ -121,15 +121,16 @@ def add_corpus(path: Path, store: FrameStore) -> Card:
     card = read_card(path)
     recipe = from_mapping(Recipe, dict(card.training.recipe), str(path))
     videos = draw_videos(store.select("train"), recipe)
-    here = store.summary(videos)
+    here = store.sources(videos)
     held = tuple(store.description["held_out_subjects"])
     # not the frames: releases have sampled the same video a frame apart
     on_card = [(s.videos, s.subjects, s.classes) for s in card.training.sources]
-    if on_card != [(here["videos"], here["subjects"], here["classes"])] or (
+    if on_card != [(one["videos"], one["subjects"], one["classes"]) for one in here] or (
         held != card.training.held_out_subjects
     ):
+        subjects = len({video.subject for video in videos})
         raise DataError(
-            f"{store.folder}: its {here['videos']} training videos of {here['subjects']} subjects "
+            f"{store.folder}: its {len(videos)} training videos of {subjects} subjects "
             f"are not those on the card of {card.name}; name the store it was trained on"
         )
     write_yaml(path, replace(card, corpus=write_corpus(path.parent, card.name, store, videos)))

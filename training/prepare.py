@@ -300,16 +300,20 @@ def _scenes(
     """For the subject of each of some videos the first of those with whom it shares a picture."""
     subjects = list(dict.fromkeys(annotations[name].subject for name in names))
     places = {subject: i for i, subject in enumerate(subjects)}
-    counts, prints = [], []
-    for name in tqdm(names, "fingerprints", unit="video", disable=not progress):
-        # a map, as a video may be long
-        values = np.memmap(_part(parts, name).with_suffix(".u8"), np.uint8, "r")
-        frames = values.reshape(-1, side, side, 3)
-        counts.append(len(frames))
-        prints.append(Prints.of(map(Image.fromarray, frames)))
+    counts: list[int] = []
+
+    def frames() -> Iterator[Image.Image]:
+        for name in tqdm(names, "fingerprints", unit="video", disable=not progress):
+            # a map, as a video may be long
+            values = np.memmap(_part(parts, name).with_suffix(".u8"), np.uint8, "r")
+            own = values.reshape(-1, side, side, 3)
+            counts.append(len(own))
+            yield from map(Image.fromarray, own)
+
+    prints = Prints.of(frames())
     owner = np.repeat(np.arange(len(names)), counts)
     group = np.array([places[annotations[name].subject] for name in names])[owner]
-    pairs = find_pairs(Prints.join(prints), owner, group, correlation=SCENE, progress=progress)
+    pairs = find_pairs(prints, owner, group, correlation=SCENE, progress=progress)
     number = clusters(len(subjects), group[pairs.first], group[pairs.second]).tolist()
     first: dict[int, str] = {}
     for subject, scene in zip(subjects, number, strict=True):

@@ -278,10 +278,14 @@ def _by_rows(
     A still with a row is an item, though its folder looks like a clip; a folder with a row is one,
     though it does not.
     """
-    home = Path(table.path.parent.resolve())
+    home = table.path.parent.resolve()
+    resolved: dict[Path, Path] = {}
 
     def names(path: Path, area: Path) -> list[str]:
-        own = path.parent.resolve() / path.name if path.name else path.resolve()
+        # that of a folder once, and a link as it is named
+        if path.parent not in resolved:
+            resolved[path.parent] = path.parent.resolve()
+        own = resolved[path.parent] / path.name if path.name else path.resolve()
         inside = [own.relative_to(home).as_posix()] if own.is_relative_to(home) else []
         return [_name(path, area), *inside]
 
@@ -294,21 +298,20 @@ def _by_rows(
             _refuse_both(table, folder, [file for file in files if file in keys])
     whole = {file: folder for folder, files in folders.items() if folder in keys for file in files}
 
-    clips = [path for path in found if path.is_dir()]
     inside = {
-        image: names(image, found[clip]) if clip != found[clip] else names(image, clip)
-        for clip in clips
-        for image in _images_in(clip)
+        clip: {image: names(image, area) for image in _images_in(clip)}
+        for clip, area in found.items()
+        if clip.is_dir()
     }
-    for clip in clips:
+    for clip, own in inside.items():
         if clip in keys:
-            own = {image for image in inside if image.parent == clip}
-            _refuse_both(
-                table, clip, [i for i in own if not table.rows.keys().isdisjoint(inside[i])]
-            )
-    loose = {image: of for image, of in inside.items() if image.parent not in keys}
+            _refuse_both(table, clip, [i for i in own if not table.rows.keys().isdisjoint(own[i])])
+    loose = {
+        image: of for clip, own in inside.items() if clip not in keys for image, of in own.items()
+    }
+    used = set(keys.values())
     left = dataclasses.replace(
-        table, rows={key: row for key, row in table.rows.items() if key not in set(keys.values())}
+        table, rows={key: row for key, row in table.rows.items() if key not in used}
     )
     keys |= left.assign(loose)
     apart = {image.parent for image in loose if image in keys}

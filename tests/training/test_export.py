@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from uscl_zoo.training.corpus import add_corpus
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.export import export
 from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.prepare import Sampling, prepare
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe, replace
-from uscl_zoo.training.runs import load_checkpoint
+from uscl_zoo.training.runs import ABOUT, load_checkpoint
+from uscl_zoo.training.sources import CorpusPlan, Source
 
 from uscl_zoo.card import Card, Origin
 from uscl_zoo.checkpoint import statistics_in
@@ -185,3 +188,50 @@ def test_a_reason_is_a_limit_and_overrules_no_known_licence(
         write(run, tmp_path, licence="MIT", licence_reason=why)
     card = write(run, tmp_path, licence="CC-BY-NC-4.0", licence_reason=why)
     assert any(why in limit and "COVID-19 emergency license" in limit for limit in card.limits)
+
+
+def of_two(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
+    """A store of two sources: the clips once more, and a few of them."""
+    folder = tmp_path_factory.mktemp("of two")
+    for clip in sorted(clips.iterdir())[::3]:
+        shutil.copytree(clip, folder / clip.name)
+    plain: dict[str, Any] = {"label_scheme": "prefix", "subject_pattern": r"-s(\d+)"}
+    all_clips = Source("Clips", root="all", url="https://clips", licence="MIT", **plain)
+    a_few = Source("A few", root="few", citation="Few, 2026", licence="CC0-1.0", **plain)
+    plan = CorpusPlan(
+        "Both", {"all": str(clips), "few": str(folder)}, {"clips": all_clips, "few": a_few}
+    )
+    return prepare(
+        plan, folder / "store", sampling=Sampling(size=32), holdout=0.3, workers=1, progress=False
+    ).store
+
+
+def test_the_card_keeps_each_source_apart(of_two: FrameStore, tmp_path: Path) -> None:
+    card = exported(of_two, tmp_path)
+    clips, few = card.training.sources
+    assert (clips.name, clips.url, clips.citation) == ("Clips", "https://clips", None)
+    assert (few.name, few.url, few.citation) == ("A few", None, "Few, 2026")
+    for source, key, licence in ((clips, "clips", "MIT"), (few, "few", "CC0-1.0")):
+        own = [v for v in of_two.select("train") if v.origin == key]
+        assert source.videos == len(own) > 0
+        assert source.frames == sum(v.count for v in own)
+        assert source.subjects == len({v.subject for v in own})
+        assert source.licences == {licence: len(own)}
+    # both number their subjects from 00
+    assert {s.partition("/")[0] for s in card.training.held_out_subjects} == {"clips", "few"}
+    assert card.summary.endswith(f"{clips.videos + few.videos} videos of Both")
+
+    path = tmp_path / "zoo" / "resnet18_uscl.trial.yaml"
+    assert add_corpus(path, of_two).corpus == card.corpus
+    other = of_two.holding_out(card.training.held_out_subjects[:1])
+    with pytest.raises(DataError, match="are not those on the card"):
+        add_corpus(path, other)
+
+
+def test_a_run_from_before_there_were_sources(small_store: FrameStore, tmp_path: Path) -> None:
+    card = exported(small_store, tmp_path)
+    about = json.loads((tmp_path / "run" / ABOUT).read_text())
+    assert about.pop("sources")
+    (tmp_path / "run" / ABOUT).write_text(json.dumps(about))
+    old = export(tmp_path / "run", "resnet18_uscl.trial", tmp_path / "zoo", overwrite=True)
+    assert old.training.sources == card.training.sources

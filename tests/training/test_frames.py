@@ -218,3 +218,18 @@ def test_the_description_is_json(folder: Path) -> None:
     assert about["origin"]["name"] == "Clips"
     assert about["digest"] == FrameStore(folder).digest
     assert len(about["digest"]) == 64
+
+
+def test_a_store_of_one_collection_has_one_source(small_store: FrameStore) -> None:
+    train = small_store.select("train")
+    assert {video.origin for video in small_store.videos} == {None}
+    assert small_store.sources(train) == [
+        {"name": "Clips", "url": None, "citation": None, **small_store.summary(train)}
+    ]
+
+
+def test_an_older_store_says_nothing_of_colour(folder: Path) -> None:
+    told = json.loads((folder / "store.json").read_text())
+    assert told.pop("grey") is False
+    (folder / "store.json").write_text(json.dumps(told))
+    assert not FrameStore(folder).is_grey

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from uscl_zoo.training import prepare as module
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation, from_name, read_table
 from uscl_zoo.training.prepare import Report, Sampling, prepare
+from uscl_zoo.training.sources import CorpusPlan, Source, load_corpus
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import reading
@@ -566,3 +569,227 @@ def test_cleaning_is_another_store(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "store")
     with pytest.raises(DataError, match="--overwrite"):
         run(clips, tmp_path / "store", sampling=Sampling(size=32, clean=True))
+
+
+# ------------------------------------------------------------------------------ many sources
+
+SETTINGS: dict[str, Any] = {"sampling": Sampling(size=32), "workers": 1, "progress": False}
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> CorpusPlan:
+    """Two hospitals, with four patients each of the same numbers; the one has two in one scene."""
+    speckle = np.random.default_rng(0).integers(20, 255, (9, 64, 64), dtype=np.uint8)
+    rows = ["file,label,who,terms"]
+    for i in range(4):
+        (tmp_path / "north").mkdir(exist_ok=True)
+        # the fourth is the first, a little brighter
+        frame = speckle[0] // 2 + 90 if i == 3 else speckle[i] // 2 + 60
+        Image.fromarray(frame).save(tmp_path / "north" / f"{i}.png")
+        rows.append(f"{i}.png,{'ab'[i % 2]},p{i},{['free', 'CC BY', 'secret', 'free'][i]}")
+    (tmp_path / "north" / "t.csv").write_text("\n".join(rows) + "\n")
+    Image.fromarray(speckle[8]).save(tmp_path / "north" / "8.png")
+    for i in range(4):
+        write_clip(tmp_path / "south" / f"Cov-p{i}_mp4", draw_clip(i, 3, (90, 90, 90)))
+    columns = {"label_column": "label", "subject_column": "who", "licence_column": "terms"}
+    north = Source(
+        "North",
+        root="here",
+        folder="north",
+        table="north/t.csv",
+        file_column="file",
+        licences={"free": "CC0-1.0", "CC BY": "CC0-1.0 AND CC-BY-4.0"},
+        near_duplicates=True,
+        **columns,
+    )
+    south = Source(
+        "South",
+        root="here",
+        folder="south",
+        url="https://south",
+        citation="South, 2026",
+        licence="MIT",
+        label_scheme="prefix",
+        labels={"Cov": "a"},
+        subject_pattern=r"-(p\d)",
+    )
+    return CorpusPlan(
+        "Hospitals", {"here": str(tmp_path)}, {"north": north, "south": south}, url="https://both"
+    )
+
+
+def test_sources_stay_apart(hospitals: CorpusPlan, tmp_path: Path) -> None:
+    report = prepare(hospitals, tmp_path / "store", holdout=0, **SETTINGS)
+    store = report.store
+    assert report.unannotated == ("north/8.png",)
+    assert {v.name: v.origin for v in store.videos} == {
+        **{f"north/{i}.png": "north" for i in (0, 1, 2, 3, 8)},
+        **{f"south/Cov-p{i}_mp4": "south" for i in range(4)},
+    }
+    north, south = store.sources(store.videos)
+    assert north == {
+        "name": "North",
+        "url": None,
+        "citation": None,
+        "videos": 5,
+        "frames": 5,
+        # p0 and p3 are in one scene
+        "subjects": 4,
+        "classes": {"a": 2, "b": 2, "unlabelled": 1},
+        "licences": {"CC0-1.0": 2, "CC0-1.0 AND CC-BY-4.0": 1, "not stated": 1, "secret": 1},
+    }
+    assert (south["url"], south["citation"]) == ("https://south", "South, 2026")
+    assert (south["videos"], south["frames"], south["subjects"]) == (4, 12, 4)
+    # only those that have any of the videos
+    assert [s["name"] for s in store.sources(store.videos[-2:])] == ["South"]
+    assert store.description["origin"] == {
+        "name": "Hospitals",
+        "url": "https://both",
+        "citation": None,
+    }
+    assert load_corpus(str(tmp_path / "store" / "corpus.yaml")) == hospitals
+
+
+def test_who_shares_a_picture_shares_a_subject(hospitals: CorpusPlan, tmp_path: Path) -> None:
+    store = prepare(hospitals, tmp_path / "store", **SETTINGS).store
+    subjects = {v.name: v.subject for v in store.videos}
+    assert subjects["north/0.png"] == subjects["north/3.png"] == "north/p0"
+    assert subjects["south/Cov-p0_mp4"] == "south/p0"
+    assert store.description["scenes"] == {"north": {"videos": 5, "subjects": 5, "scenes": 4}}
+    for seed in range(6):
+        again = prepare(hospitals, tmp_path / f"{seed}", seed=seed, holdout=0.5, **SETTINGS).store
+        sides = {v.name: v.split for v in again.videos}
+        assert sides["north/0.png"] == sides["north/3.png"]
+    apart = replace(
+        hospitals,
+        sources={key: replace(s, near_duplicates=False) for key, s in hospitals.sources.items()},
+    )
+    with pytest.raises(DataError, match="--overwrite"):
+        prepare(apart, tmp_path / "store", **SETTINGS)
+    store = prepare(apart, tmp_path / "store", overwrite=True, **SETTINGS).store
+    assert {v.name: v.subject for v in store.videos}["north/3.png"] == "north/p3"
+
+
+def test_a_merged_subject_is_merged_in_every_source(hospitals: CorpusPlan, tmp_path: Path) -> None:
+    sources = hospitals.sources | {"south": replace(hospitals.sources["south"], cohort="north")}
+    store = prepare(replace(hospitals, sources=sources), tmp_path / "store", **SETTINGS).store
+    subjects = {v.name: v.subject for v in store.videos}
+    # the south's p3 is the north's p3, who is in a scene with its p0
+    assert subjects["south/Cov-p3_mp4"] == subjects["north/3.png"] == "north/p0"
+
+
+def test_a_list_of_licences(hospitals: CorpusPlan, tmp_path: Path) -> None:
+    allowed = ["CC0-1.0", "MIT"]
+    report = prepare(hospitals, tmp_path / "store", licences=allowed, **SETTINGS)
+    assert [v.name for v in report.store.videos if v.origin == "north"] == [
+        "north/0.png",
+        "north/3.png",
+    ]
+    assert dict(report.left_out) == {
+        "north/1.png": "is licensed CC0-1.0 AND CC-BY-4.0",
+        "north/2.png": "has a licence that is mapped to no SPDX expression, 'secret'",
+        "north/8.png": "states no licence",
+    }
+    lines = (tmp_path / "store" / "left_out.csv").read_text().splitlines()
+    assert lines[0] == "item,reason"
+    assert len(lines) == 4
+    assert sum(report.store.description["left_out"].values()) == 3
+    # asked again, it says so again, and another list is another store
+    assert prepare(hospitals, tmp_path / "store", licences=allowed, **SETTINGS) == replace(
+        report, store=ANY, reused=6
+    )
+    with pytest.raises(DataError, match="--overwrite"):
+        prepare(hospitals, tmp_path / "store", licences=[*allowed, "CC-BY-4.0"], **SETTINGS)
+    with pytest.raises(DataError, match=r"nothing is left of 9 items: 4 is licensed MIT, "):
+        prepare(hospitals, tmp_path / "none", licences=["Apache-2.0"], **SETTINGS)
+    with pytest.raises(DataError, match="'CC BY' is no SPDX"):
+        prepare(hospitals, tmp_path / "none", licences=["CC BY"], **SETTINGS)
+    assert not (tmp_path / "none").exists()
+
+
+def test_only_what_has_a_row(hospitals: CorpusPlan, tmp_path: Path) -> None:
+    report = prepare(hospitals, tmp_path / "store", only_annotated=True, **SETTINGS)
+    assert report.left_out == (("north/8.png", "has no row"),)
+    assert report.unannotated == ()
+    assert len(report.store.videos) == 8
+    # what an earlier store left out is not that of the next
+    prepare(hospitals, tmp_path / "store", overwrite=True, **SETTINGS)
+    assert not (tmp_path / "store" / "left_out.csv").exists()
+
+
+def test_a_corpus_is_the_same_wherever_it_lies(hospitals: CorpusPlan, tmp_path: Path) -> None:
+    one = prepare(hospitals, tmp_path / "one", **SETTINGS).store
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("north", "south"):
+        shutil.copytree(tmp_path / name, moved / name)
+    two = prepare(replace(hospitals, roots={"here": str(moved)}), tmp_path / "two", **SETTINGS)
+    assert one.digest == two.store.digest
+    assert two.reused == 0
+    renamed = replace(
+        hospitals,
+        sources={
+            **hospitals.sources,
+            "south": replace(hospitals.sources["south"], citation="South, 2027"),
+        },
+    )
+    other = prepare(renamed, tmp_path / "three", **SETTINGS).store
+    assert other.digest != one.digest
+
+
+def test_a_source_has_a_rate_of_its_own(data: Path, tmp_path: Path) -> None:
+    counts = []
+    for rate in (None, 1.0):
+        source = Source(
+            "POCUS", root="here", folder="convex", subject_pattern=".*(Day.1)", rate=rate
+        )
+        (tmp_path / "convex").mkdir(exist_ok=True)
+        link = tmp_path / "convex" / "Cov-Atlas-Day+1.gif"
+        if not link.exists():
+            link.symlink_to(data / "pocus" / "videos" / "convex" / "Cov-Atlas-Day+1.gif")
+        plan = CorpusPlan("One", {"here": str(tmp_path)}, {"pocus": source})
+        counts.append(len(prepare(plan, tmp_path / f"{rate}", **SETTINGS).store.frames))
+    assert counts[0] > 2 * counts[1] > 0
+
+
+def test_rows_of_stills_and_near_duplicates_without_a_corpus(
+    hospitals: CorpusPlan, tmp_path: Path
+) -> None:
+    table = read_table(tmp_path / "north" / "t.csv", "file", "label", "who")
+    store = run(tmp_path / "north", tmp_path / "store", annotate=table, near_duplicates=True).store
+    assert {v.name: v.subject for v in store.videos} == {
+        "0.png": "p0",
+        "1.png": "p1",
+        "2.png": "p2",
+        "3.png": "p0",
+        "8.png": "8.png",
+    }
+    assert "origin" not in (tmp_path / "store" / "manifest.csv").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_whether_a_store_is_grey(tmp_path: Path, colour: bool) -> None:
+    grey = np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)
+    frames = np.repeat(grey[..., None], 3, axis=2)[None].repeat(2, axis=0)
+    # in one channel of one frame
+    frames[1, 5:9, 5:9, 2] ^= 64 * colour
+    write_clip(tmp_path / "v" / "Cov-s0_mp4", frames)
+    store = run(tmp_path / "v", tmp_path / "store").store
+    assert store.is_grey is store.description["grey"] is not colour
+    turned = run(tmp_path / "v", tmp_path / "turned", sampling=Sampling(size=32, grey=True)).store
+    assert turned.is_grey
+    assert (turned.frames == turned.frames[..., :1]).all()
+    assert (turned.digest == store.digest) is False
+
+
+def test_a_plain_store_is_what_it_was(tmp_path: Path) -> None:
+    """Its digest names runs and caches: made before there were corpora, by commit 460b9f2."""
+    for i in range(3):
+        folder = tmp_path / "v" / f"Cov-s{i}_mp4"
+        folder.mkdir(parents=True)
+        for number in range(2):
+            frame = np.full((8, 8, 3), 40 * i + number, np.uint8)
+            Image.fromarray(frame).save(folder / f"{number}.bmp")
+    store = run(tmp_path / "v", tmp_path / "store").store
+    told = "bbd296cc73922e7782e9afc5001ad2314008d47f852aaa63504974a8f2c9fa7e"
+    assert store.digest == told

@@ -256,10 +256,7 @@ def page(
             f"{answers.validation_frames} validation frames",
         ),
     ]
-    facts += [
-        (source.name, source.counts)
-        for source in training.sources
-    ]
+    facts += [(source.name, source.counts) for source in training.sources]
     figures = "".join(
         pages.figure(name, "image/png", pictures[name], text.format(unit="clip"))
         for name, text in PICTURES.items()
