@@ -239,7 +239,8 @@ class Trainer:
         # a batch of another size is done as it is: compiling for it takes longer than it does
         self._whole = len(ranks.share(np.arange(recipe.batch_size)))
         self._compiled: set[int] = set()
-        self._fast_two_views, self._fast_views = self._two_views, self.views
+        self._fast_two_views: Any = None
+        self._fast_views: Any = None
         if execution.compiles:
             self._fast_two_views = torch.compile(self._two_views, dynamic=False)
             if device.type == "cuda":
@@ -339,17 +340,16 @@ class Trainer:
                 contrastive, none = self.moco.loss(z, keys), torch.zeros((), device=self.device)
                 return Loss(contrastive, contrastive, none, none)
             lessons = self.teachers(view1, view2)
-            whole = len(view1) == self._whole
-            outputs = (self._fast_two_views if whole else self._two_views)(view1, view2)
+            fast = self._fast_two_views if len(view1) == self._whole else None
+            outputs = (fast or self._two_views)(view1, view2)
         taught = None
         if lessons:
             taught = teacher_term(outputs.h, outputs.mapped, lessons, self.recipe, self.ranks)
         return uscl_loss(outputs.first, outputs.second, target, self.recipe, self.ranks, taught)
 
     def _update(self, sample: Sample, size: int) -> None:
-        whole = len(sample.lam) == self._whole
-        views = (self._fast_views if whole else self.views)(sample, size)
-        loss = self.loss(sample.target, *views)
+        fast = self._fast_views if len(sample.lam) == self._whole else None
+        loss = self.loss(sample.target, *(fast or self.views)(sample, size))
         terms = torch.stack([loss.total, loss.contrastive, loss.labelled, loss.taught]).detach()
         if self.ranks.world > 1:
             # each has its share of the loss of all

@@ -215,7 +215,7 @@ def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None
     encoder = trainer.network.train().encoder
     seen: list[Tensor] = []
     handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(output.clone()))
-    loss = trainer.loss(trainer.targets[batches[0]], view1, view2)
+    loss = trainer.loss(torch.from_numpy(trainer.targets[batches[0]]), view1, view2)
     handle.remove()
     assert len(seen) == 2
     with torch.no_grad():
@@ -231,7 +231,9 @@ def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None
         fused = trainer.network(torch.cat([view1, view2]))
         z1, z2 = fused[0].chunk(2)
         logits1, logits2 = fused[1].chunk(2)
-        other = uscl_loss((z1, logits1), (z2, logits2), trainer.targets[batches[0]], RECIPE)
+        other = uscl_loss(
+            (z1, logits1), (z2, logits2), torch.from_numpy(trainer.targets[batches[0]]), RECIPE
+        )
     assert not torch.allclose(loss.total, other.total, rtol=1e-4)
 
 
@@ -256,7 +258,7 @@ def test_fused_views_share_their_batch_statistics(
     encoder = trainer.network.train().encoder
     seen: list[int] = []
     handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(len(output)))
-    loss = trainer.loss(trainer.targets[batches[0]], view1, view2)
+    loss = trainer.loss(torch.from_numpy(trainer.targets[batches[0]]), view1, view2)
     handle.remove()
     assert seen == [8]
     both = torch.cat([view1, view2])
@@ -267,7 +269,7 @@ def test_fused_views_share_their_batch_statistics(
         z, logits = trainer.network(both)
         halves = (None, None) if logits is None else logits.chunk(2)
         first, second = zip(z.chunk(2), halves, strict=True)
-        expected = uscl_loss(first, second, trainer.targets[batches[0]], recipe)
+        expected = uscl_loss(first, second, torch.from_numpy(trainer.targets[batches[0]]), recipe)
     assert torch.allclose(loss.total, expected.total, rtol=1e-4)
     assert torch.allclose(loss.labelled, expected.labelled, rtol=1e-4)
 
@@ -617,7 +619,7 @@ def test_the_last_good_checkpoint_is_good(
     told: str,
 ) -> None:
     monkeypatch.setattr(
-        trainer_module, "learning_rate", lambda recipe, epoch: (3e-4, math.inf)[epoch]
+        trainer_module, "learning_rate", lambda recipe, epoch, *_: (3e-4, math.inf)[epoch]
     )
     folder = tmp_path / "run"
     with pytest.raises(NotFiniteError) as caught:
@@ -866,7 +868,7 @@ def in_float64(trainer: Trainer) -> Trainer:
     """Network and views in float64, where no rounding decides a sign."""
     trainer.network.double()
     views = trainer.views
-    trainer._views = lambda sample: tuple(view.double() for view in views(sample))
+    trainer.views = lambda sample, size: tuple(view.double() for view in views(sample, size))
     return trainer
 
 
