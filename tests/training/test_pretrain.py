@@ -231,9 +231,8 @@ def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None
         fused = trainer.network(torch.cat([view1, view2]))
         z1, z2 = fused[0].chunk(2)
         logits1, logits2 = fused[1].chunk(2)
-        other = uscl_loss(
-            (z1, logits1), (z2, logits2), torch.from_numpy(trainer.targets[batches[0]]), RECIPE
-        )
+        target = torch.from_numpy(trainer.targets[batches[0]])
+        other = uscl_loss((z1, logits1), (z2, logits2), target, RECIPE)
     assert not torch.allclose(loss.total, other.total, rtol=1e-4)
 
 

@@ -1087,8 +1087,10 @@ class TestFind:
         return tmp_path
 
     def test_by_suffix_or_content(self, tree: Path) -> None:
-        found = {path.name for path in find(tree)}
-        assert found == {"a.dcm", "b.DICOM", "IM_0001", "1.2.840.113", "broken.dcm"}
+        told: list[str] = []
+        found = {path.name for path in find(tree, on_damage=told.append)}
+        assert [line.endswith("DICOM: 7, README") for line in told] == [True]
+        assert found == {"a.dcm", "b.DICOM", "IM_0001", "1.2.840.113", "c.xyz", "broken.dcm"}
 
     @pytest.mark.parametrize("name", ["a.dcm", "b.DICOM", "IM_0001", "1.2.840.113", "c.xyz"])
     def test_named_directly(self, tree: Path, name: str) -> None:

@@ -198,7 +198,7 @@ class TestLossless:
         as_ybr = convert_color_space(samples, "YBR_FULL", "RGB")
         for adobe, ids, interleaved in product((None, 0, 1), IDS, (True, False)):
             data = encode_lossless(
-                np.moveaxis(samples, 2, 0), adobe=adobe, ids=ids, interleaved=interleaved
+                [*np.moveaxis(samples, 2, 0)], adobe=adobe, ids=ids, interleaved=interleaved
             )
             by_ids = "RGB" if bytes(ids).upper() == b"RGB" else None
             by_header = "YBR" if photometric.startswith("YBR_FULL") else "RGB"

@@ -30,11 +30,13 @@ def show(path: Path) -> tuple[list[Pixels], list[str]]:
 
 def ramp(bits: int, dtype: Any = np.uint16) -> Pixels:
     """All values of so many bits, at most 4,096 of them: (1, 64, 64)."""
-    return np.linspace(0, 2**bits - 1, 4096).round().astype(dtype).reshape(1, 64, 64)
+    values: Pixels = np.linspace(0, 2**bits - 1, 4096).round().astype(dtype).reshape(1, 64, 64)
+    return values
 
 
 def scaled(values: Pixels, low: float, high: float) -> Pixels:
-    return np.rint(((values.astype(float) - low) / (high - low)).clip(0, 1) * 255)
+    shown: Pixels = np.rint(((values.astype(float) - low) / (high - low)).clip(0, 1) * 255)
+    return shown
 
 
 class TestBits:
@@ -88,7 +90,9 @@ class TestBits:
         self, tmp_path: Path, photometric: str, slope: float | None
     ) -> None:
         values = ramp(12)
-        tags = {} if slope is None else {"RescaleSlope": slope, "RescaleIntercept": 7}
+        tags: dict[str, Any] = (
+            {} if slope is None else {"RescaleSlope": slope, "RescaleIntercept": 7}
+        )
         (frame,), told = show(write(tmp_path / "a.dcm", make(values, photometric, **tags)))
         # as a display does without a window
         right = scaled(values[0], 0, 4095)
@@ -145,8 +149,8 @@ class TestNative422:
     def test_at_the_length_of_full_colour(self, tmp_path: Path, count: int, found: str) -> None:
         grey = noise(count, 48, 64)
         rest = grey if found == "RGB" else np.full_like(grey, 128)
-        frames = np.stack([grey, rest, rest], axis=-1)
-        frames, told = show(write(tmp_path / "a.dcm", make(frames, "YBR_FULL_422")))
+        stored = np.stack([grey, rest, rest], axis=-1)
+        frames, told = show(write(tmp_path / "a.dcm", make(stored, "YBR_FULL_422")))
         assert [frame.tolist() for frame in frames] == np.stack([grey] * 3, axis=-1).tolist()
         assert len(told) == 1
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -81,6 +81,7 @@ class _File:
         header: the tags we keep.
         syntax: of the transfer.
         stated: what the header says of every frame.
+        start: of the pixels.
         promised: frames it promises, None if it says nothing that can be.
         frames: where each is: pieces of the file of one that is encapsulated, else its start.
         swapped: whether bytes of frames that are not compressed come in pairs, exchanged.
@@ -92,6 +93,7 @@ class _File:
     header: Dataset
     syntax: UID
     stated: Stated
+    start: int
     promised: int | None
     frames: Sequence[list[Piece]] | range
     swapped: bool
@@ -106,7 +108,7 @@ class _File:
             return pixels.of_stream(data, self.stated, self.syntax)
         size = self.stated.length * 2 // 3 if self.halved else self.stated.length
         if self.swapped:
-            before = (frame - self.frames[0]) % 2
+            before = (frame - self.start) % 2
             self.stream.seek(frame - before)
             pairs = np.frombuffer(self.stream.read(before + size + 1 & ~1), "<u2")
             data = pairs.byteswap().tobytes()[before : before + size]
@@ -252,7 +254,7 @@ def _read(path: Path, stream: BinaryIO) -> _File:
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         raise UnreadableError(f"{path}: deflated DICOM is not read; convert it, e.g. by dcmconv")
     stream.seek(0)
-    tags = [*_SHOWN, *_OVERLAYS]
+    tags: Any = [*_SHOWN, *_OVERLAYS]
     header = dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
     stated = _check(path, header)
     # now at the pixels: tag, its type if that is explicit, length
@@ -293,7 +295,9 @@ def _read(path: Path, stream: BinaryIO) -> _File:
     swapped = not little and stated.allocated == 8 and start[4:6] == b"OW"
     if not little and not isinstance(frames, range):
         raise Misfit("big-endian and compressed")
-    return _File(stream, header, syntax, stated, promised, frames, swapped, halved, tuple(notes))
+    return _File(
+        stream, header, syntax, stated, at, promised, frames, swapped, halved, tuple(notes)
+    )
 
 
 def _syntax(path: Path, stream: BinaryIO) -> UID | None:

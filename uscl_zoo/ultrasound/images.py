@@ -123,7 +123,9 @@ def _pages(image: Image.Image) -> Iterator[Image.Image]:
 def _tag(page: Image.Image, number: int) -> int | None:
     """The first value of a tag of a TIFF."""
     value = getattr(page, "tag_v2", {}).get(number)
-    return value[0] if isinstance(value, tuple) and value else value
+    if isinstance(value, tuple):
+        value = value[0] if value else None
+    return value if isinstance(value, int) else None
 
 
 class _Levels:
@@ -157,7 +159,8 @@ class _Levels:
                 self._top = 2**used - 1
                 self.note = f"of {bits} bits it uses {used}, and is shown by these"
         scaled = values.astype(np.float64) / self._top * 65535
-        return np.rint(scaled.clip(0, 65535)).astype(np.uint16)
+        deep: NDArray[np.uint16] = np.rint(scaled.clip(0, 65535)).astype(np.uint16)
+        return deep
 
 
 def facts(path: Path) -> Facts:
@@ -183,7 +186,7 @@ def size(path: Path) -> tuple[int, int] | None:
 def _open(path: Path, checked: bool = True) -> Iterator[Image.Image]:
     with open_file(path) as stream:
         head = stream.read(16)
-        formats = _FORMATS
+        formats: tuple[str, ...] = _FORMATS
         if head[4:12].startswith(HEIC):
             formats = ("HEIF",)
             _prepare_heic(path)

@@ -168,7 +168,9 @@ def _by_pydicom(
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
 
-    decoded, _ = get_decoder(syntax).as_array(
+    # its options are annotated as one mapping
+    decoder: Any = get_decoder(syntax)
+    decoded, _ = decoder.as_array(
         encapsulate([data]),
         raw=True,
         decoding_plugin=plugin,
@@ -304,19 +306,22 @@ def _decode_jpeg_ls(data: bytes, stream: Stream, stated: Stated) -> NDArray[Any]
 def _by_ffmpeg(data: bytes, codec: str, stream: Stream) -> NDArray[Any]:
     import av
 
-    context = av.CodecContext.create(codec, "r")
+    context: Any = av.CodecContext.create(codec, "r")
     context.options = {"err_detect": "explode", "max_pixels": str(2 * MAX_PIXELS)}
-    (frame,) = [*context.decode(av.Packet(data)), *context.decode(None)]
+    frames: list[Any] = list(context.decode(av.Packet(data)))
+    frames += context.decode(None)
+    (frame,) = frames
     shape = (stream.height, stream.width, *([3] if stream.components == 3 else []))
     if stream.subsampled:
-        pixels = frame.reformat(format="yuvj444p").to_ndarray().transpose(1, 2, 0)
+        pixels: NDArray[Any] = frame.reformat(format="yuvj444p").to_ndarray().transpose(1, 2, 0)
     else:
         pixels = frame.to_ndarray()
     if pixels.shape != shape:
         raise Misfit("its stream is damaged")
     if frame.format.name in ("gray", "gray16le", "gray16be"):
         # FFmpeg moves fewer bits up
-        return pixels >> (pixels.dtype.itemsize * 8 - stream.bits)
+        moved: NDArray[Any] = pixels >> (pixels.dtype.itemsize * 8 - stream.bits)
+        return moved
     # of JPEG-lossless it calls three samples blue, green and red, whatever they are
     return pixels[..., ::-1] if frame.format.name.startswith("bgr") else pixels
 
