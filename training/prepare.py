@@ -33,8 +33,8 @@ from uscl_zoo.ultrasound.sources import files_of, state_of
 from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, ORIGIN, FrameStore, manifest_of
 from .labels import Annotation, Table, hold_out, unify
-from .licences import allows, canonical
 from .sources import CorpusPlan, Item, items_in, items_named, items_of
+from .spdx import allows, canonical
 
 PARTS, SKIPPED, LEFT_OUT, CORPUS = "parts", "skipped.csv", "left_out.csv", "corpus.yaml"
 

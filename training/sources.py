@@ -21,7 +21,7 @@ from uscl_zoo.ultrasound import images, reading
 from uscl_zoo.ultrasound.sources import files_of
 
 from .labels import LABEL_SCHEMES, from_name
-from .licences import canonical
+from .spdx import canonical
 
 CORPORA = Path(__file__).parent / "corpora"
 

@@ -219,7 +219,7 @@ def test_the_card_keeps_each_source_apart(of_two: FrameStore, tmp_path: Path) ->
         assert source.licences == {licence: len(own)}
     # both number their subjects from 00
     assert {s.partition("/")[0] for s in card.training.held_out_subjects} == {"clips", "few"}
-    assert card.summary.endswith(f"{clips.videos + few.videos} videos of Both")
+    assert card.summary.endswith(f"{len(of_two.select('train'))} videos of Both")
 
     path = tmp_path / "zoo" / "resnet18_uscl.trial.yaml"
     assert add_corpus(path, of_two).corpus == card.corpus

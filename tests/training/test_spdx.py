@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from uscl_zoo.training.licences import allows, canonical
+from uscl_zoo.training.spdx import allows, canonical
 
 from uscl_zoo.errors import DataError
 
