@@ -106,6 +106,15 @@ def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["prepare", "{clips}", "-o", "{tmp}/s", "--class", "Cov"], ["'Reg'", "Cov", "declare"]),
         (["prepare", "{clips}", "-o", "{tmp}/s", "--label-column", "x"], ["needs --csv"]),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--only-annotated"], ["needs --csv or --corpus"]),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--root", "a=b"], ["--root a=b", "--corpus"]),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--licence", "CC BY"], ["'CC BY'", "SPDX"]),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--licence", "MIT"], ["12 states no licence"]),
+        (["prepare", "-o", "{tmp}/s"], ["VIDEOS", "--corpus"]),
+        (["prepare", "{clips}", "-o", "{tmp}/s", "--corpus", "open"], ["--corpus and VIDEOS"]),
+        (["prepare", "-o", "{tmp}/s", "--corpus", "opne"], ["no corpus 'opne'", "open"]),
+        (["prepare", "-o", "{tmp}/s", "--corpus", "open", "--root", "open"], ["KEY=FOLDER"]),
+        (["prepare", "-o", "{tmp}/s", "--corpus", "open", "--csv", "x"], ["--corpus and --csv"]),
         (["pretrain", "--recipe", "no", "--data", "{store}", "-o", "{tmp}/r"], ["no recipe 'no'"]),
         (["pretrain", "--data", "{store}", "-o", "{tmp}/r"], ["--recipe is missing"]),
         (["pretrain", "--data", "{store}", "-o", "{tmp}/r", "--resume"], ["no run to resume"]),
@@ -156,6 +165,26 @@ def test_a_mistake_is_one_line_and_status_2(
     assert len(told) == 1
     # nothing half-written
     assert not any((tmp_path / name).exists() for name in ("a.npz", "a.txt", "s", "r"))
+
+
+def test_a_corpus_is_told_source_by_source(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"Cov-{i:02}_mp4,a,{'free' if i < 7 else 'mine'}\n" for i in range(1, 11, 2)]
+    (tmp_path / "t.csv").write_text("Filename,label,terms\n" + "".join(rows))
+    source = {"name": "Ours", "root": "here", "folder": "clips", "table": "t.csv"}
+    source |= {"label_column": "label", "licence_column": "terms"}
+    plain = {"name": "One", "roots": {"here": "nowhere"}, "sources": {"ours": source}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain | {"licences": {"free": "CC0-1.0"}}))
+    options = ["--corpus", tmp_path / "c.yaml", "--root", f"here={tmp_path}", "--size", "32"]
+    options += ["--licence", "CC0-1.0", "--only-annotated", "--workers", "1", "--holdout", "0.4"]
+    assert call("prepare", *options, "-o", tmp_path / "store") == 0
+    told = capsys.readouterr()
+    assert "9 items left out (left_out.csv names them)" in told.err
+    assert "  7 has no row\n" in told.err
+    assert "  2 has a licence that is mapped to no SPDX expression, 'mine'\n" in told.err
+    assert "  Ours: 2 videos, 8 frames, 2 subjects\n" in told.out
+    assert "3 videos, 12 frames; 0 skipped" in told.out
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,8 @@ def stills(folder: Path, *names: str, size: tuple[int, int] = (24, 20)) -> None:
 def tabled(root: Path, *rows: str) -> Files:
     """The items of a folder, by a table in it."""
     (root / "table.csv").write_text("\n".join(["file,label,subject", *rows]) + "\n")
-    return items_in([root], read_table(root / "table.csv", "file", "label", "subject"))
+    items: Files = items_in([root], read_table(root / "table.csv", "file", "label", "subject"))
+    return items
 
 
 def labels_of(items: Files) -> dict[str, str | None]:
