@@ -176,7 +176,8 @@ def test_a_corpus_is_told_source_by_source(
     source |= {"label_column": "label", "licence_column": "terms"}
     plain = {"name": "One", "roots": {"here": "nowhere"}, "sources": {"ours": source}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain | {"licences": {"free": "CC0-1.0"}}))
-    options = ["--corpus", tmp_path / "c.yaml", "--root", f"here={tmp_path}", "--size", "32"]
+    corpus = str(tmp_path / "c.yaml")
+    options = ["--corpus", corpus, "--root", f"here={tmp_path}", "--size", "32"]
     options += ["--licence", "CC0-1.0", "--only-annotated", "--workers", "1", "--holdout", "0.4"]
     assert call("prepare", *options, "-o", tmp_path / "store") == 0
     told = capsys.readouterr()
