@@ -6,12 +6,14 @@ import resource
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,6 +29,7 @@ from .objective import uscl_loss
 from .pairs import draw_labelled, draw_videos
 from .recipe import Recipe
 from .runs import hardware, save_checkpoint
+from .starts import load_start
 from .trainer import Sample, Trainer
 
 #: Arithmetic of one image, forward and backward, at 224², in floating-point operations (METHOD).
@@ -57,9 +60,12 @@ class Report:
         device: in words.
         settings: recipe and switches, in words.
         videos: of a step; each gives two views.
+        side: of the views of the last steps, in pixels.
         steps: of the whole recipe on this store.
+        seconds: that they take, each kind of step by its own time.
         starting: seconds of the first steps, compilation among them.
-        loop: of a step of the real loop.
+        loop: of a step of the real loop: a whole batch, views of the last size.
+        kinds: of the other steps, by what they are, and how many of them there are.
         bare: of the network's forward, backward and nothing else.
         stages: of a step, one stage after another.
         beside: of what a run does beside its steps, seconds each time.
@@ -73,9 +79,12 @@ class Report:
     device: str
     settings: str
     videos: int
+    side: int
     steps: int
+    seconds: float
     starting: float
     loop: Timing
+    kinds: dict[str, tuple[Timing, int]]
     bare: Timing
     stages: dict[str, Timing]
     beside: dict[str, float]
@@ -92,10 +101,14 @@ class Report:
             f"{self.device}: {self.settings}",
             f"2 x {self.videos} views a step, median and quartiles of {len(self.loop.seconds)}",
             f"  {'step of the loop':28} {self.loop}   {2 * self.videos / step:.1f} images/s",
+            *(
+                f"  {name:28} {timing}   {count} of {self.steps} steps"
+                for name, (timing, count) in self.kinds.items()
+            ),
             f"  {'network alone':28} {self.bare}   the loop does {self.bare.median / step:.1%}",
             *(f"    {name:26} {timing}" for name, timing in self.stages.items()),
             f"  {'starting, compilation in it':28} {self.starting:9.1f} s",
-            f"  {'the whole recipe':28} {self.steps * step:9.1f} s  ({self.steps} steps), and "
+            f"  {'the whole recipe':28} {self.seconds:9.1f} s  ({self.steps} steps), and "
             f"{self.looks * self.beside['looking']:.1f} s of looking ({self.looks} times)",
             *(f"    {name:26} {1e3 * once:9.1f} ms each" for name, once in self.beside.items()),
             f"  {'peak memory':28} {self.peak / 1e9:9.2f} GB",
@@ -132,13 +145,16 @@ def measure(
         progress: show a bar.
     """
     settle(execution)
-    trainer = Trainer(recipe, store, execution)
+    starts = [load_start(reference) for reference in recipe.teachers]
+    trainer = Trainer(recipe, store, execution, teachers=starts)
     wait = _waiting(execution.device)
+    counts = _kinds(trainer)
+    usual = (trainer.size, recipe.batch_size)
     # an epoch of warming up would take minutes on a CPU; on a GPU, graphs are captured in it
     warm = 1 if execution.device.type == "cpu" else trainer.steps + 1
     sides: dict[str, Callable[[], Any]] = {"loop": lambda: step_of(trainer)}
     tables = trainer.tables(0)
-    sample = trainer.sample(tables, tables.batches[0])
+    sample = trainer.sample(tables, _whole(tables.batches, recipe))
     view1, view2 = trainer.views(sample)
     sides["bare"] = lambda: _bare(trainer, sample, view1, view2)
     if per_image:
@@ -162,13 +178,25 @@ def measure(
             seconds[name].append(time.perf_counter() - clock)
     timings = {name: Timing(tuple(values)) for name, values in seconds.items()}
     size = (trainer.size / 224) ** 2
+    kinds = {
+        f"{videos} videos, views of {side}²": (
+            _timed(lambda kind=(side, videos): step_of(trainer, kind), warm, repeats, wait),
+            count,
+        )
+        for (side, videos), count in counts.items()
+        if (side, videos) != usual
+    }
+    others = sum(timing.median * count for timing, count in kinds.values())
     return Report(
         device=hardware(execution.device),
         settings=_settings(trainer),
         videos=recipe.batch_size,
-        steps=recipe.epochs * trainer.steps,
+        side=trainer.size,
+        steps=sum(counts.values()),
+        seconds=timings["loop"].median * counts[usual] + others,
         starting=starting,
         loop=timings["loop"],
+        kinds=kinds,
         bare=timings["bare"],
         stages=_stages(trainer, repeats, wait),
         beside=_beside(trainer, wait),
@@ -180,13 +208,61 @@ def measure(
     )
 
 
-def step_of(trainer: Trainer) -> None:
-    """A step of the loop on a whole batch, going on to the next epoch where one ends."""
-    progress = trainer.progress
-    batches = trainer.tables(progress.epoch).batches
-    if progress.step == len(batches) or len(batches[progress.step]) != trainer.recipe.batch_size:
-        progress.epoch, progress.step = progress.epoch + 1, 0
+#: Side of the views and number of videos of a step.
+_Kind = tuple[int, int]
+
+
+def _kinds(trainer: Trainer) -> Counter[_Kind]:
+    """How many steps of each kind a recipe has."""
+    lengths = [len(batch) for batch in trainer.tables(0).batches]
+    return Counter(
+        (trainer.side_of(epoch, step), length)
+        for epoch in range(trainer.recipe.epochs)
+        for step, length in enumerate(lengths)
+    )
+
+
+def _whole(batches: Sequence[npt.NDArray[np.int64]], recipe: Recipe) -> npt.NDArray[np.int64]:
+    """A batch of as many videos as the recipe says."""
+    return next(batch for batch in batches if len(batch) == recipe.batch_size)
+
+
+def step_of(trainer: Trainer, kind: _Kind | None = None) -> None:
+    """The next step of a kind, going on to the next epoch where one ends, and to the first at last.
+
+    Args:
+        trainer: where it is told where to look from.
+        kind: side of the views and number of videos; None for the last side and a whole batch.
+    """
+    recipe, progress = trainer.recipe, trainer.progress
+    kind = kind or (trainer.size, recipe.batch_size)
+    steps = trainer.steps
+    # of every epoch the same steps have the same number of videos
+    lengths = [len(batch) for batch in trainer.tables(progress.epoch).batches]
+    place = progress.epoch * steps + progress.step
+    for _ in range(recipe.epochs * steps):
+        epoch, step = divmod(place, steps)
+        if (trainer.side_of(epoch, step), lengths[step]) == kind:
+            break
+        place = (place + 1) % (recipe.epochs * steps)
+    progress.epoch, progress.step = divmod(place, steps)
     trainer.step()
+    if progress.step == steps:
+        progress.epoch, progress.step = (progress.epoch + 1) % recipe.epochs, 0
+
+
+def _timed(do: Callable[[], None], warm: int, repeats: int, wait: Callable[[], None]) -> Timing:
+    """Seconds of something done over and over, after it has warmed up."""
+    for _ in range(warm):
+        do()
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        clock = time.perf_counter()
+        do()
+        wait()
+        seconds.append(time.perf_counter() - clock)
+    return Timing(tuple(seconds))
 
 
 def _bare(trainer: Trainer, sample: Sample, view1: Tensor, view2: Tensor) -> None:
@@ -200,7 +276,7 @@ def _stages(trainer: Trainer, repeats: int, wait: Callable[[], None]) -> dict[st
     names = ("frames", "views", "forward", "backward", "update")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     tables = trainer.tables(0)
-    batch = next(b for b in tables.batches if len(b) == trainer.recipe.batch_size)
+    batch = _whole(tables.batches, trainer.recipe)
     for _ in range(repeats):
         marks = [time.perf_counter()]
 

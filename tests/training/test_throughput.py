@@ -9,7 +9,7 @@ import torch
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import US4_CLASSES
-from uscl_zoo.training.recipe import Recipe
+from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.synthetic import us4_shaped
 from uscl_zoo.training.throughput import Timing, measure
 
@@ -41,8 +41,14 @@ def test_the_synthetic_store_has_the_counts_of_us4(tmp_path: Path) -> None:
 
 def test_a_report_says_what_was_measured(store: FrameStore) -> None:
     report = measure(RECIPE, store, CPU, repeats=3, per_image=True, workers=0, progress=False)
-    steps = 2 * (len(store.select("train")) // 4)
-    assert report.steps == steps
+    # 17 videos: three batches of four and one of five
+    assert len(store.select("train")) % 4 == 1
+    batches = len(store.select("train")) // 4
+    assert report.steps == 2 * batches
+    ((name, (odd, count)),) = report.kinds.items()
+    assert (name, count, len(odd.seconds)) == ("5 videos, views of 32²", 2, 3)
+    expected = (report.steps - 2) * report.loop.median + 2 * odd.median
+    assert report.seconds == pytest.approx(expected)
     assert len(report.loop.seconds) == len(report.bare.seconds) == 3
     assert list(report.stages) == ["frames", "views", "forward", "backward", "update"]
     names = ("tables of an epoch", "weights are finite", "looking", "checkpoint")
@@ -58,6 +64,20 @@ def test_a_report_says_what_was_measured(store: FrameStore) -> None:
     assert f"{report.images.median / report.loop.median:.2f} times as fast" in told
     # 32² pixels cost a 49th of 224²
     assert report.cost == pytest.approx(8 * 10.65e9 * (32 / 224) ** 2)
+
+
+def test_every_size_of_the_views_counts(tmp_path: Path) -> None:
+    store = us4_shaped(tmp_path / "store", size=48, share=0.02)
+    recipe = replace(RECIPE, epochs=4, sizes=((32, 0.5), (48, 1.0)))
+    report = measure(recipe, store, CPU, repeats=2, progress=False)
+    batches = len(store.select("train")) // 4
+    assert {name: count for name, (_, count) in report.kinds.items()} == {
+        "4 videos, views of 32²": 2 * (batches - 1),
+        "5 videos, views of 32²": 2,
+        "5 videos, views of 48²": 2,
+    }
+    assert report.side == 48
+    assert report.steps == 4 * batches
 
 
 def test_timing_has_the_middle_and_its_spread() -> None:
