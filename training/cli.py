@@ -311,6 +311,7 @@ def pretrain(
 )
 @click.option("--workers", type=click.IntRange(min=0), help="Of --loader images; default cores.")
 @click.option("--repeats", type=click.IntRange(min=2), default=10, show_default=True)
+@click.option("--trace", "traced", type=_PATH, help="Folder for a Chrome trace and its kernels.")
 @execution_options
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 def throughput(
@@ -321,6 +322,7 @@ def throughput(
     loader: str,
     workers: int | None,
     repeats: int,
+    traced: Path | None,
     device: str | None,
     threads: int | None,
     settings: tuple[str, ...],
@@ -349,6 +351,7 @@ def throughput(
             repeats=repeats,
             per_image=loader == "images",
             workers=workers,
+            traced=traced,
         )
     click.echo(str(report))
 

@@ -30,6 +30,7 @@ from .pairs import draw_labelled, draw_videos
 from .recipe import Recipe
 from .runs import hardware, save_checkpoint
 from .starts import load_start
+from .trace import Family, describe, trace
 from .trainer import Sample, Trainer
 
 #: Arithmetic of one image, forward and backward, at 224², in floating-point operations (METHOD).
@@ -72,6 +73,7 @@ class Report:
         looks: how often the recipe looks at held-out videos.
         images: of a step of the per-image yardstick; None if it was not asked for.
         peak: bytes of memory, the most there were.
+        families: what a step computes, by family of kernels; None if it was not asked for.
         rate: floating-point operations a second of a large matrix product.
         cost: floating-point operations of a step.
     """
@@ -91,6 +93,7 @@ class Report:
     looks: int
     images: Timing | None
     peak: int
+    families: list[Family] | None
     rate: float
     cost: float
 
@@ -115,6 +118,8 @@ class Report:
             f"  {'arithmetic':28} {1e3 * floor:9.1f} ms a step at {self.rate / 1e12:.2f} TFLOP/s "
             f"of a matrix product: {floor / step:.1%} of the roofline",
         ]
+        if self.families is not None:
+            lines += ["kernels of a step, by family", describe(self.families)]
         if self.images is not None:
             lines.append(
                 f"  {'per-image yardstick':28} {self.images}   the loop is "
@@ -131,6 +136,7 @@ def measure(
     repeats: int = 10,
     per_image: bool = False,
     workers: int | None = None,
+    traced: Path | None = None,
     progress: bool = True,
 ) -> Report:
     """Time the loop, the network alone and, if asked, the per-image path, taking turns.
@@ -142,6 +148,7 @@ def measure(
         repeats: turns, after one that warms up; each is a step of each.
         per_image: time the yardstick as well.
         workers: processes that load its images; None for one a core.
+        traced: folder for a trace of some steps of the loop; None for none.
         progress: show a bar.
     """
     settle(execution)
@@ -203,6 +210,9 @@ def measure(
         looks=-(-recipe.epochs // recipe.validate_every),
         images=timings.get("images"),
         peak=_peak(execution.device),
+        families=None
+        if traced is None
+        else trace(lambda: step_of(trainer), execution.device, traced, repeats),
         rate=_matrix_rate(execution.device, trainer.precision),
         cost=2 * recipe.batch_size * size * COST[recipe.architecture],
     )

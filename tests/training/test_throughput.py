@@ -86,13 +86,16 @@ def test_timing_has_the_middle_and_its_spread() -> None:
     assert str(timing).split() == ["2.5", "ms", "[1.8,", "4.8]"]
 
 
-def test_the_command(store: FrameStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(store: FrameStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data", str(store.folder), "--device", "cpu", "--repeats", "2", "--channels-first"]
+    words += ["--trace", str(tmp_path / "trace")]
     settings = ["batch_size=4", "classes=null"]
     main(["throughput", "--recipe", "us4_resnet18", *words, *settings])
     told = capsys.readouterr().out
     assert "channels first" in told
     assert "yardstick" not in told
+    assert re.search(r"convolution +[\d.]+ ms +[\d.]+% +[\d.]+ kernels  most: aten::", told)
+    assert {path.name for path in (tmp_path / "trace").iterdir()} == {"trace.json", "kernels.csv"}
 
 
 @pytest.mark.parametrize("words", [[], ["--data", "x", "--synthetic", "us4"]])
