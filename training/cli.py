@@ -294,7 +294,11 @@ def pretrain(
 @click.command(short_help="Time pretraining on this machine.")
 @click.option("--recipe", "recipe_name", default="us4_resnet18", show_default=True)
 @click.option("--data", type=_PATH, help="A store; or --synthetic makes one.")
-@click.option("--synthetic", type=click.Choice(["us4"]), help="Noise in the shape of US-4.")
+@click.option(
+    "--synthetic",
+    type=click.Choice(["us4", "us4-grey"]),
+    help="Noise in the shape of US-4, of each channel or, as ultrasound mostly is, of all alike.",
+)
 @click.option(
     "--share",
     type=click.FloatRange(0, 1, min_open=True),
@@ -343,7 +347,10 @@ def throughput(
     recipe = load_recipe(recipe_name, settings)
     execution = _execution(device, threads, switches)
     with tempfile.TemporaryDirectory(prefix="uscl-") as folder:
-        store = us4_shaped(Path(folder), share=share) if data is None else FrameStore(data)
+        if data is None:
+            store = us4_shaped(Path(folder), share=share, grey=synthetic == "us4-grey")
+        else:
+            store = FrameStore(data)
         report = measure(
             recipe,
             store,

@@ -21,7 +21,7 @@ US4 = (
 )
 
 
-def us4_shaped(folder: Path, size: int = 224, share: float = 1.0) -> FrameStore:
+def us4_shaped(folder: Path, size: int = 224, share: float = 1.0, grey: bool = False) -> FrameStore:
     """Write a store with the counts of US-4: 1,051 videos, 23,231 frames, a fifth held out.
 
     The frames are noise on a gradient: kernels can be faster on zeros than on what they will meet.
@@ -30,6 +30,7 @@ def us4_shaped(folder: Path, size: int = 224, share: float = 1.0) -> FrameStore:
         folder: of the store.
         size: height and width in pixels.
         share: of the videos of each part to make, for a machine with little room or time.
+        grey: draw one noise for all channels, and have the store say that no frame has colour.
     """
     rng = np.random.default_rng(0)
     rows, total, number = [], 0, 0
@@ -52,11 +53,13 @@ def us4_shaped(folder: Path, size: int = 224, share: float = 1.0) -> FrameStore:
         header = {"descr": "|u1", "fortran_order": False, "shape": (total, size, size, 3)}
         np.lib.format.write_array_header_1_0(stream, header)
         for _ in range(total):
-            noise = rng.integers(0, 60, (size, size, 3), dtype=np.uint8)
-            stream.write((ramp + noise).astype(np.uint8).tobytes())
+            noise = rng.integers(0, 60, (size, size, 1 if grey else 3), dtype=np.uint8)
+            frame = np.broadcast_to((ramp + noise).astype(np.uint8), (size, size, 3))
+            stream.write(frame.tobytes())
     write_text(folder / MANIFEST, manifest_of(rows))
     description = {
-        "digest": f"synthetic, {total} frames of {size}",
+        "digest": f"synthetic, {total} frames of {size}{', grey' * grey}",
+        "grey": grey,
         "origin": {"name": "synthetic, shaped as US-4"},
         "sampling": {"rate": 3.0, "size": size},
         "held_out_subjects": [],

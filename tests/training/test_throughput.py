@@ -39,6 +39,16 @@ def test_the_synthetic_store_has_the_counts_of_us4(tmp_path: Path) -> None:
     assert store.frames.std() > 10
 
 
+def test_the_synthetic_store_may_be_grey(tmp_path: Path) -> None:
+    store = us4_shaped(tmp_path / "store", size=8, share=0.02, grey=True)
+    assert store.description["grey"] is True
+    assert (store.frames == store.frames[..., :1]).all()
+    assert store.frames.std() > 10
+    coloured = us4_shaped(tmp_path / "other", size=8, share=0.02)
+    assert coloured.digest != store.digest
+    assert not (coloured.frames == coloured.frames[..., :1]).all()
+
+
 def test_a_report_says_what_was_measured(store: FrameStore) -> None:
     report = measure(RECIPE, store, CPU, repeats=3, per_image=True, workers=0, progress=False)
     # 17 videos: three batches of four and one of five
