@@ -340,16 +340,17 @@ class Trainer:
                 contrastive, none = self.moco.loss(z, keys), torch.zeros((), device=self.device)
                 return Loss(contrastive, contrastive, none, none)
             lessons = self.teachers(view1, view2)
-            fast = self._fast_two_views if len(view1) == self._whole else None
-            outputs = (fast or self._two_views)(view1, view2)
+            compiled = self._fast_two_views is not None and len(view1) == self._whole
+            outputs = (self._fast_two_views if compiled else self._two_views)(view1, view2)
         taught = None
         if lessons:
             taught = teacher_term(outputs.h, outputs.mapped, lessons, self.recipe, self.ranks)
         return uscl_loss(outputs.first, outputs.second, target, self.recipe, self.ranks, taught)
 
     def _update(self, sample: Sample, size: int) -> None:
-        fast = self._fast_views if len(sample.lam) == self._whole else None
-        loss = self.loss(sample.target, *(fast or self.views)(sample, size))
+        compiled = self._fast_views is not None and len(sample.lam) == self._whole
+        views = (self._fast_views if compiled else self.views)(sample, size)
+        loss = self.loss(sample.target, *views)
         terms = torch.stack([loss.total, loss.contrastive, loss.labelled, loss.taught]).detach()
         if self.ranks.world > 1:
             # each has its share of the loss of all

@@ -295,6 +295,27 @@ def test_each_size_is_compiled_once(
     assert trainer.progress.sums == pytest.approx(plain.progress.sums, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_the_bar_says_that_a_step_is_compiled(
+    small_store: FrameStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compile_one = torch.compile
+
+    def compiling(model: Any, **options: Any) -> Any:
+        return compile_one(model, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    torch._dynamo.reset()
+    recipe = replace(RECIPE, epochs=1)
+    for compiled in (True, False):
+        execution = Execution(CPU.device, compiled=compiled)
+        pretrain(recipe, small_store, tmp_path / str(compiled), execution=execution)
+        assert ("compiling, once for each size" in capsys.readouterr().err) == compiled
+
+
 # ------------------------------------------------------------------------------- left-out sources
 
 
