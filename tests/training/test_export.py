@@ -190,6 +190,7 @@ def test_a_reason_is_a_limit_and_overrules_no_known_licence(
     assert any(why in limit and "COVID-19 emergency license" in limit for limit in card.limits)
 
 
+@pytest.fixture(scope="module")
 def of_two(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
     """A store of two sources: the clips once more, and a few of them."""
     folder = tmp_path_factory.mktemp("of two")

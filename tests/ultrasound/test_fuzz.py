@@ -536,7 +536,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Path], int | str]] = {
     "GIF of 20,000 x 20,000": (
         "a.gif",
         lambda path: _gif(path, (20_000,) * 2, 2),
-        "many more pixels",
+        "more pixels than a file of its size",
     ),
     "AVI of 20,000 x 20,000": ("a.avi", lambda path: _avi(path, 3, side=20_000), "no frame"),
     "DICOM of 20,000 x 20,000": (

@@ -62,6 +62,7 @@ def iterate(
         stream.codec_context.options = {"max_pixels": str(2 * MAX_PIXELS)}
         clock = _Clock(stream.average_rate)
         convert = _Converter(threads, grey)
+        matrix = _Matrix()
         thrift = _Thrift(stream.codec_context, clock, wanted)
         try:
             for packet in container.demux(stream):
@@ -90,7 +91,7 @@ def iterate(
                         )
                     time = clock.read(frame.time)
                     if wanted(time):
-                        yield Frame(time, _turn(convert(frame), _matrix(frame)))
+                        yield Frame(time, _turn(convert(frame), matrix(frame)))
                     count += 1
                 if cut:
                     break
@@ -262,13 +263,28 @@ class _Clock:
         return self.last
 
 
-def _matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """Where the display matrix has a step to the right go, across and down, and one downwards."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None or data.buffer_size < 36:
-        return (1, 0, 0, 1)
-    a, b, _, c, d = np.frombuffer(data, np.int32, 5).tolist()
-    return (a, b, c, d)
+class _Matrix:
+    """Where the display matrix has a step to the right go, across and down, and one downwards.
+
+    It is the stream's, and read anew where the angle of a frame is another: a frame that has been
+    asked for its side data refers to itself, and stays in memory until garbage is collected.
+    """
+
+    def __init__(self) -> None:
+        self.angle: int | None = None
+        self.matrix = (1, 0, 0, 1)
+
+    def __call__(self, frame: VideoFrame) -> tuple[int, int, int, int]:
+        if frame.rotation != self.angle:
+            self.angle, self.matrix = frame.rotation, self._read(frame)
+        return self.matrix
+
+    def _read(self, frame: VideoFrame) -> tuple[int, int, int, int]:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        if data is None or data.buffer_size < 36:
+            return (1, 0, 0, 1)
+        a, b, _, c, d = np.frombuffer(data, np.int32, 5).tolist()
+        return (a, b, c, d)
 
 
 def _turn(image: Image.Image, matrix: tuple[int, int, int, int]) -> Image.Image:
