@@ -54,8 +54,8 @@ def us4_shaped(folder: Path, size: int = 224, share: float = 1.0, grey: bool = F
         np.lib.format.write_array_header_1_0(stream, header)
         for _ in range(total):
             noise = rng.integers(0, 60, (size, size, 1 if grey else 3), dtype=np.uint8)
-            frame = np.broadcast_to((ramp + noise).astype(np.uint8), (size, size, 3))
-            stream.write(frame.tobytes())
+            pixels = np.broadcast_to((ramp + noise).astype(np.uint8), (size, size, 3))
+            stream.write(pixels.tobytes())
     write_text(folder / MANIFEST, manifest_of(rows))
     description = {
         "digest": f"synthetic, {total} frames of {size}{', grey' * grey}",

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +187,12 @@ def measure(
     timings = {name: Timing(tuple(values)) for name, values in seconds.items()}
     size = (trainer.size / 224) ** 2
     kinds = {
-        f"{videos} videos, views of {side}²": (
-            _timed(lambda kind=(side, videos): step_of(trainer, kind), warm, repeats, wait),
+        f"{kind[1]} videos, views of {kind[0]}²": (
+            _timed(partial(step_of, trainer, kind), warm, repeats, wait),
             count,
         )
-        for (side, videos), count in counts.items()
-        if (side, videos) != usual
+        for kind, count in counts.items()
+        if kind != usual
     }
     others = sum(timing.median * count for timing, count in kinds.values())
     return Report(

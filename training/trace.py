@@ -99,7 +99,7 @@ def trace(
 def _kernels(events: Iterable[Any], cuda: bool) -> Iterable[tuple[str, float]]:
     """Name and seconds of every kernel; on a CPU of every operation, less what it calls."""
     for event in events:
-        on_device = event.device_type == torch.autograd.DeviceType.CUDA
+        on_device = event.device_type.name == "CUDA"
         if cuda and on_device:
             yield event.name, event.device_time_total * 1e-6
         elif not cuda and event.name.startswith(("aten::", "autograd::", "mkldnn")):
