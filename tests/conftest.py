@@ -54,7 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """An empty home, so that no test finds, or leaves, anything in the user's."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
@@ -63,7 +65,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("USCL_ZOO_WEIGHTS", raising=False)
     # huggingface_hub read HF_HOME when it was imported
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf" / "hub"))
-    return home
+    yield home
+    # the caches of a thousand tests would fill a disk
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +148,8 @@ def install_card(folder: Path, name: str = "resnet18_uscl.trial", seed: int = 0)
     # as training leaves them: none of the statistics that a new network has
     for key in state:
         if key.endswith("running_mean"):
-            state[key] += 0.1
+            # downwards: the other way leaves a ResNet-50 nothing but zeros
+            state[key] -= 0.1
     path = folder / f"{name}.safetensors"
     write_backbone(state, path, architecture)
     data = path.read_bytes()

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from uscl_zoo.errors import CardError
-from uscl_zoo.records import from_mapping, read_yaml, to_plain, write_text, write_yaml
+from uscl_zoo.records import from_mapping, read_json, read_yaml, to_plain, write_text, write_yaml
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,56 @@ def test_written_files_follow_the_umask(tmp_path: Path) -> None:
     other.write_text("")
     write_text(tmp_path / "a.txt", "")
     assert (tmp_path / "a.txt").stat().st_mode == other.stat().st_mode
+
+
+# -------------------------------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: " + "[" * 60 + "]" * 60, "nested"),
+        # what stops first, libyaml or we, depends on its version
+        ("a: " + "[" * 200_000, "nested|flow level"),
+        ("a: &x [1, 2]\nb: *x", "has an alias"),
+        ("a: " + "1" * 1_000_000, "has a number of 1,000,000 characters"),
+        # digits of base 60, each a product of the whole before it
+        ("a: " + ":".join(["1"] * 200_000), "has a number of 399,999 characters"),
+        ("a: 0x" + "f" * 5000, "has a number of 5,002 characters"),
+        ("a: " + "x" * (1 << 22), "is larger than 4,194,304 bytes"),
+    ],
+    ids=["deep", "deeper", "alias", "digits", "sexagesimal", "hexadecimal", "large"],
+)
+def test_absurd_yaml_is_refused_before_anything_is_made_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    monkeypatch.setattr(yaml, "load", None)
+    with pytest.raises(CardError, match=told) as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_card_may_hold_out_fifty_thousand_subjects(tmp_path: Path) -> None:
+    held = [f"hospital-of-somewhere/patient-{i:06}" for i in range(50_000)]
+    write_yaml(tmp_path / "a.yaml", {"held": held})
+    assert read_yaml(tmp_path / "a.yaml") == {"held": held}
+
+
+def test_a_long_text_is_no_number(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "a.yaml", {"a": "words of a card " * 200, "b": "1 2 " * 900})
+    assert read_yaml(tmp_path / "a.yaml")["b"] == "1 2 " * 900
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("[" * 1_000_000, "nested too deep"), ("{", "not valid JSON"), (" " * 101, "larger than 100")],
+    ids=["deep", "cut off", "large"],
+)
+def test_absurd_json_is_refused_at_once(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    most = 100 if told.startswith("larger") else 1 << 24
+    with pytest.raises(CardError, match=told):
+        read_json(path, most)

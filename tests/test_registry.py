@@ -127,10 +127,7 @@ def test_one_channel_is_the_same_network_on_grey(
         found = run(model, uscl_zoo.create_transform(model).batch(greys))
         return torch.cat([part.flatten(1) for part in found], 1) if extra else found
 
-    one, three = embed(in_chans=1), embed()
-    # an untrained ResNet-50 without batch statistics makes nothing but zeros of any image
-    nothing = (one == 0).all(1) & (three == 0).all(1)
-    assert (nothing | (torch.cosine_similarity(one, three) > 0.9999)).all()
+    assert torch.cosine_similarity(embed(in_chans=1), embed()).min() > 0.9999
 
 
 @pytest.mark.parametrize("pretrained", [True, False])

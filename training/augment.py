@@ -23,7 +23,7 @@ from .recipe import Recipe
 
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as torchvision rounds it
 _TRIES = 10
-#: Values of the noise that speckle takes its own from.
+#: Values of the noise that speckle takes its own from; of larger frames, as many as two have.
 _NOISE = 1 << 21
 
 
@@ -97,20 +97,30 @@ def draw(recipe: Recipe, epoch: int, videos: int, size: int) -> Draws:
         angle=torch.from_numpy((2 * angle - 1) * recipe.rotation).float(),
         gamma=torch.from_numpy(np.exp((2 * gamma - 1) * recipe.gamma)).float(),
         speckle=torch.from_numpy(speckle).float(),
-        start=torch.from_numpy(np.floor(start * (_NOISE - size * size)).astype(np.int64)),
+        start=torch.from_numpy((start * (_length_of_noise(size) - size**2)).astype(np.int64)),
         blur=torch.from_numpy(blurred < recipe.blur),
     )
 
 
-def draw_noise(recipe: Recipe, device: torch.device) -> Tensor:
-    """What speckle takes its noise from: float32 (2,097,152,), standard normal, or none at all.
+def _length_of_noise(size: int) -> int:
+    return max(_NOISE, 2 * size**2)
+
+
+def draw_noise(recipe: Recipe, size: int, device: torch.device) -> Tensor:
+    """What speckle takes its noise from: float32 (M,), standard normal; nothing without speckle.
 
     A stretch of a table that begins at a drawn place is the same on every device, and costs a step
     next to nothing.
+
+    Args:
+        recipe: seed, and whether there is any speckle.
+        size: height and width of the stored frames.
+        device: where it is wanted.
     """
     if not recipe.speckle:
         return torch.empty(0, device=device)
-    drawn = stream(recipe.seed, 0, Purpose.SPECKLE).standard_normal(_NOISE, dtype=np.float32)
+    rng = stream(recipe.seed, 0, Purpose.SPECKLE)
+    drawn = rng.standard_normal(_length_of_noise(size), dtype=np.float32)
     return send(torch.from_numpy(drawn), device)
 
 

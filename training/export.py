@@ -96,7 +96,7 @@ def export(
         sources=_sources(about),
         labels=tuple(about["classes"]) if recipe.class_weight else (),
         held_out_subjects=tuple(about["held_out_subjects"]),
-        recipe=settings_of(recipe) | {"precision": about["precision"]},
+        recipe=settings_of(recipe) | {"precision": _precision(about)},
         epochs=done,
         steps=done * len(draw_batches(counts["videos"], recipe, 0)),
         seed=recipe.seed,
@@ -135,6 +135,15 @@ def export(
     )
     write_yaml(card_file, card)
     return read_card(card_file)
+
+
+def _precision(about: dict[str, Any]) -> str:
+    """In which a run computed; one after another, if it was moved."""
+    before = [
+        f"{told['precision']} to epoch {told['epochs']}"
+        for told in about.get("earlier_precisions", [])
+    ]
+    return ", then ".join([*before, about["precision"]])
 
 
 def _came_of(said: dict[str, Any]) -> Origin:

@@ -22,7 +22,7 @@ from . import curves, monitor
 from .execution import Execution, device_named, is_slow, settle
 from .frames import FrameStore
 from .ranks import ALONE, Ranks
-from .recipe import Recipe, replace
+from .recipe import Recipe
 from .runs import (
     ABOUT,
     CHECKPOINT,
@@ -36,7 +36,7 @@ from .runs import (
     same_recipe,
     save_checkpoint,
 )
-from .starts import Start, load_start
+from .starts import Start, load_start, settled
 from .trainer import TERMS, NotFiniteError, Progress, Trainer, learning_rate
 
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
@@ -100,9 +100,12 @@ def pretrain(
         raise DataError(f"{run}: holds no run to resume")
     else:
         precision = None
-    start, teachers = _starts(recipe, about)
-    if start is not None:
-        recipe = replace(recipe, mean=start.mean, std=start.std)
+    start = None
+    if about is None:
+        recipe, start = settled(recipe)
+    teachers = [load_start(reference) for reference in recipe.teachers]
+    if about is not None:
+        _same_teachers(teachers, about.get("teachers", []))
     trainer = Trainer(recipe, store, execution, ranks, precision, start, teachers)
     # until all have looked, none may begin to write
     ranks.wait()
@@ -130,26 +133,18 @@ def pretrain(
     return checkpoint
 
 
-def _starts(recipe: Recipe, about: dict[str, Any] | None) -> tuple[Start | None, list[Start]]:
-    """What a run begins with and learns from.
-
-    Args:
-        recipe: which they are.
-        about: of the run, if one is resumed: it has begun, and its teachers are to be the same.
+def _same_teachers(teachers: list[Start], before: list[dict[str, Any]]) -> None:
+    """Refuse to go on with other teachers than a run began with.
 
     Raises:
-        DataError: if a teacher has other weights than when the run began.
+        DataError: if one has other weights.
     """
-    start = load_start(recipe.init) if recipe.init is not None and about is None else None
-    teachers = [load_start(reference) for reference in recipe.teachers]
-    before = teachers if about is None else about.get("teachers", [])
     for teacher, known in zip(teachers, before, strict=True):
-        if about is not None and teacher.sha256 != known["sha256"]:
+        if teacher.sha256 != known["sha256"]:
             raise DataError(
                 f"teachers: {teacher.reference} has other weights (SHA-256 {teacher.sha256[:12]}…) "
                 f"than when the run began ({known['sha256'][:12]}…); put those back"
             )
-    return start, teachers
 
 
 def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures: bool) -> None:
@@ -174,6 +169,8 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
 
     if show:
         bar.write(f"{trainer.feed}; {trainer.precision} on {hardware(trainer.device)}")
+        if trainer.begun:
+            bar.write(trainer.begun)
         if is_slow(trainer.precision, trainer.device):
             bar.write(
                 "bf16 on a processor without instructions for it takes about twelve times as long "
@@ -281,6 +278,9 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
     rate_now = learning_rate(recipe, state.epoch, steps - 1, steps)
     row = {"epoch": float(state.epoch + 1), "learning_rate": rate_now}
     row |= {name: total / steps for name, total in zip(TERMS, state.sums, strict=True)}
+    if not recipe.teachers:
+        # a curve of zeros says nothing
+        del row["taught"]
     state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0] * len(TERMS)
     if events is not None and (
         state.epoch % recipe.validate_every == 0 or state.epoch == recipe.epochs

@@ -20,6 +20,8 @@ from uscl_zoo.checkpoint import statistics_in
 from uscl_zoo.errors import CheckpointError, DataError
 from uscl_zoo.registry import model_info
 
+from .recipe import Recipe, replace
+
 #: How a network of timm's is asked for.
 TIMM = "timm:"
 
@@ -81,6 +83,18 @@ def load_start(reference: str) -> Start:
         sha256=str(card.weights.sha256),
         licence=card.licence,
     )
+
+
+def settled(recipe: Recipe) -> tuple[Recipe, Start | None]:
+    """A recipe with the mean and std of the weights it begins with, and those weights.
+
+    Raises:
+        UsclError: as `load_start`.
+    """
+    if recipe.init is None:
+        return recipe, None
+    start = load_start(recipe.init)
+    return replace(recipe, mean=start.mean, std=start.std), start
 
 
 def _of_timm(reference: str) -> Start:

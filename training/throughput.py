@@ -30,7 +30,7 @@ from .objective import uscl_loss
 from .pairs import draw_labelled, draw_videos
 from .recipe import Recipe
 from .runs import hardware, save_checkpoint
-from .starts import load_start
+from .starts import load_start, settled
 from .trace import Family, describe, trace
 from .trainer import Sample, Trainer
 
@@ -62,7 +62,6 @@ class Report:
         device: in words.
         settings: recipe and switches, in words.
         videos: of a step; each gives two views.
-        side: of the views of the last steps, in pixels.
         steps: of the whole recipe on this store.
         seconds: that they take, each kind of step by its own time.
         starting: seconds of the first steps, compilation among them.
@@ -82,7 +81,6 @@ class Report:
     device: str
     settings: str
     videos: int
-    side: int
     steps: int
     seconds: float
     starting: float
@@ -153,8 +151,9 @@ def measure(
         progress: show a bar.
     """
     settle(execution)
-    starts = [load_start(reference) for reference in recipe.teachers]
-    trainer = Trainer(recipe, store, execution, teachers=starts)
+    recipe, start = settled(recipe)
+    teachers = [load_start(reference) for reference in recipe.teachers]
+    trainer = Trainer(recipe, store, execution, start=start, teachers=teachers)
     wait = _waiting(execution.device)
     counts = _kinds(trainer)
     usual = (trainer.size, recipe.batch_size)
@@ -199,7 +198,6 @@ def measure(
         device=hardware(execution.device),
         settings=_settings(trainer),
         videos=recipe.batch_size,
-        side=trainer.size,
         steps=sum(counts.values()),
         seconds=timings["loop"].median * counts[usual] + others,
         starting=starting,

@@ -151,6 +151,7 @@ class Trainer:
     Attributes:
         size: side of the last views in pixels, and of the frames it is looked at by.
         average: the network whose weights are the average of the steps'; None if not asked for.
+        begun: what of the encoder begins with given weights, in words; empty without.
 
     Raises:
         DataError: if the store cannot serve the recipe, or the ranks cannot share its batches.
@@ -213,9 +214,15 @@ class Trainer:
         self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
         self.teachers = Teachers(teachers, recipe, device, self.layout)
         taught = self.teachers.features if recipe.teacher_term == "features" else ()
-        self.network: UsclNetwork = build(
-            recipe, len(self.classes), _beginning(start, recipe), taught
-        ).to(device)
+        shapes = backbone_shapes(recipe.architecture)
+        given = {} if start is None else fit(start, shapes)
+        self.begun = ""
+        if start is not None:
+            self.begun = (
+                f"begins with {len(given)} of {len(shapes)} tensors of the encoder from "
+                f"{start.reference}, the others as the seed has them"
+            )
+        self.network: UsclNetwork = build(recipe, len(self.classes), given, taught).to(device)
         if recipe.sync_batch_norm and ranks.world > 1:
             synchronise(self.network, device)
         self.network.to(memory_format=self.layout)
@@ -233,7 +240,7 @@ class Trainer:
             capturable=replays,
         )
         self._two_views = _parallel(TwoViews(self.network, recipe), recipe, device, ranks)
-        self._noise = augment.draw_noise(recipe, device)
+        self._noise = augment.draw_noise(recipe, self.side, device)
         # how much of the average a step leaves, as a tensor, which a replayed step can read anew
         self._keep = torch.zeros((), device=device)
         # a batch of another size is done as it is: compiling for it takes longer than it does
@@ -528,13 +535,6 @@ def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: 
             find_unused_parameters=recipe.method == "supervised"
             or 0 in (recipe.class_weight, recipe.contrast_weight, recipe.teacher_weight),
         )
-
-
-def _beginning(start: Start | None, recipe: Recipe) -> dict[str, Tensor]:
-    """The tensors of the encoder that a start gives."""
-    if start is None:
-        return {}
-    return fit(start, backbone_shapes(recipe.architecture))
 
 
 def _refuse_unknown(recipe: Recipe, store: FrameStore) -> None:

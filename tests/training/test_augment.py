@@ -183,7 +183,7 @@ def plain(**changes: Any) -> Recipe:
 
 def made(recipe: Recipe, frames: Tensor, epoch: int = 0) -> tuple[augment.Draws, Tensor]:
     draws = augment.draw(recipe, epoch, len(frames) // 3, frames.shape[-1])
-    noise = augment.draw_noise(recipe, torch.device("cpu"))
+    noise = augment.draw_noise(recipe, frames.shape[-1], torch.device("cpu"))
     return draws, augment.augment(frames, draws, recipe, None, noise)
 
 
@@ -264,8 +264,17 @@ def test_older_draws_are_not_moved_by_the_newer() -> None:
     assert not before.blur.any()
     assert after.angle.abs().max() <= 0.3
     assert (after.start >= 0).all()
-    # the last stretch of noise ends within the table
-    assert (after.start + 64 * 64 <= len(augment.draw_noise(changed, torch.device("cpu")))).all()
+
+
+@pytest.mark.parametrize("size", [64, 1400, 1600])
+def test_every_stretch_of_noise_is_within_the_table(size: int) -> None:
+    """Of frames as large as may be stored, the usual table is shorter than one of them."""
+    recipe = replace(RECIPE, speckle=0.1, speckle_rate=1.0)
+    draws = augment.draw(recipe, 0, 300, size)
+    noise = augment.draw_noise(recipe, size, torch.device("cpu"))
+    assert (draws.start >= 0).all()
+    assert (draws.start + size * size <= len(noise)).all()
+    assert len(draws.start.unique()) > 800
 
 
 def equal(a: augment.Draws, b: augment.Draws) -> bool:

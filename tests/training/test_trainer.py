@@ -16,7 +16,7 @@ from test_pretrain import CPU, RECIPE, StopAfter, assert_same, run
 from torch import Tensor
 from uscl_zoo.training import pretrain as module
 from uscl_zoo.training.execution import Execution
-from uscl_zoo.training.export import encoder_of
+from uscl_zoo.training.export import encoder_of, export
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.prepare import Sampling, prepare
@@ -84,6 +84,20 @@ def test_a_run_begins_with_weights_and_their_statistics(
     assert about["teachers"] == []
 
 
+def test_what_a_run_begins_with_is_said(
+    weights: Path, small_store: FrameStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for architecture, told in (("resnet18", "120 of 120 tensors"), ("resnet50", "of 318 tensors")):
+        recipe = replace(RECIPE, init=str(weights), architecture=architecture, epochs=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "listening", lambda: nullcontext(StopAfter(1)))
+            with pytest.raises(Interrupted):
+                pretrain(recipe, small_store, tmp_path / architecture, execution=CPU)
+        out = capsys.readouterr()
+        assert f"begins with {told}"[:12] in out.out + out.err
+        assert f"{told} of the encoder from {weights}" in out.out + out.err
+
+
 @pytest.mark.parametrize("term", ["features", "similarities"])
 def test_a_taught_run_resumes_exactly(
     weights: Path, small_store: FrameStore, tmp_path: Path, term: str
@@ -98,6 +112,14 @@ def test_a_taught_run_resumes_exactly(
     assert all(row["taught"] > 0 for row in whole["progress"]["history"])
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [teacher["reference"] for teacher in about["teachers"]] == [str(weights)]
+
+
+def test_a_run_without_teachers_has_no_curve_of_them(
+    small_store: FrameStore, tmp_path: Path
+) -> None:
+    history = run(small_store, tmp_path / "run", replace(RECIPE, epochs=1))["progress"]["history"]
+    assert "taught" not in history[0]
+    assert "labelled" in history[0]
 
 
 def test_a_start_need_not_be_there_when_a_run_resumes(
@@ -234,6 +256,8 @@ def test_a_resumed_run_may_go_on_in_another_precision(
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["precision"] == "float32"
     assert about["earlier_precisions"] == [{"precision": "bf16", "epochs": 1}]
+    card = export(tmp_path / "run", "resnet18_uscl.trial", tmp_path / "zoo")
+    assert card.training.recipe["precision"] == "bf16 to epoch 1, then float32"
 
 
 def test_a_slow_precision_is_said(

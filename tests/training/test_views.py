@@ -55,7 +55,7 @@ def test_a_cpu_makes_the_views_that_a_gpu_makes(
     lam = torch.tensor([[0.3, 0.3], [0.9, 0.2], [1.0, 0.5]])
     if recipe.method != "uscl":
         lam.fill_(1)
-    noise = augment.draw_noise(recipe, torch.device("cpu"))
+    noise = augment.draw_noise(recipe, 64, torch.device("cpu"))
     ours = make_views_by_video(frames, lam, draws, recipe, layout, size, noise)
     # the whole batch at once, as a GPU does it
     monkeypatch.setattr(augment, "augment", augment.augment_batch)
@@ -86,7 +86,7 @@ def test_without_an_anchor_nothing_is_done_to_it(monkeypatch: pytest.MonkeyPatch
 def test_frames_known_to_be_grey_make_the_same_views() -> None:
     recipe = replace(RECIPE, saturation=0.0, speckle=0.2, speckle_rate=1.0, gamma=0.3)
     frames, draws = frames_of_three_videos()[3:6].repeat(3, 1, 1, 1), augment.draw(recipe, 0, 3, 64)
-    lam, noise = torch.full((3, 2), 0.4), augment.draw_noise(recipe, torch.device("cpu"))
+    lam, noise = torch.full((3, 2), 0.4), augment.draw_noise(recipe, 64, torch.device("cpu"))
     three, one = (
         make_views(frames, lam, draws, recipe, 48, noise, grey=grey) for grey in (False, True)
     )

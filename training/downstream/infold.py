@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from ..frames import FrameStore
 from ..pretrain import Interrupted, listening, pretrain
 from ..recipe import Recipe, load_recipe, replace, settings_of
 from ..runs import RECIPE, load_run
+from ..starts import load_start, settled
 
 #: How a model of `uscl evaluate` that is to be pretrained within folds begins.
 METHOD = "method:"
@@ -67,8 +69,12 @@ def method_recipe(spec: str, setting: Setting, seed: int) -> Recipe:
     for key in ("epochs", "seed"):
         if any(override.startswith(f"{key}=") for override in overrides):
             raise CardError(f"{spec}: {key} is decided by --setting and --seeds")
+    recipe, _ = settled(load_recipe(name, [f"precision={setting.precision}", *overrides]))
+    last = recipe.sizes[-1][0] if recipe.sizes else setting.size
     return replace(
-        load_recipe(name, [f"precision={setting.precision}", *overrides]),
+        recipe,
+        # the setting decides the last size, and the others keep their proportion to it
+        sizes=tuple((max(side * setting.size // last, 32), end) for side, end in recipe.sizes),
         epochs=setting.epochs,
         seed=seed,
         # nobody watches
@@ -106,8 +112,16 @@ class Job:
             for video in store.videos
         ]
         told = [settings_of(self.recipe), store.description["sampling"], videos]
+        # as before, where weights of others play no part
+        others = [self.recipe.init, *self.recipe.teachers]
+        told += [_digest_of(reference) for reference in others if reference is not None]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         return f"{file_name(self.spec)}-fold{self.fold + 1}-seed{self.recipe.seed}-{digest}"
+
+
+@cache
+def _digest_of(reference: str) -> str:
+    return load_start(reference).sha256
 
 
 def pretrain_within(

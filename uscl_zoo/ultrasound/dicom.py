@@ -287,11 +287,11 @@ def _read(path: Path, stream: BinaryIO) -> _File:
         stated, halved, note = _layout(stream, at, end, stated, promised)
         notes += [note] if note else []
         each = stated.length * 2 // 3 if halved else stated.length
-        count = (end - at) // each
-        if each == 1 and count == (promised or 1) + 1:
+        length = end - at
+        if length == (promised or 1) * each + 1:
             # what fills an odd length up to an even one is no frame
-            count -= 1
-        frames = range(at, at + count * each, each)
+            length -= 1
+        frames = range(at, at + length // each * each, each)
     there = len(frames)
     if there > (promised or 1):
         said = f"promises {promised}" if promised else "does not say how many"

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
+from uscl_zoo.training.downstream import infold
+from uscl_zoo.training.downstream.contenders import contender
 from uscl_zoo.training.downstream.infold import (
     SETTINGS,
     Job,
@@ -27,6 +30,7 @@ from uscl_zoo.training.frames import FRAMES, FrameStore
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.runs import load_run
 
+from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.errors import CardError
 
 SPEC = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
@@ -36,6 +40,39 @@ TINY = Setting(32, 1, "float32")
 def job(store: FrameStore, spec: str = SPEC, seed: int = 0) -> Job:
     subjects = sorted({video.subject for video in store.videos})
     return Job(spec, method_recipe(spec, TINY, seed), tuple(subjects[:3]), 0)
+
+
+def weights(path: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    said = {"mean": "0.4 0.5 0.6", "std": "0.2 0.2 0.2"}
+    write_backbone(state, path, "resnet18", metadata=said)
+    return path
+
+
+def test_other_weights_to_begin_with_are_another_job(
+    small_store: FrameStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "start.safetensors"
+    spec = f"{SPEC}+init={path}"
+    first, other = (weights(tmp_path / f"{seed}.safetensors", seed).read_bytes() for seed in (0, 1))
+    keys = []
+    for data in (first, first, other):
+        path.write_bytes(data)
+        infold._digest_of.cache_clear()
+        keys.append(job(small_store, spec).key(small_store))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_method_that_begins_with_weights_is_given_their_statistics(tmp_path: Path) -> None:
+    path = weights(tmp_path / "start.safetensors")
+    spec = f"method:open_resnet18+init={path}+teachers=[{path}]"
+    recipe = method_recipe(spec, SETTINGS["reduced"], 0)
+    assert (recipe.mean, recipe.std) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2))
+    # the last size is that of the setting, and the others keep their proportion
+    assert recipe.sizes == ((36, 0.7), (64, 1.0))
+    assert method_recipe(spec, SETTINGS["full"], 0).sizes == ((128, 0.7), (224, 1.0))
+    assert contender(spec, SETTINGS["reduced"]).shape.mean == (0.4, 0.5, 0.6)
 
 
 def test_a_method_is_a_recipe_with_settings_of_its_own() -> None:
