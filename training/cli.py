@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uscl_zoo import licences
-from uscl_zoo.card import Card, home, licences_of
+from uscl_zoo.card import Card, home, licences_of, read_card
 from uscl_zoo.errors import DataError
 
 from . import labels
@@ -609,6 +609,11 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
     metavar="MODEL",
     help="Compare the others with it alone; by default every two, and at shares with the first.",
 )
+@click.option(
+    "--card",
+    type=_PATH,
+    help="Write the figures of its model on this card, beside those of --against.",
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
 @click.option("--file-column", help="Of --dataset csv, like the next two.")
 @click.option("--label-column")
@@ -635,6 +640,7 @@ def evaluate(
     shares: tuple[float, ...] | None,
     label_efficiency: bool,
     against: str | None,
+    card: Path | None,
     rate: float,
     resamples: int,
     seed: int,
@@ -665,6 +671,8 @@ def evaluate(
         raise DataError("--mean and --std go together")
     of_file = _channels("--mean", mean), _channels("--std", std)
     percent = shares if shares is not None else [100 * s for s in SHARES if label_efficiency]
+    # a card that cannot be read is said before the work, not after it
+    named = None if card is None else read_card(card).name
     found = run(
         models,
         _dataset(dataset, data, target, folds, all_subjects, given),
@@ -686,6 +694,25 @@ def evaluate(
     results.write(found, output, shlex.join(["uscl", *sys.argv[1:]]))
     click.echo(results.markdown(found, shlex.join(["uscl", *sys.argv[1:]])))
     click.echo(f"{output / results.PAGE}: the report, with pictures")
+    if card is not None and named is not None:
+        from .export import add_metrics
+
+        add_metrics(card, results.metrics(found, named, shlex.join(["uscl", *_without_card()])))
+        click.echo(f"{card}: figures written")
+
+
+def _without_card() -> list[str]:
+    """The words of the command line but for `--card`: what measures the figures again."""
+    import sys
+
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--card":
+            next(words)
+        elif not word.startswith("--card="):
+            kept.append(word)
+    return kept
 
 
 def _dataset(

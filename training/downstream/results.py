@@ -14,7 +14,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from uscl_zoo.card import Metric
 from uscl_zoo.embed import written_whole
+from uscl_zoo.errors import DataError
 from uscl_zoo.records import to_plain, write_text
 
 from . import pages, pictures
@@ -25,6 +27,8 @@ from .scoring import COMPARED, Difference, Figures, units
 PAGE, TABLES, FIGURES, ANSWERS = "report.html", "results.md", "results.json", "answers.csv"
 #: What the authors report of fine-tuning on POCUS, chosen and judged by the same fold (METHOD).
 PAPER_BEST = 0.9419
+#: The metric that cards tell.
+_ON_CARD = "macro AUROC"
 _SHOWN = ("accuracy", "balanced accuracy", "macro F1", "macro AUROC", "expected calibration error")
 
 
@@ -85,6 +89,61 @@ def tables(found: Evaluation) -> list[Table]:
 _COMPARED_HEAD = [
     column for metric in COMPARED for column in (metric, "p", "p corrected")
 ]  # fmt: skip
+
+
+def metrics(found: Evaluation, model: str, command: str) -> list[Metric]:
+    """What a card tells of a model: its macro AUROC, and how far it is from the reference.
+
+    The figures are of the largest unit there is: subjects, or clips where each is its own.
+
+    Args:
+        found: with the model, and compared with a reference.
+        model: as it was asked for.
+        command: that measures it again.
+
+    Raises:
+        DataError: if the model was not judged, or is the reference itself.
+    """
+    mine = [outcome for outcome in found.outcomes if outcome.model == model]
+    if not mine or model == found.reference:
+        judged = ", ".join(sorted({o.model for o in found.outcomes} - {found.reference}))
+        raise DataError(f"{model}: is not among the models that were compared ({judged})")
+    subjects = len(found.bootstrap.task.subjects)
+
+    def told(protocol: str, unit: str, score: Any, of: str | None, other: str | None) -> Metric:
+        return Metric(
+            dataset=f"{found.dataset.name}, {subjects:,} subjects",
+            protocol=f"{protocol}; {found.folds.count} folds",
+            unit=unit,
+            metric=_ON_CARD if other is None else f"{_ON_CARD}, difference",
+            value=round(score.value, 3),
+            interval=(round(score.low, 3), round(score.high, 3)),
+            interval_kind=f"95 %, bootstrap over {subjects:,} subjects within classes",
+            compared_with=other,
+            command=command,
+            model=of,
+        )
+
+    made = []
+    for outcome in mine:
+        protocol, unit = outcome.protocol, list(outcome.figures)[-1]
+        for one in found.outcomes:
+            if one.protocol == protocol and one.model in (model, found.reference):
+                of = None if one.model == model else one.model
+                score = one.figures[unit].scores[_ON_CARD]
+                made.append(told(PROTOCOLS[protocol], unit, score, of, None))
+        made += [
+            told(PROTOCOLS[protocol], unit, one.difference, None, one.second)
+            for one in found.compared[protocol, unit]
+            if one.metric == _ON_CARD and (one.first, one.second) == (model, found.reference)
+        ]
+    unit = list(found.thinned)[-1] if found.thinned else ""
+    return made + [
+        told(f"linear with {_percent(one.share)} of the training subjects", unit, one.difference,
+             None, one.second)
+        for one in found.thinned.get(unit, [])
+        if one.metric == _ON_CARD and one.first == model and one.share < 1
+    ]  # fmt: skip
 
 
 def _by_share(found: Evaluation) -> list[Table]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.prepare import Sampling, prepare
 
 from uscl_zoo import cli, store
+from uscl_zoo.card import Card, read_card, standing
 from uscl_zoo.checkpoint import metadata_of, write_backbone
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.registry import model_info
@@ -378,6 +381,52 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         cli.main([*asked[:2], "--dataset", "nothing", *asked[4:]])
     assert stopped.value.code == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_figures_go_onto_a_card(
+    installed: Callable[..., Card],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, output = draw_classes(tmp_path / "data", each=4), tmp_path / "report"
+    name = installed().name
+    card = home / ".uscl_zoo" / f"{name}.yaml"
+    asked = ["evaluate", name, "random", "--dataset", "folder", "--data", str(data)]
+    asked += ["-o", str(output), "--folds", "2", "--seeds", "1", "--resamples", "100"]
+    asked += ["--workers", "1", "--shares", "50,100", "--protocol", "knn", "--protocol", "linear"]
+    words = [*asked, "--card", str(card), "--against", "random"]
+    monkeypatch.setattr("sys.argv", ["uscl", *words])
+    cli.main(words)
+    assert f"{card}: figures written" in capsys.readouterr().out
+    told = json.loads((output / "results.json").read_text())
+    figures = read_card(card).metrics
+    # of each protocol ours, the other's and the difference; and the difference at half
+    assert [(one.model, one.compared_with) for one in figures] == [
+        *[(None, None), ("random", None), (None, "random")] * 2,
+        (None, "random"),
+    ]
+    outcome = told["outcomes"][0]
+    assert (outcome["model"], outcome["protocol"]) == (name, "knn")
+    assert figures[0].value == pytest.approx(outcome["clip"]["macro AUROC"]["value"], abs=6e-4)
+    half = [one for one in told["differences by share"] if one["share"] == 0.5]
+    differ = next(one for one in half if one["metric"] == "macro AUROC")
+    assert figures[-1].value == pytest.approx(differ["value"], abs=6e-4)
+    assert figures[-1].protocol.startswith("linear with 50 % of the training subjects")
+    # the command measures them again, and writes on no card
+    assert figures[0].command == shlex.join(["uscl", *asked, "--against", "random"])
+    assert len([line for line in standing(read_card(card)) if "random" in line]) == 3
+
+    words = [*asked, "--against", "random", f"--card={card}"]
+    monkeypatch.setattr("sys.argv", ["uscl", *words])
+    cli.main(words)
+    assert read_card(card).metrics == figures
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*asked, "--card", str(card), "--against", name])
+    assert stopped.value.code == 2
+    assert f"{name}: is not among the models that were compared (random)" in capsys.readouterr().err
+    assert read_card(card).metrics == figures
 
 
 def test_the_command_with_a_store(
