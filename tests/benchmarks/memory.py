@@ -1,4 +1,4 @@
-"""What keeping the memory of a step for the next brings on a CPU: processes with and without, in turn.
+"""What keeping the memory of a step for the next brings on a CPU: with and without, in turn.
 
 python -m tests.benchmarks.memory [--threads 2] [--repeats 5]
 """
