@@ -31,6 +31,7 @@ from uscl_zoo.embed import (
     written_whole,
 )
 from uscl_zoo.errors import DataError, MissingDependencyError, UnknownModelError, UnreadableError
+from uscl_zoo.network import load
 from uscl_zoo.ultrasound.reading import sample
 from uscl_zoo.ultrasound.transforms import create_transform
 
@@ -395,7 +396,7 @@ class TestCommand:
     def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         network = timm.create_model("test_resnet", num_classes=0)
-        monkeypatch.setattr(embedding, "create_model", lambda name, pretrained: network)
+        monkeypatch.setattr(embedding, "load", lambda name, device: load(network, device))
 
     def run(self, *arguments: str | Path) -> int:
         try:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 import uscl_zoo
 from uscl_zoo.cli import main
-from uscl_zoo.errors import DataError
+from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.ultrasound.phantom import lung_clip
 
 pytest.importorskip("uscl_zoo.ultrasound.beam")
 
 from uscl_zoo.gradcam import Explanation, explain, heat_maps
-from uscl_zoo.scores import Scorer
+from uscl_zoo.network import load
+from uscl_zoo.prediction import predict
 
 WHERE = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
@@ -70,7 +71,7 @@ def still(clip: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def explanation(clip: Path) -> Explanation:
-    return explain(Brightness(), clip, "bright", progress=False)
+    return explain(Brightness(), clip, "bright", rate=10, progress=False)
 
 
 def test_evidence_is_where_it_should_be(explanation: Explanation) -> None:
@@ -108,16 +109,16 @@ def test_frames_share_a_scale(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (160, 160), (level,) * 3) for level in (60, 120, 240)]
     path = tmp_path / "steps.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
-    found = explain(Brightness(), path, "bright", progress=False)
+    found = explain(Brightness(), path, "bright", rate=10, progress=False)
     assert found.beam.kind == "unknown"
     assert "no beam found" in found.subtitle
     assert found.heat.max(axis=(1, 2)) == pytest.approx([0.25, 0.5, 1], abs=0.02)
 
 
 def test_the_most_probable_class_is_explained(clip: Path) -> None:
-    found = explain(Brightness(), clip, progress=False)
+    found = explain(Brightness(), clip, rate=10, progress=False)
     assert found.label == "dark"
-    other = explain(Brightness(), clip, "bright", progress=False)
+    other = explain(Brightness(), clip, "bright", rate=10, progress=False)
     assert found.scores + other.scores == pytest.approx(np.ones(8))
     assert found.title == f"dark: probability {found.scores.mean():.2f}"
 
@@ -127,11 +128,11 @@ def test_as_grad_cam_is_defined(still: Path) -> None:
     torch.manual_seed(0)
     network: Any = timm.create_model("test_resnet", num_classes=3)
     network.eval()
-    scorer = Scorer.of(network)
-    frames = [scorer.transform.resize(Image.open(still))]
-    maps = heat_maps(scorer, frames, 1, progress=False)
+    loaded = load(network)
+    frames = [loaded.transform.resize(Image.open(still))]
+    maps = heat_maps(loaded, frames, 1, progress=False)
     with torch.no_grad():
-        features = network.forward_features(scorer.transform(Image.open(still))[None])
+        features = network.forward_features(loaded.transform(Image.open(still))[None])
     weights = network.get_classifier().weight[1]
     expected = torch.einsum("k,nkhw->nhw", weights, features).relu() / features[0, 0].numel()
     assert maps.shape == features.shape[:1] + features.shape[2:]
@@ -142,12 +143,12 @@ def test_as_grad_cam_is_defined(still: Path) -> None:
 def test_without_a_classifier(clip: Path, still: Path) -> None:
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=0)
-    found = explain(network, clip, progress=False)
+    found = explain(network, clip, rate=10, progress=False)
     assert found.label is None
     assert found.title == "No classifier: similarity to the clip's mean embedding"
     assert (found.scores > 0.9).all()
     assert found.heat.max() == 1
-    single = explain(network, still, progress=False)
+    single = explain(network, still, rate=10, progress=False)
     assert single.title == "No classifier: similarity to its own embedding"
     # the gradient of a cosine would vanish
     assert single.heat.max() == 1
@@ -181,12 +182,25 @@ def test_a_model_of_ones_own(still: Path, tmp_path: Path) -> None:
     save_for_hf(network, str(tmp_path), {"label_names": ["ill", "well"]}, safe_serialization=True)
     raw = explain(tmp_path, still, "well", progress=False)
     assert raw.title.startswith("well: probability")
+    # what makes answers of logits belongs to a card, and weights of which the digest is known
     (tmp_path / "predict.json").write_text(json.dumps({"temperature": 3.0}))
-    cooled = explain(f"local-dir:{tmp_path}", still, "well", progress=False)
-    assert cooled.title.startswith("well: calibrated probability")
-    odds = [np.log(e.scores[0] / (1 - e.scores[0])) for e in (raw, cooled)]
-    assert odds[0] == pytest.approx(3 * odds[1], rel=1e-4)
-    assert abs(odds[0]) > 1e-3
+    with pytest.raises(CardError, match="should hold one card"):
+        explain(tmp_path, still, "well", progress=False)
+
+
+def test_it_says_what_predict_says(tuned: Path, classes: Path, tmp_path: Path) -> None:
+    photograph = tmp_path / "house.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        photograph
+    )
+    for path, unlike in ((classes / "Cov" / "3.png", False), (photograph, True)):
+        (answer,) = predict(tuned, path, device="cpu", progress=False).clips
+        label = answer.best
+        found = explain(tuned, path, label, device="cpu", progress=False)
+        assert found.scores[0] == pytest.approx(answer.probabilities[label], abs=1e-5)
+        assert found.calibrated
+        assert found.unlike == answer.unlike == unlike
+        assert found.title.endswith("unlike the training images") == unlike
 
 
 def test_a_strip(explanation: Explanation, still: Path, tmp_path: Path) -> None:

@@ -17,19 +17,21 @@ from sklearn.datasets import load_sample_image
 
 import uscl_zoo
 from uscl_zoo import prediction
+from uscl_zoo.answers import Answers, Statistics
 from uscl_zoo.cli import main
 from uscl_zoo.errors import CardError, DataError, DigestError, UnreadableError
-from uscl_zoo.prediction import Answers, Classifier, Predictions, Statistics, answer, predict
+from uscl_zoo.network import Network, load
+from uscl_zoo.prediction import Predictions, answer, predict
 
 ANSWERS = Answers(("a", "b"), 1.0, 0.7, 2.0, 0.99, 50, 3.0, "0" * 64)
 
 
 @pytest.fixture(scope="module")
-def classifier(tuned: Path) -> Classifier:
-    return Classifier(tuned, "cpu")
+def classifier(tuned: Path) -> Network:
+    return load(tuned, "cpu")
 
 
-def ask(classifier: Classifier, *paths: Path, **how: object) -> Predictions:
+def ask(classifier: Network, *paths: Path, **how: object) -> Predictions:
     return predict(classifier, paths, progress=False, **how)  # type: ignore[arg-type]
 
 
@@ -102,7 +104,7 @@ def text() -> Image.Image:
     return page
 
 
-def test_other_kinds_of_image_are_flagged(classifier: Classifier, tmp_path: Path) -> None:
+def test_other_kinds_of_image_are_flagged(classifier: Network, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     others = {
         "house": house(),
@@ -119,9 +121,7 @@ def test_other_kinds_of_image_are_flagged(classifier: Classifier, tmp_path: Path
     assert all(clip.answer is None for clip in clips)
 
 
-def test_images_like_the_training_ones_are_not_flagged(
-    classifier: Classifier, tmp_path: Path
-) -> None:
+def test_images_like_the_training_ones_are_not_flagged(classifier: Network, tmp_path: Path) -> None:
     for i, (label, tint) in enumerate(TINTS.items()):
         write_clip(tmp_path / f"{label}-s{i}", draw_clip(500 + i, 4, tint))
     result = ask(classifier, tmp_path, subjects=r"-(s\d)")
@@ -134,7 +134,7 @@ def test_images_like_the_training_ones_are_not_flagged(
     assert none.subjects == []
 
 
-def test_subjects_by_name_or_function(classifier: Classifier, classes: Path) -> None:
+def test_subjects_by_name_or_function(classifier: Network, classes: Path) -> None:
     files = [classes / "Cov" / "1.png", classes / "Reg" / "2.png"]
     named = ask(classifier, *files, subjects={"1.png": "p", str(files[1]): "q"})
     assert [person.subject for person in named.subjects] == ["p", "q"]
@@ -143,7 +143,7 @@ def test_subjects_by_name_or_function(classifier: Classifier, classes: Path) -> 
 
 
 def test_what_cannot_be_read_is_skipped_and_named(
-    classifier: Classifier, classes: Path, tmp_path: Path
+    classifier: Network, classes: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     result = ask(classifier, tmp_path / "bad.png", classes / "Cov" / "1.png")
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_skipped_and_named(
     ],
 )
 def test_wrong_arguments(
-    how: dict[str, object], told: str, classifier: Classifier, classes: Path
+    how: dict[str, object], told: str, classifier: Network, classes: Path
 ) -> None:
     with pytest.raises(DataError, match=told):
         ask(classifier, classes / "Cov" / "1.png", **how)
@@ -174,7 +174,7 @@ def test_wrong_arguments(
 # ---------------------------------------------------------------------------------- what is written
 
 
-def test_tables_hold_every_answer(classifier: Classifier, classes: Path, tmp_path: Path) -> None:
+def test_tables_hold_every_answer(classifier: Network, classes: Path, tmp_path: Path) -> None:
     files = [classes / "Cov" / "1.png", classes / "Cov" / "2.png"]
     result = ask(classifier, *files, subjects=lambda path: "p")
     with result.save(tmp_path / "out.csv").open(newline="") as stream:
@@ -217,7 +217,7 @@ def test_a_changed_file_is_not_loaded(file: str, tuned: Path, tmp_path: Path) ->
     content[-1] ^= 1
     (folder / file).write_bytes(content)
     with pytest.raises(DigestError, match=file):
-        Classifier(folder, "cpu")
+        load(folder, "cpu")
 
 
 def test_answers_of_another_model_are_refused(tuned: Path, tmp_path: Path) -> None:
@@ -226,12 +226,12 @@ def test_answers_of_another_model_are_refused(tuned: Path, tmp_path: Path) -> No
     for text in (path.read_text().replace("Cov", "Flu"), "{", "[]"):
         path.write_text(text)
         with pytest.raises(CardError, match=r"predict\.json"):
-            Classifier(folder, "cpu")
+            load(folder, "cpu")
 
 
 def test_a_path_with_any_name_loads(tuned: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tuned, tmp_path / "my model #2?"))
-    assert Classifier(folder, "cpu").answers.classes == tuple(TINTS)
+    assert load(folder, "cpu").classes == tuple(TINTS)
 
 
 # ---------------------------------------------------------------------------------------- the names

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image, ImageDraw
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from uscl_zoo.cli import main
@@ -17,6 +18,7 @@ from uscl_zoo.ultrasound.phantom import lung_clip
 pytest.importorskip("uscl_zoo.ultrasound.beam")
 
 from uscl_zoo import shortcuts
+from uscl_zoo.network import UnverifiedWarning
 from uscl_zoo.shortcuts import Shortcuts, shortcut
 from uscl_zoo.ultrasound.sources import state_of
 
@@ -181,7 +183,7 @@ def test_continues_after_an_interruption(
         assert again.source == case.source
         assert again.moved == pytest.approx(case.moved, abs=1e-6)
         assert again.before == pytest.approx(case.before, abs=1e-6)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["r.csv", "r.html"]
+    assert sorted(entry.name for entry in output.parent.iterdir()) == ["r.csv", "r.html"]
 
 
 def test_another_network_begins_anew(data: Path, tmp_path: Path) -> None:
@@ -202,16 +204,14 @@ def test_nothing_to_look_at(data: Path, tmp_path: Path) -> None:
         shortcut("resnet18_uscl", data, tmp_path / "r.pdf")
 
 
-def test_the_command(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    network = timm.create_model("test_resnet", num_classes=0)
-    monkeypatch.setattr("uscl_zoo.embed.create_model", lambda name, pretrained: network)
-    output = tmp_path / "r.html"
-    main(["shortcut", "resnet18_uscl", str(data), "-o", str(output)])
+    save_for_hf(timm.create_model("test_resnet", num_classes=0), str(tmp_path / "model"))
+    output = tmp_path / "report" / "r.html"
+    with pytest.warns(UnverifiedWarning, match="no card names their digest"):
+        main(["shortcut", str(tmp_path / "model"), str(data), "-o", str(output)])
     told = capsys.readouterr()
     assert "cosine distance, median" in told.out
     assert "between two files, mean" in told.out
     assert "broken.png" in told.err
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["r.csv", "r.html"]
+    assert sorted(entry.name for entry in output.parent.iterdir()) == ["r.csv", "r.html"]

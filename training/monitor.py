@@ -6,10 +6,10 @@ and shown under the deterministic transform, so that two measurements differ by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uscl_zoo.inference import outputs
+
 from . import augment
-from .execution import autocast
 from .feed import Feed
 from .frames import Video
 from .network import UsclNetwork
@@ -226,30 +227,23 @@ def embed(
         for v in videos
     ]
     rows = np.concatenate([np.empty(0), *picks]).astype(np.int64)
-    h, z = [], []
-    with evaluating(network), torch.inference_mode():
-        # of no videos a batch of no frames, whose features have their width
-        for start in range(0, max(len(rows), 1), _BATCH):
-            images = augment.to_float(feed.take(rows[start : start + _BATCH]))
-            images = augment.shrink(images, size or images.shape[-1])
-            with autocast(feed.device, precision):
-                features = network.encoder(augment.normalise(images, recipe))
-                projected = network.projection(features)
-            h.append(F.normalize(features.float()))
-            z.append(F.normalize(projected.float()))
+
+    def normalise(frames: Tensor) -> Tensor:
+        images = augment.to_float(frames)
+        return augment.normalise(augment.shrink(images, size or images.shape[-1]), recipe)
+
+    def both(module: Any, inputs: Tensor) -> Tensor:
+        features = module.encoder(inputs)
+        return torch.cat([features, module.projection(features)], dim=1)
+
+    # of no videos a batch of no frames, whose features have their width
+    starts = range(0, max(len(rows), 1), _BATCH)
+    batches = (feed.take(rows[start : start + _BATCH]) for start in starts)
+    found = torch.cat(list(outputs(network, normalise, batches, both, precision)))
+    width = network.encoder.num_features
+    h, z = F.normalize(found[:, :width]), F.normalize(found[:, width:])
     video = np.repeat(np.arange(len(videos)), [len(pick) for pick in picks]).astype(np.int64)
-    return Embedded(torch.cat(h), torch.cat(z), video, (*videos,))
-
-
-@contextmanager
-def evaluating(network: torch.nn.Module) -> Iterator[None]:
-    """A network in the mode of evaluation, and afterwards in the one it was in."""
-    mode = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(mode)
+    return Embedded(h, z, video, (*videos,))
 
 
 def picture(

@@ -7,6 +7,7 @@ children 0, 1 and 4-7 hold tensors; torchvision and timm name the same tensors `
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from . import checkpoint, store
@@ -113,12 +114,13 @@ def import_checkpoint(
     return read_card(card_file)
 
 
-def read_backbone(path: Path, architecture: str) -> dict[str, Tensor]:
+def read_backbone(path: Path, architecture: str, content: bytes | None = None) -> dict[str, Tensor]:
     """Read the backbone's tensors from a checkpoint, under timm's names, heads left out.
 
     Args:
         path: the checkpoint, see `import_checkpoint`.
         architecture: whose tensors to expect.
+        content: of the file, where it has been read: what was hashed is then what is used.
 
     Returns:
         Tensors by name, bit for bit those of the file, in the order of timm's state dict.
@@ -128,7 +130,8 @@ def read_backbone(path: Path, architecture: str) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     heads = set()
-    for key, value in _state_dict(path).items():
+    content = read_content(path) if content is None else content
+    for key, value in _state_dict(content, path).items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{path}: holds {type(value).__name__} under {str(key)[:60]!r} where a state dict "
@@ -234,9 +237,26 @@ def _refuse_other(weights: Path, card_file: Path, card: Card) -> None:
 # ------------------------------------------------------------------------- reading, suspiciously
 
 
-def _state_dict(path: Path) -> Mapping[Any, Any]:
+def read_content(path: Path) -> bytes:
+    """The bytes of a checkpoint, unless it is far too large for one.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is no file; name the checkpoint that was downloaded")
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise CheckpointError(f"{path}: has {size} bytes, too many for a ResNet's checkpoint")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _state_dict(file: bytes, path: Path) -> Mapping[Any, Any]:
     """What the file holds, out of its wrappers."""
-    content = _read(path)
+    content = _parse(file, path)
     # once each, and not for ever: a pickle may well contain itself
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -249,32 +269,22 @@ def _state_dict(path: Path) -> Mapping[Any, Any]:
     return content
 
 
-def _read(path: Path) -> Any:
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is no file; name the checkpoint that was downloaded")
-        size = path.stat().st_size
-        if size > _LARGEST:
-            raise CheckpointError(f"{path}: has {size} bytes, too many for a ResNet's checkpoint")
-        with path.open("rb") as stream:
-            start = stream.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+def _parse(file: bytes, path: Path) -> Any:
     # safetensors begins with the length of its header, which is JSON
-    if start[8:] == b"{" or path.suffix == ".safetensors":
+    if file[8:9] == b"{" or path.suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            return load(file)
+        except (SafetensorError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{path}: is no readable safetensors file ({_first_line(error)})"
             ) from error
-    if start.startswith(b"PK"):
-        _check_archive(path, size)
+    if file.startswith(b"PK"):
+        _check_archive(file, path)
     try:
         with warnings.catch_warnings():
             # of unusual pickles; what is wrong with them is in the error
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its parsers do
         raise CheckpointError(
             f"{path}: is no checkpoint of tensors alone and was not loaded, since pickled code "
@@ -283,18 +293,18 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _check_archive(path: Path, size: int) -> None:
+def _check_archive(file: bytes, path: Path) -> None:
     """Refuse archives that unpack to more than they are, and those whose checksums do not match.
 
     torch.load unpacks what is compressed, however large, and leaves checksums aside; torch.save
     never compresses.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > size:
+        with zipfile.ZipFile(io.BytesIO(file)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(file):
                 raise CheckpointError(
-                    f"{path}: would unpack to more than its {size} bytes, which no checkpoint of "
-                    "PyTorch does; it was not loaded"
+                    f"{path}: would unpack to more than its {len(file)} bytes, which no checkpoint "
+                    "of PyTorch does; it was not loaded"
                 )
             damaged = archive.testzip()
     except CheckpointError:

@@ -13,6 +13,8 @@ import click
 
 from .errors import DataError, UsclError
 
+_RATE = "Frames a second to sample; by default those of the model, which are 3 if it does not say."
+
 #: Commands that live elsewhere: name → module, attribute, help for the overview.
 _LAZY = {
     "prepare": ("uscl_zoo.training.cli", "Turn raw videos into a FrameStore."),
@@ -171,7 +173,7 @@ def info(name: str, as_json: bool) -> None:
 @click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
 @click.option("--subject-column", help="Patient, of the table.")
 @click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help=_RATE)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 @click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
@@ -184,7 +186,7 @@ def embed(
     file_column: str,
     subject_column: str | None,
     subject_pattern: str | None,
-    rate: float,
+    rate: float | None,
     batch_size: int,
     workers: int | None,
     device: str | None,
@@ -259,16 +261,14 @@ def embed(
     help=".png, .mp4 or .gif; repeat. By default FILE_explained.png, and for clips .mp4.",
 )
 @click.option("--class", "label", help="To explain; by default the most probable.")
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True
-)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help=_RATE)
 @click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
 def explain(
     model: str,
     file: Path,
     outputs: tuple[Path, ...],
     label: str | None,
-    rate: float,
+    rate: float | None,
     device: str | None,
 ) -> None:
     """Draw where in FILE the evidence for MODEL's answer is.
@@ -292,10 +292,10 @@ def explain(
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".html")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help=_RATE)
 @click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
 def shortcut(
-    model: str, data: tuple[Path, ...], output: Path, rate: float, device: str | None
+    model: str, data: tuple[Path, ...], output: Path, rate: float | None, device: str | None
 ) -> None:
     """Measure how far MODEL's answers move when what is not ultrasound is blanked.
 
@@ -318,7 +318,7 @@ def shortcut(
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=".csv or .json")
 @click.option("--subject-pattern", help="Regex whose group, in a file's path, is the subject.")
 @click.option("--confidence", type=click.FloatRange(0, 1), help="Below it: cannot tell.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Frames a second.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help=_RATE)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
 def predict(

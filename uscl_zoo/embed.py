@@ -12,10 +12,9 @@ import warnings
 import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from .embeddings import (
@@ -35,10 +34,10 @@ from .embeddings import (
     written_whole,
 )
 from .errors import DataError, MissingDependencyError, UsclError
-from .registry import create_model
+from .inference import batched, infer
+from .network import Network, load
 from .ultrasound.reading import DamageWarning
 from .ultrasound.sources import decode_ahead, name_sources, state_of
-from .ultrasound.transforms import FrameTransform, create_transform
 
 __all__ = [
     "Embeddings",
@@ -81,10 +80,10 @@ class Written:
 
 
 def embed(
-    model: nn.Module | str,
+    model: nn.Module | str | Path,
     paths: str | Path | Iterable[str | Path],
     pool: Pool = "frame",
-    rate: float = 3.0,
+    rate: float | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -99,12 +98,13 @@ def embed(
     breaks off early gives the frames before that and a `DamageWarning`.
 
     Args:
-        model: a checkpoint of the zoo by name, e.g. `resnet18_uscl.pocus`, or a timm network, with
+        model: whatever `network.load` takes: a name, the folder of a model, a timm network, with
             or without a classifier. Its input size and normalisation are its own.
         paths: files and folders, as for `ultrasound.reading.find`.
         pool: `frame` for one row a sampled frame, `clip` for the mean over those of a source,
             `subject` for the mean over the clips of a subject.
-        rate: frames a second to sample from videos.
+        rate: frames a second to sample from videos; None for those of the network, which are 3
+            where it does not say.
         batch_size: frames at a time.
         device: to compute on. If None, a network stays where it is, and one named goes to a GPU
             where there is one. A network given is left on the device.
@@ -120,10 +120,10 @@ def embed(
         MissingDependencyError: if there are videos or DICOM files whose library is not installed.
     """
     sources, whose = _survey(paths, pool, subjects)
-    network, transform = prepare(model, device)
+    network = load(model, device)
     skipped: list[tuple[Path, str]] = []
     blocks = []
-    run = _rows(network, transform, sources, rate, batch_size, workers, progress, skipped)
+    run = _rows(network, sources, rate, batch_size, workers, progress, skipped)
     with contextlib.closing(run):
         for row in run:
             blocks.append(_block(row if pool == "frame" else _mean(row), sources, whose))
@@ -136,10 +136,10 @@ def embed(
 
 def embed_to(
     output: str | Path,
-    model: nn.Module | str,
+    model: nn.Module | str | Path,
     paths: str | Path | Iterable[str | Path],
     pool: Pool = "frame",
-    rate: float = 3.0,
+    rate: float | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -174,15 +174,16 @@ def embed_to(
     """
     output = check_suffix(output)
     sources, whose = _survey(paths, pool, subjects)
-    network, transform = prepare(model, device)
-    key = [_release(), digest(network), repr(transform), rate, pool == "frame"]
+    network = load(model, device)
+    rate = network.rate if rate is None else rate
+    key = [_release(), digest(network.module), repr(network.transform), rate, pool == "frame"]
     parts = _Parts(output.with_name(f"{output.name}.parts"), json.dumps(key))
     states = [json.dumps(state_of(source)) for source in sources]
     todo = [i for i, source in enumerate(sources) if not parts.has(source, states[i])]
     resumed = len(sources) - len(todo)
     skipped: list[tuple[Path, str]] = []
     left = [sources[i] for i in todo]
-    run = _rows(network, transform, left, rate, batch_size, workers, progress, skipped, resumed)
+    run = _rows(network, left, rate, batch_size, workers, progress, skipped, resumed)
     try:
         with contextlib.closing(run):
             for row in run:
@@ -209,7 +210,7 @@ def embed_to(
 
 
 def embed_frames(
-    model: nn.Module | str,
+    model: nn.Module | str | Path,
     frames: Iterable[Image.Image | NDArray[Any]],
     batch_size: int = 32,
     device: str | torch.device | None = None,
@@ -228,8 +229,11 @@ def embed_frames(
     Raises:
         DataError: if there are no frames, or one is not an image.
     """
-    network, transform = prepare(model, device)
-    features = list(infer(network, transform, map(transform.resize, frames), batch_size))
+    network = load(model, device)
+    resized = (network.transform.resize(frame) for frame in frames)
+    features = list(
+        infer(network.module, network.transform.normalise, batched(resized, batch_size))
+    )
     if not features:
         raise DataError("there are no frames to embed")
     return np.concatenate(features)
@@ -306,10 +310,9 @@ def _block(row: _Row, sources: Sequence[Path], whose: Sequence[str] | None) -> E
 
 
 def _rows(
-    network: nn.Module,
-    transform: FrameTransform,
+    network: Network,
     sources: Sequence[Path],
-    rate: float,
+    rate: float | None,
     batch_size: int,
     workers: int | None,
     progress: bool,
@@ -326,7 +329,13 @@ def _rows(
     decoded: deque[tuple[int, list[float]]] = deque()
 
     def frames() -> Generator[NDArray[np.uint8], None, None]:
-        opened = decode_ahead(sources, rate, transform.resize, workers, damaged.append)
+        opened = decode_ahead(
+            sources,
+            network.rate if rate is None else rate,
+            network.transform.resize,
+            workers,
+            damaged.append,
+        )
         total = done + len(sources)
         bar = tqdm(total=total, initial=done, unit="source", disable=not progress)
         with contextlib.closing(opened), bar:
@@ -353,7 +362,9 @@ def _rows(
     held: list[NDArray[np.float32]] = []
     with (
         contextlib.closing(given),
-        contextlib.closing(infer(network, transform, given, batch_size)) as run,
+        contextlib.closing(
+            infer(network.module, network.transform.normalise, batched(given, batch_size))
+        ) as run,
     ):
         # once more at the end: the last source is known to be whole when there are no more frames
         for features in chain(run, [None]):
@@ -371,123 +382,6 @@ def _rows(
             held = [whole]
     for message in damaged:
         warnings.warn(message, DamageWarning, stacklevel=3)
-
-
-def infer(
-    network: nn.Module,
-    transform: FrameTransform,
-    frames: Iterator[NDArray[np.uint8]],
-    batch_size: int,
-    answer: Callable[[nn.Module, Tensor], Tensor] | None = None,
-) -> Generator[NDArray[np.float32], None, None]:
-    """Put frames through a network, a batch at a time.
-
-    On the CPU as many batches are computed side by side as torch has threads, each by one: threads
-    that share a batch wait for each other at every layer. On a GPU there are two, so that it has
-    work while the results of the other are fetched.
-
-    Args:
-        network: of timm.
-        transform: its input.
-        frames: as `transform.resize` leaves them.
-        batch_size: frames at a time.
-        answer: what to take of the network, a vector a frame; `pooled` if None.
-
-    Yields:
-        float32 (batch, D), in order.
-    """
-    if batch_size < 1:
-        raise DataError(f"batch_size should be at least 1, not {batch_size}")
-    parameter = next(network.parameters())
-
-    @torch.inference_mode()
-    def compute(batch: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        pixels = torch.from_numpy(np.stack(batch)).to(parameter.device)
-        inputs = transform.normalise(pixels).to(parameter.dtype, memory_format=layout)
-        result: NDArray[np.float32] = (answer or pooled)(network, inputs).float().cpu().numpy()
-        return result
-
-    # what convolutions are fast in: 1.3 times on a CPU, and the weights can stay as they are
-    layout = torch.channels_last
-    threads = torch.get_num_threads()
-    side_by_side = threads if parameter.device.type == "cpu" else 2
-    batches = iter(lambda: list(islice(frames, batch_size)), [])
-    first = list(islice(batches, 2))
-    with _evaluating(network):
-        if len(first) < 2 or side_by_side == 1:
-            for batch in chain(first, batches):
-                yield compute(batch)
-            return
-        # counted by thread; what is set last is what later threads begin with
-        pool = ThreadPoolExecutor(side_by_side, "network", lambda: torch.set_num_threads(1))
-        running: deque[Future[NDArray[np.float32]]] = deque()
-        try:
-            for batch in chain(first, batches):
-                running.append(pool.submit(compute, batch))
-                if len(running) > side_by_side:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
-
-
-def prepare(
-    model: nn.Module | str, device: str | torch.device | None
-) -> tuple[nn.Module, FrameTransform]:
-    """Create a network if it is named, and put it where it is to compute.
-
-    Args:
-        model: as for `embed`.
-        device: as for `embed`.
-
-    Returns:
-        The network, and its input.
-
-    Raises:
-        DataError: if the device cannot be used.
-        UnknownModelError: if no model is of that name.
-    """
-    if isinstance(model, str):
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = create_model(model, pretrained=True)
-    if device is not None:
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"device {str(device)!r} cannot be used ({reason})") from error
-    return model, create_transform(model)
-
-
-def pooled(model: Any, inputs: Tensor) -> Tensor:
-    """Embeddings (N, D): what comes before the classifier, if there is one.
-
-    Raises:
-        DataError: if the network does not give one vector a frame.
-    """
-    if hasattr(model, "forward_head"):
-        features = model.forward_head(model.forward_features(inputs), pre_logits=True)
-    else:
-        features = model(inputs)
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        raise DataError(
-            f"{type(model).__name__} does not give one vector a frame; "
-            "create it without features_only and with its global pooling"
-        )
-    return features
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _Parts:

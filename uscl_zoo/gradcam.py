@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .drawing import FAINT, INK, RULE, Box, Page, coloured
 from .embeddings import written_whole
 from .errors import DataError, MissingDependencyError
-from .scores import Scorer
+from .network import Network, load
 from .ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
 from .ultrasound.reading import read, sample
 from .ultrasound.transforms import FrameTransform
@@ -56,6 +56,8 @@ class Explanation:
             clip's mean embedding is.
         scores: float64 (T,): the probability of the class, or the cosine to the mean embedding.
         calibrated: whether the probabilities are.
+        unlike: whether the clip is of another kind than the training images, as `predict` says it;
+            False where there is nothing to say it by.
         times: float64 (T,), seconds, NaN where the source does not say.
         frames: RGB, cut to the beam's box, black outside the beam, reduced to at most 480 pixels.
         heat: float32 (T, h, w), evidence at each pixel of these frames: 0 outside the beam, 1 where
@@ -71,6 +73,7 @@ class Explanation:
     label: str | None
     scores: NDArray[np.float64]
     calibrated: bool
+    unlike: bool
     times: NDArray[np.float64]
     frames: list[Image.Image]
     heat: NDArray[np.float32]
@@ -90,7 +93,8 @@ class Explanation:
             whose = "the clip's mean" if len(self) > 1 else "its own"
             return f"No classifier: similarity to {whose} embedding"
         kind = "calibrated probability" if self.calibrated else "probability"
-        return f"{self.label}: {kind} {mean:.2f}"
+        unlike = "; unlike the training images" if self.unlike else ""
+        return f"{self.label}: {kind} {mean:.2f}{unlike}"
 
     @property
     def subtitle(self) -> str:
@@ -221,7 +225,7 @@ def explain(
     model: nn.Module | str | Path,
     path: str | Path,
     label: str | None = None,
-    rate: float = 10.0,
+    rate: float | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Explanation:
@@ -233,11 +237,12 @@ def explain(
     clip's mean embedding.
 
     Args:
-        model: a checkpoint of the zoo; a folder that holds a timm model, e.g. from `uscl finetune`;
-            or a convolutional network of timm, which is left as it was.
+        model: whatever `network.load` takes, if it is convolutional; a network of one's own is left
+            as it was.
         path: of a still, video, DICOM file or folder of frames.
         label: the class to explain; the most probable of the clip if None.
-        rate: frames a second to sample; of a clip no more than its first 200 are taken.
+        rate: frames a second to sample, None for those of the network; of a clip no more than its
+            first 200 are taken.
         device: as for `embed`.
         progress: show a bar.
 
@@ -250,10 +255,11 @@ def explain(
         UnknownModelError: if no model is of that name.
         MissingDependencyError: if grad-cam, or the library of the file, is not installed.
     """
-    scorer = Scorer.of(model, device)
-    if label is not None and label not in scorer.classes:
-        known = ", ".join(scorer.classes) or "none: it has no classifier"
-        raise DataError(f"{scorer.name}: has no class {label!r}; its classes are {known}")
+    network = load(model, device)
+    rate = network.rate if rate is None else rate
+    if label is not None and label not in network.classes:
+        known = ", ".join(network.classes) or "none: it has no classifier"
+        raise DataError(f"{network.name}: has no class {label!r}; its classes are {known}")
     path = Path(path).expanduser()
     found = beam(read(path))
     if found.kind == UNKNOWN or found.confidence < DOUBTFUL:
@@ -266,27 +272,28 @@ def explain(
     times: list[float] = []
     cutting = _Cutting(found)
     for frame in islice(opened, MOST_FRAMES):
-        resized.append(scorer.transform.resize(frame.image))
+        resized.append(network.transform.resize(frame.image))
         drawn.append(cutting(frame.image))
         times.append(frame.time)
     cut = next(opened, None) is not None
-    scores = scorer(resized)
+    scores, distances = network.run(resized)
     chosen: Any
-    if scorer.classes:
-        place = int(scores.mean(axis=0).argmax()) if label is None else scorer.classes.index(label)
-        label, chosen, scores = scorer.classes[place], place, scores[:, place]
+    if network.classes:
+        place = int(scores.mean(axis=0).argmax()) if label is None else network.classes.index(label)
+        label, chosen, scores = network.classes[place], place, scores[:, place]
     else:
         chosen = scores.mean(axis=0)
         lengths = np.linalg.norm(scores, axis=1) * np.linalg.norm(chosen)
         scores = scores @ chosen / np.maximum(lengths, 1e-12)
-    maps = heat_maps(scorer, resized, chosen, progress)
+    maps = heat_maps(network, resized, chosen, progress)
     heat, outside = cutting.heat(maps)
     return Explanation(
         source=path,
-        network=scorer.name,
+        network=network.name,
         label=label,
         scores=scores,
-        calibrated=scorer.temperature != 1,
+        calibrated=network.answers is not None,
+        unlike=network.is_unlike(distances),
         times=np.array(times),
         frames=drawn,
         heat=heat,
@@ -337,12 +344,12 @@ class _Cutting:
 class _Seen(nn.Module):
     """A network in two halves, so that its last feature map is the output of a module."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         # a copy: hooks, gradients and modes of the caller's own are not touched
-        self.network: Any = copy.deepcopy(scorer.network).requires_grad_(False).eval()
+        self.network: Any = copy.deepcopy(network.module).requires_grad_(False).eval()
         self.last = nn.Identity()
-        self.headless = not scorer.classes
+        self.headless = not network.classes
 
     def forward(self, inputs: Tensor) -> Tensor:
         features = self.last(self.network.forward_features(inputs))
@@ -355,12 +362,12 @@ class _Seen(nn.Module):
 
 
 def heat_maps(
-    scorer: Scorer, frames: Sequence[NDArray[np.uint8]], chosen: Any, progress: bool
+    network: Network, frames: Sequence[NDArray[np.uint8]], chosen: Any, progress: bool
 ) -> NDArray[np.float32]:
     """Grad-CAM of frames by the last feature map of a network.
 
     Args:
-        scorer: the network and its input.
+        network: and its input.
         frames: uint8, as `FrameTransform.resize` leaves them, T of them.
         chosen: the number of the class; of a network without classes, the embedding to explain.
         progress: show a bar.
@@ -378,19 +385,19 @@ def heat_maps(
         raise MissingDependencyError(
             "explaining needs grad-cam; install it by: pip install 'uscl-zoo[explain]'"
         ) from error
-    if not hasattr(scorer.network, "forward_head"):
-        raise DataError(f"{scorer.name}: Grad-CAM needs a convolutional network of timm")
-    seen = _Seen(scorer)
+    if not hasattr(network.module, "forward_head"):
+        raise DataError(f"{network.name}: Grad-CAM needs a convolutional network of timm")
+    seen = _Seen(network)
     parameter = next(seen.parameters())
     cam = GradCAM(seen, [seen.last])
 
     def target(output: Tensor) -> Tensor:
-        if scorer.classes:
+        if network.classes:
             return output[chosen]
         # not the cosine, which is at its highest for a still, and has no gradient there
         return output @ normalize(torch.from_numpy(chosen).to(output), dim=0)
 
-    transform: FrameTransform = scorer.transform
+    transform: FrameTransform = network.transform
     maps = []
     bar = tqdm(total=len(frames), unit="frame", disable=not progress or len(frames) <= _BATCH)
     for start in range(0, len(frames), _BATCH):

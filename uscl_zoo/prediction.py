@@ -1,149 +1,29 @@
-"""Answers: what a fine-tuned model says of frames, clips and subjects, and when it says nothing.
-
-A *model* is a folder that `uscl finetune` wrote. Beside the weights it holds what makes answers of
-logits: a temperature, the confidence below which there is no answer, and the statistics of the
-training images by which an image of another kind is known.
-"""
+"""What a fine-tuned model says of frames, clips and subjects, and when it says nothing."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import checkpoint, store
-from .card import Card, read_card
+from .answers import Answers, Floats
 from .embed import written_whole
-from .errors import CardError, CheckpointError, DataError, DigestError, UnreadableError
-from .records import from_mapping, read_json, to_plain
+from .errors import DataError, UnreadableError
+from .network import Network, load
+from .records import from_mapping, to_plain
 from .ultrasound.reading import find, sample
-from .ultrasound.transforms import FrameTransform, create_transform
 
-#: Files of a model beside `model.safetensors`, `config.json` and its card.
-ANSWERS, STATISTICS = "predict.json", "statistics.safetensors"
 SUFFIXES = (".csv", ".json")
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """How logits become answers; the file `predict.json`.
-
-    Attributes:
-        classes: in the order of the logits.
-        temperature: that divides the logits, fitted on the validation subjects.
-        confidence: probability below which the answer is "cannot tell".
-        threshold: distance from the training images above which an image is of another kind.
-        quantile: of the validation frames' distances that the threshold is.
-        validation_frames: of how many.
-        rate: frames a second to sample from videos, as in training.
-        statistics_sha256: digest of the statistics, which belong to these weights.
-    """
-
-    classes: tuple[str, ...]
-    temperature: float
-    confidence: float
-    threshold: float
-    quantile: float
-    validation_frames: int
-    rate: float
-    statistics_sha256: str
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """The training images in the space where other kinds of image are told apart from them.
-
-    The space is not the embedding: a network that has seen nothing but ultrasound places a
-    photograph among its classes. The mean activations of the first two stages, which are texture
-    and contrast, tell it apart (docs/finetune.md has both measured).
-
-    Attributes:
-        mean: float64 (D,).
-        precision: float64 (D, D), inverse of the shrunk covariance.
-    """
-
-    mean: Floats
-    precision: Floats
-
-    #: Share of the diagonal in the covariance, which 50 images cannot fill.
-    SHRINKAGE = 0.1
-
-    @classmethod
-    def of(cls, textures: NDArray[np.float32]) -> Statistics:
-        """The statistics of some images, (N, D)."""
-        values = textures.astype(np.float64)
-        spread = values.std(axis=0)
-        # a channel that the training images hardly move says little of an image that does
-        spread = np.maximum(spread, 0.1 * np.median(spread) + 1e-6)
-        scaled = (values - values.mean(axis=0)) / spread
-        width = values.shape[1]
-        covariance = (1 - cls.SHRINKAGE) * scaled.T @ scaled / len(values)
-        covariance += cls.SHRINKAGE * np.eye(width)
-        return cls(values.mean(axis=0), np.linalg.inv(covariance) / np.outer(spread, spread))
-
-    def distance(self, textures: NDArray[np.float32]) -> Floats:
-        """Mahalanobis distance of each image, (N,), as root mean square over the D numbers."""
-        away = textures.astype(np.float64) - self.mean
-        squares = (away @ self.precision * away).mean(axis=1)
-        return np.asarray(np.sqrt(np.maximum(squares, 0)))
-
-
-@torch.inference_mode()
-def run(
-    network: Any,
-    transform: FrameTransform,
-    frames: Iterable[Image.Image | NDArray[Any]],
-    batch_size: int = 32,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a classifier makes of frames.
-
-    Args:
-        network: a ResNet of timm with a classifier.
-        transform: its input.
-        frames: anything that `to_frame` takes.
-        batch_size: frames at a time.
-
-    Returns:
-        Logits (N, classes) and textures (N, D), see `Statistics`.
-    """
-    parameter = next(network.parameters())
-    network.eval()
-    tensors = (transform(frame) for frame in frames)
-    logits, textures = [], []
-    while batch := list(islice(tensors, batch_size)):
-        inputs = torch.stack(batch).to(parameter.device, parameter.dtype)
-        last, stages = network.forward_intermediates(inputs, indices=5)
-        logits.append(network.forward_head(last).float().cpu().numpy())
-        pooled = torch.cat([stage.mean((2, 3)) for stage in stages[1:3]], dim=1)
-        textures.append(pooled.float().cpu().numpy())
-    if not logits:
-        return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-    return np.concatenate(logits), np.concatenate(textures)
-
-
-def softmax(logits: NDArray[Any], temperature: float) -> Floats:
-    """Probabilities (N, classes) of logits divided by a temperature."""
-    scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -283,106 +163,8 @@ def write_rows(
         )
 
 
-class Classifier:
-    """A model that `uscl finetune` wrote, verified and ready to answer.
-
-    Attributes:
-        folder: of the model.
-        card: what is known of the weights.
-        answers: how logits become answers.
-        network: with its classifier.
-        transform: its input.
-        statistics: of the training images.
-    """
-
-    def __init__(self, folder: str | Path, device: str | torch.device | None = None) -> None:
-        """Load a model.
-
-        Args:
-            folder: of the model.
-            device: to compute on; None for a GPU where there is one.
-
-        Raises:
-            DataError: if the folder holds no model.
-            DigestError: if a file is not the one the others were made with.
-            CheckpointError: if weights or statistics are not the network's.
-        """
-        self.folder = Path(folder).expanduser()
-        self.card, self.answers = read_model(self.folder)
-        located = store.locate(self.card, folder=self.folder, download=False)
-        classes = len(self.answers.classes)
-        checkpoint.check_file(located.path, self.card.architecture, classes)
-        self.network = timm.create_model(self.card.architecture, num_classes=classes)
-        self.network.load_state_dict(load(located.path.read_bytes()))
-        located.recheck()
-        self.statistics = _read_statistics(self.folder / STATISTICS, self.answers)
-        self.transform = create_transform(self.card)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.network.to(device).eval()
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"device {str(device)!r} cannot be used ({reason})") from error
-
-    def run(
-        self, frames: Iterable[Image.Image | NDArray[Any]], batch_size: int = 32
-    ) -> tuple[Floats, Floats]:
-        """Calibrated probabilities (N, classes) and distances (N,) of frames."""
-        logits, textures = run(self.network, self.transform, frames, batch_size)
-        if not len(logits):
-            return np.empty((0, len(self.answers.classes))), np.empty(0)
-        return softmax(logits, self.answers.temperature), self.statistics.distance(textures)
-
-
-def read_model(folder: Path) -> tuple[Card, Answers]:
-    """Card and answers of a model's folder.
-
-    Raises:
-        DataError: if it holds none.
-        CardError: if one of them is damaged.
-    """
-    if not (folder / ANSWERS).is_file():
-        raise DataError(f"{folder}: holds no model (`uscl finetune --data DIR -o {folder}`)")
-    card = model_card(folder)
-    path = folder / ANSWERS
-    answers = from_mapping(Answers, read_json(path), str(path))
-    if answers.classes != card.classes or answers.temperature <= 0:
-        raise CardError(f"{path}: does not belong to the card of {card.name}")
-    return card, answers
-
-
-def model_card(folder: Path) -> Card:
-    """The card of a model's folder.
-
-    Raises:
-        CardError: if there is none, or several, or it is damaged.
-    """
-    cards = sorted(folder.glob("*.yaml"))
-    if len(cards) != 1:
-        raise CardError(f"{folder}: should hold one card, NAME.yaml, not {len(cards)}")
-    return read_card(cards[0])
-
-
-def _read_statistics(path: Path, answers: Answers) -> Statistics:
-    try:
-        # taken from one reading, so that what is checked is what is used
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if (found := hashlib.sha256(content).hexdigest()) != answers.statistics_sha256:
-        raise DigestError(
-            f"{path}: is not the file the model was written with: expected SHA-256 "
-            f"{answers.statistics_sha256}, found {found}; copy the model's folder again"
-        )
-    try:
-        tensors: dict[str, Tensor] = load(content)
-        return Statistics(tensors["mean"].numpy(), tensors["precision"].numpy())
-    except (SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path}: holds no statistics ({error})") from error
-
-
 def predict(
-    model: str | Path | Classifier,
+    model: str | Path | Network,
     paths: str | Path | Iterable[str | Path],
     *,
     subjects: str | Mapping[str, str] | Callable[[Path], str | None] | None = None,
@@ -402,7 +184,7 @@ def predict(
         confidence: probability below which the answer is "cannot tell"; the model's own if None.
         rate: frames a second to sample from videos; the model's own if None.
         batch_size: frames at a time.
-        device: to compute on, see `Classifier`.
+        device: to compute on, see `network.load`.
         progress: show a bar.
 
     Raises:
@@ -411,16 +193,18 @@ def predict(
         UnreadableError: if a path does not exist.
         DigestError: if a file of the model is not the one it was written with.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size should be at least 1, not {batch_size}")
     if confidence is not None and not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
     whose = _subjects(subjects)
     sources = find(paths)
     if not sources:
         raise DataError("there is nothing to classify: name a file or folder")
-    classifier = model if isinstance(model, Classifier) else Classifier(model, device)
-    answers = classifier.answers
+    network = model if isinstance(model, Network) else load(model, device)
+    answers = network.answers
+    if answers is None:
+        raise DataError(
+            f"{network.name}: is no model of `uscl finetune`, which alone says when it cannot tell"
+        )
     if confidence is not None:
         answers = from_mapping(Answers, to_plain(answers) | {"confidence": confidence}, "")
     origins: list[tuple[int, int, float]] = []
@@ -429,13 +213,13 @@ def predict(
     def frames() -> Iterator[Image.Image]:
         for index, source in enumerate(tqdm(sources, unit="file", disable=not progress)):
             try:
-                for number, (time, image) in enumerate(sample(source, rate or answers.rate)):
+                for number, (time, image) in enumerate(sample(source, rate or network.rate)):
                     origins.append((index, number, time))
                     yield image
             except UnreadableError as error:
                 skipped.append((source, str(error).removeprefix(f"{source}: ")))
 
-    probabilities, distances = classifier.run(frames(), batch_size)
+    probabilities, distances = network.run(frames(), batch_size)
     if not origins:
         raise DataError(
             f"none of {len(sources)} files can be read; {skipped[0][0]}: {skipped[0][1]}"
@@ -451,7 +235,7 @@ def predict(
         sources=sources,
         subjects=[whose(source) for source in sources],
     )
-    return Predictions(classifier.folder, answers, *tables, skipped)
+    return Predictions(network.folder or Path(), answers, *tables, skipped)
 
 
 def answer(

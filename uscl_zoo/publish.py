@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from . import checkpoint, licences, prediction, store
+from . import answers, checkpoint, licences, store
 from .card import Card, Metric, Source, licences_of, origin_in_words, standing
 from .errors import CardError, DataError, HubError
 from .records import write_text, write_yaml
@@ -169,7 +169,7 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
             # the confusion matrix, and none of the pictures of patients
             shutil.copyfile(tuned / CONFUSION, partial / CONFUSION)
             write_yaml(partial / f"{card.name}.yaml", card)
-            for part in (prediction.ANSWERS, prediction.STATISTICS):
+            for part in (answers.ANSWERS, answers.STATISTICS):
                 shutil.copyfile(tuned / part, partial / part)
         if folder.exists():
             folder.rmdir()
@@ -186,8 +186,8 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
 def _find(name: str) -> tuple[Card, Path | None]:
     """The card of a checkpoint of the zoo, or of a model's folder, and that folder."""
     folder = Path(name).expanduser()
-    if (folder / prediction.ANSWERS).is_file():
-        return prediction.read_model(folder)[0], folder
+    if (folder / answers.ANSWERS).is_file():
+        return answers.read_model(folder)[0], folder
     return model_info(name), None
 
 

@@ -17,7 +17,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from . import checkpoint, store
-from .card import MODELS, Card, all_cards, home, packaged_cards, read_card
+from .card import MODELS, Card, Input, all_cards, home, packaged_cards, read_card
 from .errors import UnknownModelError
 
 _LAYERS: dict[str, dict[str, Any]] = {
@@ -52,6 +52,23 @@ def _pretrained_cfg(card: Card) -> PretrainedCfg:
         origin_url="https://github.com/983632847/USCL" if card.is_uscl else card.weights.origin,
         paper_ids="arXiv:2011.13066" if card.is_uscl else None,
     )
+
+
+def card_config(of: Card | Input) -> dict[str, Any]:
+    """Arguments of `timm.create_model` that have a network say of its input what a card does."""
+    shape = of.input if isinstance(of, Card) else of
+    said: dict[str, Any] = {
+        "input_size": shape.size,
+        "mean": shape.mean,
+        "std": shape.std,
+        "interpolation": shape.interpolation,
+        "crop_pct": shape.crop_pct,
+        "crop_mode": shape.crop_mode,
+    }
+    if isinstance(of, Card):
+        said |= {"license": of.licence, "description": of.summary}
+        said["label_names"] = of.classes or None
+    return {"pretrained_cfg_overlay": said}
 
 
 def _default_cfgs() -> Any:
@@ -259,7 +276,8 @@ def model_info(name: str) -> Card:
         if known:
             return known[0]
     own = home() / f"{name}.yaml"
-    if own.is_file():
+    # a path is no name
+    if Path(name).name == name and own.is_file():
         return read_card(own)  # says what is wrong with it: a good one would be among the cards
     names = [*cards, *MODELS]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .embed import digest
 from .embeddings import written_whole
 from .errors import DataError, MissingDependencyError, UsclError
-from .scores import Scorer
+from .network import Network, load
 from .ultrasound.beam import UNKNOWN
 from .ultrasound.cleaning import clean
 from .ultrasound.clip import Clip
@@ -254,20 +254,20 @@ def shortcut(
     model: nn.Module | str | Path,
     paths: str | Path | Iterable[str | Path],
     output: str | Path | None = None,
-    rate: float = 1.0,
+    rate: float | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Shortcuts:
     """Measure how far answers move when overlays, calipers and all outside the beam are blanked.
 
     Args:
-        model: a checkpoint of the zoo; a folder that holds a timm model, e.g. from `uscl finetune`;
-            or a network of timm. With a classifier its class probabilities are compared, otherwise
-            its embeddings.
+        model: whatever `network.load` takes. With a classifier its class probabilities are
+            compared, otherwise its embeddings.
         paths: files and folders, as for `ultrasound.reading.find`.
         output: write the report there, see `Shortcuts.save`. An interrupted call to the same output
             continues where it was.
-        rate: frames a second to sample; of a clip no more than its first 24 are taken.
+        rate: frames a second to sample, None for those of the network; of a clip no more than its
+            first 24 are taken.
         device: as for `embed`.
         progress: show a bar.
 
@@ -281,8 +281,9 @@ def shortcut(
     sources = list(name_sources(paths))
     if not sources:
         raise DataError("there is nothing to look at: name a file or folder")
-    scorer = Scorer.of(model, device)
-    key = json.dumps([digest(scorer.network), repr(scorer.transform), scorer.temperature, rate])
+    network = load(model, device)
+    rate = network.rate if rate is None else rate
+    key = json.dumps([digest(network.module), repr(network.transform), network.temperature, rate])
     folder = None if output is None else output.with_name(f"{output.name}.parts")
     cases: list[Case] = []
     skipped: list[tuple[Path, str]] = []
@@ -293,7 +294,7 @@ def shortcut(
             done = journal.find(source, state)
             if done is None:
                 try:
-                    done = _judge(scorer, source, rate)
+                    done = _judge(network, source, rate)
                 except MissingDependencyError:
                     raise
                 except (UsclError, OSError) as error:
@@ -307,11 +308,11 @@ def shortcut(
         raise DataError(f"none of {len(sources)} sources can be used; {first}")
     cases.sort(key=lambda case: -case.moved)
     typical = None
-    if not scorer.classes and len(cases) > 1:
+    if not network.classes and len(cases) > 1:
         # the mean over all pairs, of the sum alone: |sum|² = n + sum of the cosines of the pairs
         count = len(cases)
         typical = 1 - (float(np.square(directions).sum()) - count) / (count * (count - 1))
-    result = Shortcuts(scorer.name, scorer.classes, cases, rate, typical, skipped)
+    result = Shortcuts(network.name, network.classes, cases, rate, typical, skipped)
     if output is not None:
         result.save(output)
         journal.remove()
@@ -370,11 +371,11 @@ def _blank(clip: Clip) -> _Blanked:
     )
 
 
-def _judge(scorer: Scorer, source: Path, rate: float) -> tuple[Case, NDArray[np.float64]]:
+def _judge(network: Network, source: Path, rate: float) -> tuple[Case, NDArray[np.float64]]:
     """One case, and the direction of its embedding."""
     clip = _open(source, rate)
     less = _blank(clip)
-    answers = [scorer(frames) for frames in (clip.frames, less.outside, less.all)]
+    answers = [network(frames) for frames in (clip.frames, less.outside, less.all)]
     means = [answer.mean(axis=0) for answer in answers]
     case = Case(
         source,
@@ -383,13 +384,13 @@ def _judge(scorer: Scorer, source: Path, rate: float) -> tuple[Case, NDArray[np.
         less.confidence,
         less.blanked,
         less.removed,
-        outside=_distance(means[0], means[1], bool(scorer.classes)),
-        moved=_distance(means[0], means[2], bool(scorer.classes)),
-        before=tuple(map(float, means[0])) if scorer.classes else (),
-        after=tuple(map(float, means[2])) if scorer.classes else (),
+        outside=_distance(means[0], means[1], bool(network.classes)),
+        moved=_distance(means[0], means[2], bool(network.classes)),
+        before=tuple(map(float, means[0])) if network.classes else (),
+        after=tuple(map(float, means[2])) if network.classes else (),
         worst=max(
             range(len(clip.frames)),
-            key=lambda i: _distance(answers[0][i], answers[2][i], bool(scorer.classes)),
+            key=lambda i: _distance(answers[0][i], answers[2][i], bool(network.classes)),
         ),
     )
     return case, means[0] / max(float(np.linalg.norm(means[0])), 1e-12)

@@ -149,6 +149,27 @@ def locate(
     return _locate(card, folder, cache_dir, download, remember=True)
 
 
+def read_bytes(card: Card, folder: str | Path | None = None) -> bytes:
+    """The weights of a card: the very bytes whose digest was compared.
+
+    Args:
+        card: whose weights to read.
+        folder: where they are to be, without asking the Hub; otherwise as for `locate`.
+
+    Raises:
+        WeightsNotFoundError: if there are none.
+        DigestError: if they are not the card's.
+    """
+    path = locate(card, folder, download=folder is None).path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsNotFoundError(f"{path}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != card.weights.sha256:
+        raise DigestError(f"{path}: was changed while it was being loaded; try again")
+    return content
+
+
 def places(
     card: Card, folder: str | Path | None = None, cache_dir: str | Path | None = None
 ) -> tuple[Place, ...]:

@@ -32,7 +32,8 @@ _CODE = """
 import contextlib, resource, sys, time, warnings
 import torch
 from uscl_zoo import create_model, create_transform
-from uscl_zoo.embed import embed, infer
+from uscl_zoo.embed import embed
+from uscl_zoo.inference import batched, infer
 from uscl_zoo.ultrasound.reading import find, sample
 from uscl_zoo.errors import UsclError
 way, pool, device, batch, *data = sys.argv[1:]
@@ -48,7 +49,7 @@ def in_turn():
                 for _, image in sample(source, 3.0):
                     yield transform.resize(image)
     # on one thread, batch by batch
-    return sum(map(len, infer(model, transform, frames(), int(batch))))
+    return sum(map(len, infer(model, transform.normalise, batched(frames(), int(batch)))))
 def ahead():
     result = embed(model, data, pool=pool, batch_size=int(batch), progress=False)
     return int(result.counts.sum())

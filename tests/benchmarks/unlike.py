@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_image
 
 import uscl_zoo
-from uscl_zoo.prediction import Statistics
+from uscl_zoo.answers import Statistics
 from uscl_zoo.ultrasound.reading import find
 
 SPACES = {"embedding": slice(512, 1024), "first two stages": slice(64, 256)}

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
-from timm.data import resolve_model_data_config
 from torch import nn
 
 import uscl_zoo
-from uscl_zoo import store
+from uscl_zoo import network
 from uscl_zoo.authors import read_backbone
-from uscl_zoo.card import ARCHITECTURES, Card, Input, all_cards, read_card
-from uscl_zoo.checkpoint import statistics_in
-from uscl_zoo.errors import DataError, UnknownModelError, UsclError
-from uscl_zoo.registry import model_info
+from uscl_zoo.card import ARCHITECTURES, Card, Input
+from uscl_zoo.embed import digest
+from uscl_zoo.errors import DataError, UnknownModelError
 
 from .infold import METHOD, Setting, method_recipe
 from .probe import random_network
@@ -25,9 +22,6 @@ from .seen import Material, Seen, seen_by
 
 #: How a randomly initialised network is asked for, alone or with `:` and an architecture.
 RANDOM = "random"
-#: How timm asks for a network in a folder, such as `uscl finetune` leaves.
-LOCAL = "local-dir:"
-
 #: Height and width of random networks that nothing else gives a size.
 SIZE = 224
 #: Mean and standard deviation by channel.
@@ -35,8 +29,6 @@ Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 # What there is to say of what is on no card.
 _UNSEEN = {"random": "untrained", "method": "pretrained within the folds"}
-# What timm reads weights from.
-_WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class Contender:
 
     Attributes:
         spec: as it was asked for.
-        kind: `zoo`, `timm`, `folder`, `file`, `random` or `method`.
+        kind: `random`, `method`, or what `network.load` says it is.
         shape: of the input.
         build: makes the network, without a classifier, from a seed and for `method` a weights file.
         identity: changes whenever the weights of a given seed or file do.
@@ -111,8 +103,8 @@ def contender(
     """Find out what a model of the command line is.
 
     Args:
-        spec: a name of the zoo or of timm, a checkpoint file, `local-dir:` with a folder of timm's,
-            `random`, `random:resnet50`, or `method:` with a recipe.
+        spec: whatever `network.load` takes, `random`, `random:resnet50`, or `method:` with a
+            recipe.
         setting: of what is pretrained here.
         size: height and width of the frames of random networks.
         statistics: mean and std of a checkpoint file that does not say its own.
@@ -136,20 +128,16 @@ def contender(
         name = f"{architecture}_uscl"
         shape = Input((3, size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         return Contender(spec, "random", shape, lambda seed, _: random_network(name, seed), spec)
-    if spec.startswith(LOCAL):
-        return _of_folder(spec)
-    if Path(spec).is_file():
-        return _of_file(Path(spec), statistics)
-    try:
-        card = model_info(spec)
-    except UnknownModelError as error:
-        if not timm.is_model(spec):
-            raise UnknownModelError(
-                f"{spec}: no file, no model of timm, and of the zoo neither ({error})"
-            ) from error
-        return _of_timm(spec)
-    network = uscl_zoo.create_model(spec, pretrained=True, num_classes=0)
-    return _fixed(card.name, "zoo", network, str(card.weights.sha256), card)
+    found = network.load(spec, "cpu", statistics=statistics)
+    module: Any = found.module
+    if found.classes:
+        # what is compared are features
+        module.reset_classifier(0)
+    size_, mean, std = found.transform.size, found.transform.mean, found.transform.std
+    shape = Input((3, *size_), mean, std, found.transform.interpolation)  # type: ignore[arg-type]
+    identity = found.sha256 or digest(module)
+    name = found.card.name if found.kind == "zoo" and found.card is not None else spec
+    return Contender(name, found.kind, shape, lambda *_: module, identity, found.card, found.folder)
 
 
 def _known(architecture: str) -> None:
@@ -157,90 +145,6 @@ def _known(architecture: str) -> None:
         raise UnknownModelError(
             f"{RANDOM}:{architecture}: should be one of {', '.join(ARCHITECTURES)}"
         )
-
-
-def _of_file(path: Path, statistics: Statistics | None) -> Contender:
-    """A checkpoint of whichever architecture its tensors fit."""
-    refused: list[str] = []
-    for architecture in ARCHITECTURES:
-        try:
-            network = _load(path, architecture)
-        except UsclError as error:
-            refused.append(str(error))
-            continue
-        digest = store.sha256_of(path)
-        card, folder = _card_of(path, digest)
-        one = _fixed(str(path), "file", network, digest, card, folder)
-        if card is not None:
-            return replace(one, shape=card.input)
-        # only safetensors have a place to say it in
-        own = statistics_in(path) if path.suffix == ".safetensors" else None
-        if own is None and statistics is None:
-            raise DataError(
-                f"{path}: does not say what mean and std its frames had; add --mean and --std, as "
-                "--mean 0.5 --std 0.25 for weights of this zoo's first recipes"
-            )
-        mean, std = own or statistics  # type: ignore[misc]
-        return replace(one, shape=replace(one.shape, mean=mean, std=std))
-    raise DataError(f"{path}: fits no architecture of the zoo: {refused[0]}")
-
-
-def _card_of(path: Path, digest: str) -> tuple[Card | None, Path | None]:
-    """The card of a file that is known by its content: the one beside it, or one of the zoo."""
-    beside = path.with_suffix(".yaml")
-    if beside.is_file():
-        card = read_card(beside)
-        if card.weights.sha256 == digest:
-            return card, path.parent
-    for card in all_cards().values():
-        if card.weights.sha256 == digest:
-            return card, None
-    return None, None
-
-
-def _fixed(
-    spec: str,
-    kind: str,
-    network: nn.Module,
-    identity: str,
-    card: Card | None = None,
-    folder: Path | None = None,
-) -> Contender:
-    """A contender whose weights are what they are."""
-    config = resolve_model_data_config(network)
-    shape = Input(tuple(config["input_size"]), tuple(config["mean"]), tuple(config["std"]))
-    return Contender(spec, kind, shape, lambda *_: network, identity, card, folder)
-
-
-def _of_folder(spec: str) -> Contender:
-    """A network of timm with the weights beside its `config.json`."""
-    folder = Path(spec.removeprefix(LOCAL)).expanduser()
-    try:
-        network: Any = timm.create_model(f"{LOCAL}{folder}", pretrained=True, num_classes=0)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"{folder}: no network that timm can load ({type(error).__name__}: {reason}); there "
-            "should be a config.json that names its architecture, and model.safetensors"
-        ) from error
-    files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
-    identity = " ".join(store.sha256_of(path) for path in files)
-    # `uscl finetune` leaves one beside its model
-    cards = [read_card(path) for path in folder.glob("*.yaml")]
-    card = next((card for card in cards if card.weights.sha256 in identity.split()), None)
-    return _fixed(spec, "folder", network, identity, card, folder)
-
-
-def _of_timm(name: str) -> Contender:
-    try:
-        network: Any = timm.create_model(name, pretrained=True, num_classes=0)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"{name}: timm could not get its weights ({type(error).__name__}: {reason}); is the "
-            "Hub in reach?"
-        ) from error
-    return _fixed(name, "timm", network, f"{name} {timm.__version__}")
 
 
 def _load(path: Path, architecture: str) -> nn.Module:

@@ -20,7 +20,7 @@ from uscl_zoo import store as files
 from uscl_zoo.embed import written_whole
 from uscl_zoo.errors import DataError, MissingDependencyError
 from uscl_zoo.gradcam import heat_maps
-from uscl_zoo.scores import Scorer
+from uscl_zoo.network import Network
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..execution import device_named, precision_on
@@ -540,7 +540,8 @@ class _Bench:
         transform = FrameTransform(one.shape.size[1:], one.shape.mean, one.shape.std)
         found: dict[int, Case] = {}
         for fold in sorted({int(self.folds.fold[i]) for i in chosen}):
-            scorer = Scorer(self._classifier(one, fold, runs), transform, classes, name=one.spec)
+            module = self._classifier(one, fold, runs)
+            network = Network(one.spec, one.kind, one.spec, module, transform, classes)
             for i in chosen:
                 if self.folds.fold[i] != fold:
                     continue
@@ -548,7 +549,7 @@ class _Bench:
                 frame = np.asarray(store.frames[video.first + video.count // 2])
                 found[i] = Case(
                     frame=frame,
-                    heat=heat_maps(scorer, [frame], said, False)[0],
+                    heat=heat_maps(network, [frame], said, False)[0],
                     said=classes[said],
                     truth=classes[int(judged.target[i])],
                     probability=float(judged.probabilities[i, said]),

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import uscl_zoo
 from uscl_zoo import checkpoint, prediction, publish, store
+from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics, softmax
 from uscl_zoo.card import (
     ARCHITECTURES,
     MODELS,
@@ -39,7 +40,8 @@ from uscl_zoo.card import (
 )
 from uscl_zoo.embed import written_whole
 from uscl_zoo.errors import DataError
-from uscl_zoo.prediction import ANSWERS, STATISTICS, Answer, Answers, Statistics
+from uscl_zoo.inference import batched, infer, logits_and_textures
+from uscl_zoo.prediction import Answer
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.registry import model_info
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
@@ -405,7 +407,11 @@ def _look(
     """Logits and textures of frames, by the way that `uscl predict` goes."""
     transform = FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
     shown = tqdm(rows, unit="frame", leave=False, disable=not tuner.show)
-    return prediction.run(tuner.network, transform, (tuner.frames[row] for row in shown))
+    batches = batched(transform.resize(tuner.frames[row]) for row in shown)
+    found = infer(tuner.network, transform.normalise, batches, logits_and_textures)
+    outputs = np.concatenate(list(found))
+    classes = int(tuner.network.num_classes)  # type: ignore[arg-type]
+    return outputs[:, :classes], outputs[:, classes:]
 
 
 def pack(statistics: Statistics) -> bytes:
@@ -470,7 +476,7 @@ def judge(
     logits, textures = _look(tuner, sample.rows, shape)
     pictures, clips, people = prediction.answer(
         answers,
-        prediction.softmax(logits, answers.temperature),
+        softmax(logits, answers.temperature),
         statistics.distance(textures),
         owner=sample.clip,
         number=np.concatenate([np.arange(video.count) for video in videos]),

@@ -12,13 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from timm.data import resolve_model_data_config
 from torch import nn
 from tqdm import tqdm
 
 import uscl_zoo
 from uscl_zoo.card import Input, Metric
 from uscl_zoo.errors import DataError
+from uscl_zoo.inference import batched, infer
+from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
 
 from ..frames import FrameStore, Video
 
@@ -90,7 +91,6 @@ def make_task(store: FrameStore) -> Task:
     )
 
 
-@torch.inference_mode()
 def features(
     model: nn.Module,
     store: FrameStore,
@@ -110,25 +110,17 @@ def features(
     Returns:
         float32 (len(rows), num_features).
     """
-    if shape is None:
-        config = resolve_model_data_config(model)
-        shape = Input(config["input_size"], config["mean"], config["std"])
-    mean = torch.tensor(shape.mean).view(1, -1, 1, 1)
-    std = torch.tensor(shape.std).view(1, -1, 1, 1)
-    size = tuple(shape.size[1:])
-    device = next(model.parameters()).device
-    model = model.eval().to(memory_format=torch.channels_last)
-    parts = []
-    for start in tqdm(range(0, len(rows), 64), unit="batch", disable=not progress, leave=False):
-        frames = torch.from_numpy(store.frames[rows[start : start + 64]])
-        images = frames.permute(0, 3, 1, 2).float() / 255
-        if tuple(images.shape[-2:]) != size:
-            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-        images = ((images - mean) / std).to(device, memory_format=torch.channels_last)
-        maps = model.forward_features(images)  # type: ignore[operator]
-        pooled = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-        parts.append(pooled.float().cpu().numpy())
-    return np.concatenate(parts)
+    transform = (
+        create_transform(model)
+        if shape is None
+        else FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
+    )
+    bar = tqdm(rows, unit="frame", disable=not progress, leave=False)
+    frames = (
+        frame if frame.shape[:2] == transform.size else transform.resize(frame)
+        for frame in (store.frames[row] for row in bar)
+    )
+    return np.concatenate(list(infer(model, transform.normalise, batched(frames, 64))))
 
 
 #: Inverse penalties a probe may take, strongest first.

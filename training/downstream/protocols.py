@@ -16,9 +16,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from uscl_zoo.answers import softmax
 from uscl_zoo.card import Input
 from uscl_zoo.errors import DataError
-from uscl_zoo.prediction import softmax
 
 from .folds import some_subjects
 from .metrics import auroc

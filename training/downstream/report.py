@@ -12,9 +12,10 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from uscl_zoo.answers import Answers
 from uscl_zoo.card import Card
 from uscl_zoo.embed import written_whole
-from uscl_zoo.prediction import Answers, write_rows
+from uscl_zoo.prediction import write_rows
 from uscl_zoo.publish import CONFUSION
 from uscl_zoo.records import write_text
 

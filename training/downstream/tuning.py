@@ -16,8 +16,10 @@ from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from uscl_zoo import prediction
+from uscl_zoo import inference
+from uscl_zoo.answers import softmax
 from uscl_zoo.errors import DataError
+from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from .. import augment
 from ..frames import Video
@@ -451,17 +453,16 @@ class Tuner:
         """Of frames as they are, (N, classes)."""
         return self._forward(rows)
 
-    @torch.inference_mode()
     def _forward(self, rows: Rows, pooled: bool = False) -> npt.NDArray[np.float32]:
         """Logits, or the pooled features they are made of, of frames as they are."""
-        network: Any = self.network.eval()
-        parts = []
-        starts = range(0, len(rows), 64)
-        for start in tqdm(starts, unit="batch", leave=False, disable=not self.show):
-            images = augment.to_float(self._gather(rows[start : start + 64]))
-            maps = network.forward_features(augment.normalise(images, self.recipe))
-            parts.append(network.forward_head(maps, pre_logits=pooled).float().cpu())
-        return np.asarray(torch.cat(parts).numpy())
+        size = self.frames.shape[1:3]
+        transform = FrameTransform(size, self.recipe.mean, self.recipe.std)
+        bar = tqdm(rows, unit="frame", leave=False, disable=not self.show)
+        frames = (self.frames[row] for row in bar)
+        answer = inference.pooled if pooled else inference.logits
+        batches = inference.batched(frames, 64)
+        found = inference.infer(self.network, transform.normalise, batches, answer)
+        return np.concatenate(list(found))
 
     def _looked_at(self) -> Sample | None:
         """The validation frames that are looked at after an epoch: some of every clip."""
@@ -475,7 +476,7 @@ class Tuner:
 
 def _look_at(sample: Sample, logits: npt.NDArray[Any]) -> dict[str, float]:
     """Loss and balanced accuracy; every subject counts the same within its class."""
-    chances = prediction.softmax(logits, 1)[np.arange(len(sample)), sample.target]
+    chances = softmax(logits, 1)[np.arange(len(sample)), sample.target]
     weights = sample.weights()
     weights = weights / np.bincount(sample.target, weights)[sample.target]
     weights /= weights.sum()
@@ -577,7 +578,7 @@ def fit_temperature(
     wanted[np.arange(len(target)), target] = (count + 1) / (count + classes)
 
     def loss(log: float) -> float:
-        chances = prediction.softmax(logits, float(np.exp(log)))
+        chances = softmax(logits, float(np.exp(log)))
         return float(-(weights @ (wanted * np.log(chances + 1e-12)).sum(axis=1)))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))

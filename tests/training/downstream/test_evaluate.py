@@ -215,7 +215,7 @@ def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
     own = contender(str(weights(tmp_path / "own.safetensors", metadata_of(mean, std))), TINY)
     assert (own.kind, own.shape.mean, own.shape.std) == ("file", mean, std)
     silent = str(weights(tmp_path / "silent.safetensors"))
-    with pytest.raises(DataError, match=r"silent.safetensors: does not say .* --mean and --std"):
+    with pytest.raises(DataError, match=r"silent.safetensors: does not say .* .--mean and --std"):
         contender(silent, TINY)
     (told,) = contenders.contenders([silent], TINY, (mean, std))
     assert (told.shape.mean, told.shape.std) == (mean, std)

@@ -38,7 +38,7 @@ from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.pretrain import Interrupted
 
 import uscl_zoo
-from uscl_zoo import prediction, publish
+from uscl_zoo import answers, network, prediction, publish
 from uscl_zoo.card import Card
 from uscl_zoo.errors import CardError, DataError
 
@@ -295,7 +295,7 @@ def test_class_weights_make_classes_count_the_same(small_store: FrameStore) -> N
 def test_the_temperature_undoes_overconfidence() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (4000, 3)).astype(np.float32)
-    chances = prediction.softmax(logits, 1)
+    chances = answers.softmax(logits, 1)
     target = np.array([rng.choice(3, p=p) for p in chances])
     weights = np.full(4000, 1 / 4000)
     assert fit_temperature(3 * logits, target, weights, 4000) == pytest.approx(3, rel=0.1)
@@ -305,7 +305,7 @@ def test_the_temperature_undoes_overconfidence() -> None:
 def test_a_few_subjects_told_right_do_not_make_certainty() -> None:
     logits = 5 * np.eye(3, dtype=np.float32)
     temperature = fit_temperature(logits, np.arange(3), np.full(3, 1 / 3), 3)
-    sure = prediction.softmax(logits, temperature).max()
+    sure = answers.softmax(logits, temperature).max()
     assert sure == pytest.approx((3 + 1) / (3 + 3), abs=1e-3)
 
 
@@ -366,8 +366,8 @@ def test_the_model_is_a_folder_of_plain_files(tuned: Path) -> None:
     assert page.count("data:image/png;base64,") == 5
     assert "http" not in page.replace("https://github.com", "")
     assert "each file counts as its own" in page
-    card, answers = prediction.read_model(tuned)
-    assert card.classes == answers.classes == tuple(TINTS)
+    card, told = answers.read_model(tuned)
+    assert card.classes == told.classes == tuple(TINTS)
     assert {metric.unit for metric in card.metrics} == {"clip"}
 
 
@@ -382,7 +382,7 @@ def test_timm_and_the_zoo_load_it(tuned: Path) -> None:
 
 
 def test_it_learns_what_it_is_shown(tuned: Path) -> None:
-    card, _ = prediction.read_model(tuned)
+    card, _ = answers.read_model(tuned)
     figures = {metric.metric: metric for metric in card.metrics}
     assert figures["balanced accuracy"].value == 1
     assert figures["macro AUROC"].value == 1
@@ -421,8 +421,9 @@ def test_it_can_be_published(tuned: Path, tmp_path: Path) -> None:
     text = (built / "README.md").read_text(encoding="utf-8")
     assert "image-classification" in text
     assert "uscl predict" in text
-    assert prediction.read_model(built)[1] == prediction.read_model(tuned)[1]
-    assert prediction.Classifier(built, "cpu").card.name == "resnet18_uscl.model"
+    assert answers.read_model(built)[1] == answers.read_model(tuned)[1]
+    loaded = network.load(built, "cpu")
+    assert loaded.card is not None and loaded.card.name == "resnet18_uscl.model"
 
 
 def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(

@@ -1,0 +1,153 @@
+"""How logits become answers, and what the training images of a model look like.
+
+A *model* is a folder that `uscl finetune` wrote. Beside the weights it holds what makes answers of
+logits: a temperature, the confidence below which there is no answer, and the statistics of the
+training images by which an image of another kind is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from .card import Card, read_card
+from .errors import CardError, CheckpointError, DataError, DigestError
+from .records import from_mapping, read_json
+
+#: Files of a model beside `model.safetensors`, `config.json` and its card.
+ANSWERS, STATISTICS = "predict.json", "statistics.safetensors"
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How logits become answers; the file `predict.json`.
+
+    Attributes:
+        classes: in the order of the logits.
+        temperature: that divides the logits, fitted on the validation subjects.
+        confidence: probability below which the answer is "cannot tell".
+        threshold: distance from the training images above which an image is of another kind.
+        quantile: of the validation frames' distances that the threshold is.
+        validation_frames: of how many.
+        rate: frames a second to sample from videos, as in training.
+        statistics_sha256: digest of the statistics, which belong to these weights.
+    """
+
+    classes: tuple[str, ...]
+    temperature: float
+    confidence: float
+    threshold: float
+    quantile: float
+    validation_frames: int
+    rate: float
+    statistics_sha256: str
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The training images in the space where other kinds of image are told apart from them.
+
+    The space is not the embedding: a network that has seen nothing but ultrasound places a
+    photograph among its classes. The mean activations of the first two stages, which are texture
+    and contrast, tell it apart (docs/finetune.md has both measured).
+
+    Attributes:
+        mean: float64 (D,).
+        precision: float64 (D, D), inverse of the shrunk covariance.
+    """
+
+    mean: Floats
+    precision: Floats
+
+    #: Share of the diagonal in the covariance, which 50 images cannot fill.
+    SHRINKAGE = 0.1
+
+    @classmethod
+    def of(cls, textures: NDArray[np.float32]) -> Statistics:
+        """The statistics of some images, (N, D)."""
+        values = textures.astype(np.float64)
+        spread = values.std(axis=0)
+        # a channel that the training images hardly move says little of an image that does
+        spread = np.maximum(spread, 0.1 * np.median(spread) + 1e-6)
+        scaled = (values - values.mean(axis=0)) / spread
+        width = values.shape[1]
+        covariance = (1 - cls.SHRINKAGE) * scaled.T @ scaled / len(values)
+        covariance += cls.SHRINKAGE * np.eye(width)
+        return cls(values.mean(axis=0), np.linalg.inv(covariance) / np.outer(spread, spread))
+
+    def distance(self, textures: NDArray[np.float32]) -> Floats:
+        """Mahalanobis distance of each image, (N,), as root mean square over the D numbers."""
+        away = textures.astype(np.float64) - self.mean
+        squares = (away @ self.precision * away).mean(axis=1)
+        return np.asarray(np.sqrt(np.maximum(squares, 0)))
+
+
+def softmax(logits: NDArray[Any], temperature: float) -> Floats:
+    """Probabilities (N, classes) of logits divided by a temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def read_model(folder: Path) -> tuple[Card, Answers]:
+    """Card and answers of a model's folder.
+
+    Raises:
+        DataError: if it holds none.
+        CardError: if one of them is damaged.
+    """
+    if not (folder / ANSWERS).is_file():
+        raise DataError(f"{folder}: holds no model (`uscl finetune --data DIR -o {folder}`)")
+    card = model_card(folder)
+    path = folder / ANSWERS
+    answers = from_mapping(Answers, read_json(path), str(path))
+    if answers.classes != card.classes or answers.temperature <= 0:
+        raise CardError(f"{path}: does not belong to the card of {card.name}")
+    return card, answers
+
+
+def model_card(folder: Path) -> Card:
+    """The card of a model's folder.
+
+    Raises:
+        CardError: if there is none, or several, or it is damaged.
+    """
+    cards = sorted(folder.glob("*.yaml"))
+    if len(cards) != 1:
+        raise CardError(f"{folder}: should hold one card, NAME.yaml, not {len(cards)}")
+    return read_card(cards[0])
+
+
+def read_statistics(path: Path, answers: Answers) -> Statistics:
+    """The statistics of the training images of a model.
+
+    Raises:
+        DataError: if the file cannot be read.
+        DigestError: if it is not the one the model was written with.
+        CheckpointError: if it holds something else.
+    """
+    try:
+        # taken from one reading, so that what is checked is what is used
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if (found := hashlib.sha256(content).hexdigest()) != answers.statistics_sha256:
+        raise DigestError(
+            f"{path}: is not the file the model was written with: expected SHA-256 "
+            f"{answers.statistics_sha256}, found {found}; copy the model's folder again"
+        )
+    try:
+        tensors: dict[str, Tensor] = load(content)
+        return Statistics(tensors["mean"].numpy(), tensors["precision"].numpy())
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path}: holds no statistics ({error})") from error

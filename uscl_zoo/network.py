@@ -1,0 +1,361 @@
+"""The one door: from whatever names a network to one that answers, verified where it can be."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from . import authors, checkpoint, store
+from .answers import ANSWERS, STATISTICS, Answers, Statistics, read_model, read_statistics, softmax
+from .card import ARCHITECTURES, MODELS, Card, Input, all_cards, read_card
+from .checkpoint import Channels
+from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
+from .inference import batched, infer, logits, logits_and_textures, pooled
+from .registry import card_config, model_info
+from .ultrasound.transforms import FrameTransform, create_transform
+
+#: How timm asks for a network in a folder, and for one of the Hub.
+LOCAL, HUB = "local-dir:", "hf-hub:"
+#: Frames a second at which a clip is looked at, where the network does not say.
+RATE = 3.0
+
+Floats = NDArray[np.float64]
+Frame = Image.Image | NDArray[Any]
+
+
+class UnverifiedWarning(UserWarning):
+    """Weights that no card names a digest of, and that nobody can vouch for."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that answers, and what is known of it.
+
+    Attributes:
+        reference: as it was asked for.
+        kind: `zoo`, `model` (a folder of `uscl finetune`), `folder`, `hub`, `timm`, `file`, or
+            `module` for one that was given.
+        name: for people.
+        module: of timm, in eval mode, on its device.
+        transform: its input.
+        classes: names of its outputs; none if it has no classifier.
+        card: what is known of the weights; None where there is none.
+        folder: of the card, where it is not one of the zoo's.
+        sha256: of the weights that are used; None where they are not of one file.
+        verified: whether that is the digest of the card.
+        answers: how its logits become answers; None but for a model of `uscl finetune`.
+        statistics: of its training images; None as `answers`.
+    """
+
+    reference: str
+    kind: str
+    name: str
+    module: nn.Module
+    transform: FrameTransform
+    classes: tuple[str, ...] = ()
+    card: Card | None = None
+    folder: Path | None = None
+    sha256: str | None = None
+    verified: bool = False
+    answers: Answers | None = None
+    statistics: Statistics | None = None
+
+    @property
+    def licence(self) -> str | None:
+        """Of the weights, as an SPDX identifier; None where nobody says."""
+        if self.card is not None:
+            return self.card.licence
+        config: Any = getattr(self.module, "pretrained_cfg", None) or {}
+        said = config.get("license") if hasattr(config, "get") else None
+        return None if said is None else str(said)
+
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by, 1 if nobody has calibrated it."""
+        return 1.0 if self.answers is None else self.answers.temperature
+
+    @property
+    def rate(self) -> float:
+        """Frames a second at which it looks at a clip."""
+        return RATE if self.answers is None else self.answers.rate
+
+    def run(self, frames: Iterable[Frame], batch_size: int = 32) -> tuple[Floats, Floats]:
+        """What it makes of frames.
+
+        Args:
+            frames: anything that `ultrasound.transforms.to_frame` takes.
+            batch_size: frames at a time.
+
+        Returns:
+            Calibrated probabilities (N, classes), or embeddings (N, D) if there are no classes; and
+            distances (N,) from the training images, NaN where there are no statistics of them.
+
+        Raises:
+            DataError: if it has a single output, or gives no vector a frame.
+        """
+        if len(self.classes) == 1:
+            raise DataError(f"{self.name}: has one output, and so no classes to tell apart")
+        batches = batched((self.transform.resize(frame) for frame in frames), batch_size)
+        wanted = pooled if not self.classes else logits
+        if self.statistics is not None:
+            wanted = logits_and_textures
+        found = list(infer(self.module, self.transform.normalise, batches, wanted))
+        count = len(self.classes)
+        if not found:
+            return np.empty((0, count)), np.empty(0)
+        outputs = np.concatenate(found)
+        distances = np.full(len(outputs), np.nan)
+        if self.statistics is not None:
+            distances = self.statistics.distance(outputs[:, count:])
+        if not self.classes:
+            return outputs.astype(np.float64), distances
+        return softmax(outputs[:, :count], self.temperature), distances
+
+    def is_unlike(self, distances: Floats) -> bool:
+        """Whether a clip of such frames is of another kind than the training images."""
+        if self.answers is None:
+            return False
+        return bool(np.median(distances) > self.answers.threshold)
+
+    def __call__(self, frames: Iterable[Frame], batch_size: int = 32) -> Floats:
+        """Probabilities (N, classes) of frames, or embeddings (N, D), as `run` gives them.
+
+        Raises:
+            DataError: if there are no frames.
+        """
+        found = self.run(frames, batch_size)[0]
+        if not len(found):
+            raise DataError("there are no frames")
+        return found
+
+
+def load(
+    reference: str | Path | nn.Module,
+    device: str | torch.device | None = None,
+    *,
+    statistics: tuple[Channels, Channels] | None = None,
+) -> Network:
+    """Load what a user names.
+
+    Where a card names the digest of the weights, the bytes that are used are the ones whose digest
+    was taken. Where none does, an `UnverifiedWarning` says so.
+
+    Args:
+        reference: a name of the zoo, or of timm; the YAML of a card with its weights beside it; a
+            folder of a model of `uscl finetune`, or of any network of timm, with or without
+            `local-dir:` before it; `hf-hub:` and a repository; a checkpoint file of any layout that
+            `uscl import` takes; or a network.
+        device: to compute on. If None, a network stays where it is, and one that is named goes to a
+            GPU where there is one.
+        statistics: mean and standard deviation of the input, for a checkpoint file that does not
+            say its own.
+
+    Raises:
+        UnknownModelError: if nothing is of that name.
+        DigestError: if a file is not the one that its card names.
+        DataError: if a folder holds none, the device cannot be used, or a file says nothing of its
+            mean and standard deviation.
+        UsclError: if its weights cannot be had.
+    """
+    if isinstance(reference, nn.Module):
+        name = type(reference).__name__
+        found = _described("", "module", name, reference)
+    else:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        found = _named(str(reference), statistics)
+        found.module.eval()
+        if not found.verified:
+            warnings.warn(
+                f"{found.reference}: its weights are not verified, as no card names their digest",
+                UnverifiedWarning,
+                stacklevel=2,
+            )
+    if device is None:
+        return found
+    try:
+        return replace(found, module=found.module.to(device))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"device {str(device)!r} cannot be used ({reason})") from error
+
+
+def _named(reference: str, statistics: tuple[Channels, Channels] | None) -> Network:
+    if reference.startswith(LOCAL):
+        return _of_folder(reference, Path(reference.removeprefix(LOCAL)).expanduser())
+    if reference.startswith(HUB):
+        return _of_timm(reference, "hub")
+    unknown = None
+    try:
+        card = model_info(reference)
+    except UnknownModelError as error:
+        unknown = error
+    else:
+        return _of_card(card, reference, "zoo", card.name, None)
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _of_folder(reference, path)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        card = read_card(path)
+        return _of_card(card, reference, "file", card.name, path.parent)
+    if path.is_file():
+        return _of_file(reference, path, statistics)
+    # of a checkpoint that the zoo lacks, timm would take the model's default
+    if timm.is_model(reference) and reference.partition(".")[0] not in MODELS:
+        return _of_timm(reference, "timm")
+    raise UnknownModelError(
+        f"{reference}: no file or folder, no model of timm, and of the zoo neither ({unknown})"
+    )
+
+
+def _of_card(card: Card, reference: str, kind: str, name: str, folder: Path | None) -> Network:
+    """A network of the architecture and with the weights that a card names, byte for byte."""
+    content = store.read_bytes(card, folder)
+    count = len(card.classes)
+    module = timm.create_model(card.architecture, num_classes=count, **card_config(card))
+    module.load_state_dict(_tensors(content, card, name))
+    return Network(
+        reference=reference,
+        kind=kind,
+        name=name,
+        module=module,
+        transform=create_transform(card),
+        classes=card.classes,
+        card=card,
+        folder=folder,
+        sha256=card.weights.sha256,
+        verified=True,
+    )
+
+
+def _tensors(content: bytes, card: Card, name: str) -> dict[str, Tensor]:
+    """The tensors of a card's weights, all of them and no others."""
+    try:
+        state = load_tensors(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{name}: is no readable safetensors file ({error})") from error
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    checkpoint.check_shapes(shapes, card.architecture, name, len(card.classes))
+    return state
+
+
+def _of_folder(reference: str, folder: Path) -> Network:
+    """A model of `uscl finetune`, or what else timm can load."""
+    name = folder.resolve().name
+    if (folder / ANSWERS).is_file():
+        card, answers = read_model(folder)
+        found = _of_card(card, reference, "model", name, folder)
+        seen = read_statistics(folder / STATISTICS, answers)
+        return replace(found, answers=answers, statistics=seen)
+    # a card beside weights is to be kept, whoever wrote the two
+    for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
+        card = read_card(path)
+        if card.has_weights and (folder / card.weights.file).exists():
+            return _of_card(card, reference, "folder", name, folder)
+    try:
+        module: Any = timm.create_model(f"{LOCAL}{folder}", pretrained=True)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{folder}: holds no model, of `uscl finetune` or of timm ({type(error).__name__}: "
+            f"{reason}); timm's have a config.json that names the architecture, and weights"
+        ) from error
+    return _described(reference, "folder", name, module, folder)
+
+
+def _of_timm(reference: str, kind: str) -> Network:
+    try:
+        module: Any = timm.create_model(reference, pretrained=True)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{reference}: timm could not get its weights ({type(error).__name__}: {reason}); is "
+            "the Hub in reach?"
+        ) from error
+    return _described(reference, kind, reference, module)
+
+
+def _described(
+    reference: str, kind: str, name: str, module: nn.Module, folder: Path | None = None
+) -> Network:
+    """A network of timm, by what it says of itself."""
+    count = int(getattr(module, "num_classes", 0) or 0)
+    config: Any = getattr(module, "pretrained_cfg", None) or {}
+    names = config.get("label_names") if hasattr(config, "get") else None
+    if not names or len(names) != count:
+        names = [f"class {i}" for i in range(count)]
+    classes = tuple(map(str, names))
+    return Network(reference, kind, name, module, create_transform(module), classes, folder=folder)
+
+
+def _of_file(reference: str, path: Path, statistics: tuple[Channels, Channels] | None) -> Network:
+    """A checkpoint of whichever architecture its tensors fit."""
+    content = authors.read_content(path)
+    digest = hashlib.sha256(content).hexdigest()
+    card, folder = _card_of(path, digest)
+    refused: list[str] = []
+    for architecture in ARCHITECTURES:
+        try:
+            state = authors.read_backbone(path, architecture, content)
+        except UsclError as error:
+            refused.append(str(error))
+            continue
+        shape = None if card is None else card.input
+        if shape is None:
+            # only safetensors have a place to say it in
+            own = checkpoint.statistics_in(path) if path.suffix == ".safetensors" else None
+            if own is None and statistics is None:
+                raise DataError(
+                    f"{path}: does not say what mean and std its frames had; give them (--mean "
+                    "and --std), as 0.5 and 0.25 for weights of this zoo's first recipes"
+                )
+            mean, std = own or statistics  # type: ignore[misc]
+            shape = Input((3, 224, 224), mean, std)
+        module = timm.create_model(architecture, num_classes=0, **card_config(shape))
+        module.load_state_dict(state)
+        return Network(
+            reference=reference,
+            kind="file",
+            name=str(path),
+            module=module,
+            transform=create_transform(module),
+            card=card,
+            folder=folder,
+            sha256=digest,
+            verified=card is not None,
+        )
+    raise DataError(f"{path}: fits no architecture of the zoo: {refused[0]}")
+
+
+def _card_of(path: Path, digest: str) -> tuple[Card | None, Path | None]:
+    """The card of a file that is known by its content: the one beside it, or one of the zoo.
+
+    Raises:
+        DigestError: if the card beside it names another digest.
+    """
+    beside = path.with_suffix(".yaml")
+    if beside.is_file():
+        card = read_card(beside)
+        if card.weights.sha256 == digest:
+            return card, path.parent
+        if card.weights.sha256 is not None and card.weights.file == path.name:
+            raise DigestError(
+                f"{path}: is not the file of the card beside it: expected SHA-256 "
+                f"{card.weights.sha256}, found {digest}; get either again"
+            )
+    for card in all_cards().values():
+        if card.weights.sha256 == digest:
+            return card, None
+    return None, None
