@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from .trainer import Sample
+from .steps import Sample
 
 #: Steps done one kernel at a time before a step of that size is captured: they compile, choose
 #: algorithms and make the optimiser's state, none of which a graph may do.

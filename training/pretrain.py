@@ -37,7 +37,8 @@ from .runs import (
     save_checkpoint,
 )
 from .starts import Start, load_start, settled
-from .trainer import TERMS, NotFiniteError, Progress, Trainer, learning_rate
+from .steps import learning_rate
+from .trainer import TERMS, NotFiniteError, Progress, Trainer
 
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
 _LOOK = 1.0

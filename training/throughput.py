@@ -31,8 +31,9 @@ from .pairs import draw_labelled, draw_videos
 from .recipe import Recipe
 from .runs import hardware, save_checkpoint
 from .starts import load_start, settled
+from .steps import Sample
 from .trace import Family, describe, trace
-from .trainer import Sample, Trainer
+from .trainer import Trainer
 
 #: Arithmetic of one image, forward and backward, at 224², in floating-point operations (METHOD).
 COST = {"resnet18": 10.65e9, "resnet50": 24.3e9}

@@ -31,7 +31,8 @@ from uscl_zoo.training.prepare import Sampling, prepare
 from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
-from uscl_zoo.training.trainer import NotFiniteError, Tables, Trainer, learning_rate
+from uscl_zoo.training.steps import Tables, learning_rate
+from uscl_zoo.training.trainer import NotFiniteError, Trainer
 from uscl_zoo.training.views import mix
 
 from uscl_zoo.errors import CardError, CheckpointError, DataError

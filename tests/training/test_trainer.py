@@ -23,7 +23,8 @@ from uscl_zoo.training.prepare import Sampling, prepare
 from uscl_zoo.training.pretrain import Interrupted, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.starts import Start
-from uscl_zoo.training.trainer import Trainer, learning_rate
+from uscl_zoo.training.steps import learning_rate
+from uscl_zoo.training.trainer import Trainer
 
 from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.errors import DataError
