@@ -214,7 +214,7 @@ def tuned(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     finetune(
         classes,
         folder / "model",
-        model="resnet18_uscl.pocus",
+        model="resnet18_uscl",
         size=64,
         epochs=10,
         confidence=0.5,

@@ -17,8 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from uscl_zoo import store as weights_store
 from uscl_zoo.card import packaged_cards, table
 from uscl_zoo.cli import main
+from uscl_zoo.registry import model_info
 
 
 def call(*arguments: str | Path) -> int:
@@ -266,8 +268,7 @@ def test_export_says_what_licence_may_be_stated(
 def test_embed_pools_and_names_what_it_skips(
     store: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = next((n for n, card in packaged_cards().items() if card.has_weights), None)
-    assert name is not None, "the zoo has no weights of its own"
+    name = model_info("resnet18_uscl").name
     (clips / "broken.png").write_bytes(b"no image")
     rows = tmp_path / "rows.csv"
     assert call("embed", clips, "-o", rows, "--model", name, "--pool", "clip") == 0
@@ -314,7 +315,8 @@ def test_list_into_a_closed_pipe() -> None:
 @pytest.fixture
 def bundled() -> str:
     """A checkpoint whose weights come with the package."""
-    return next(name for name, card in packaged_cards().items() if card.has_weights)
+    cards = packaged_cards()
+    return next(n for n in cards if (weights_store._BUNDLED / cards[n].weights.file).is_file())
 
 
 def test_where_marks_the_place_that_has_the_file(

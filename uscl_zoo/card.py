@@ -56,6 +56,7 @@ class Weights:
         origin: where the original authors publish it, for weights that have to be imported.
         converted_from: the file of others that it was converted from.
         licence_file: name of the text of the licence, which travels with the weights.
+        again: how to make the file again, for one that is distributed no more.
     """
 
     file: str
@@ -66,6 +67,7 @@ class Weights:
     origin: str | None = None
     converted_from: Origin | None = None
     licence_file: str | None = None
+    again: str | None = None
 
 
 @dataclass(frozen=True)
@@ -507,6 +509,8 @@ def describe(card: Card) -> str:
     if card.has_weights:
         row("weights", f"{weights.file}, {(weights.bytes or 0) / 1e6:.1f} MB")
         row("sha256", weights.sha256)
+        if weights.again:
+            row("distributed", f"no more; make it again: {weights.again}")
     else:
         row("weights", f"published by their authors at {weights.origin}; `uscl import` takes them")
     if weights.converted_from:

@@ -376,7 +376,12 @@ def _locate(
                 raise DigestError(f"{wrong}; the Hub cannot replace it now ({error})") from error
     if not card.weights.hub_repo:
         raise _missing(
-            card, looked, "its card names no Hub repository", "get the file from the card's author"
+            card,
+            looked,
+            "its card names no Hub repository",
+            f"make it again: {card.weights.again}"
+            if card.weights.again
+            else "get the file from the card's author",
         )
     if not download:
         raise _missing(card, looked, "the Hub was not asked", "allow the download")

@@ -62,7 +62,7 @@ def pooled(network: Any, images: list[Image.Image]) -> np.ndarray:
 
 def main(busi: str, lungs: str) -> None:
     """Print the table."""
-    network: Any = uscl_zoo.create_model("resnet18_uscl.pocus", pretrained=True).eval()
+    network: Any = uscl_zoo.create_model("resnet18_uscl", pretrained=True).eval()
     files = [file for file in find(busi) if not fnmatch(file.name, "*_mask*")]
     chosen = np.random.default_rng(0).permutation(len(files))[:360]
     known = pooled(network, [Image.open(files[i]) for i in chosen])

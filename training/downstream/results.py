@@ -281,6 +281,7 @@ def plain(found: Evaluation, command: str) -> dict[str, Any]:
         "dataset": found.dataset.name,
         "command": command,
         "classes": list(found.folds.classes),
+        "subjects": len(found.bootstrap.task.subjects),
         "folds": {
             video.name: int(fold)
             for video, fold in zip(found.folds.videos, found.folds.fold, strict=True)

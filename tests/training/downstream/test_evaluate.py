@@ -152,11 +152,11 @@ def test_the_optimistic_figure_stands_beside_the_last_epoch(classes: Path, tmp_p
 def test_weights_that_have_seen_the_data_are_marked(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = model_info("resnet18_uscl.pocus").training.sources[0].name
+    name = model_info("resnet18_uscl").training.sources[0].name
     data = datasets.load("folder", classes)
     object.__setattr__(data, "name", name)
     monkeypatch.setattr(datasets, "load", lambda *a, **k: data)
-    found = run(classes, tmp_path, "resnet18_uscl.pocus", "random")
+    found = run(classes, tmp_path, "resnet18_uscl", "random")
     assert [outcome.seen.leaks for outcome in found.outcomes] == [True, False]
     told = [outcome.seen.told for outcome in found.outcomes]
     assert told == ["in corpus (by name; none of 27 files recognised)", "untrained"]
@@ -200,7 +200,7 @@ def test_like_is_compared_with_like(classes: Path, tmp_path: Path) -> None:
 
     assert sizes("random") == [32]
     assert sizes("random", METHOD) == [64, 64]
-    assert sizes("random", METHOD, "resnet18_uscl.pocus") == [224, 64, 224]
+    assert sizes("random", METHOD, "resnet18_uscl") == [224, 64, 224]
     assert "like is not compared" not in results.markdown(run(classes, tmp_path, "random"), "")
 
 
@@ -233,13 +233,13 @@ def test_answers_are_of_the_mean_and_std_they_were_given(classes: Path, tmp_path
 
 
 def test_a_file_of_the_zoo_is_known_by_its_content(tmp_path: Path) -> None:
-    bundled = store.locate(model_info("resnet18_uscl.pocus")).path
+    bundled = store.locate(model_info("resnet18_uscl")).path
     copied = tmp_path / "mine.safetensors"
     copied.write_bytes(bundled.read_bytes())
     one = contender(str(copied), TINY)
     assert (one.kind, one.identity) == ("file", store.sha256_of(bundled))
     assert one.build(0, None).num_features == 512
-    assert one.card is not None and one.card.name == "resnet18_uscl.pocus"
+    assert one.card is not None and one.card.name == model_info("resnet18_uscl").name
     assert one.shape.mean == one.card.input.mean
 
 

@@ -476,7 +476,7 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
 
 
 def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) -> None:
-    card = uscl_zoo.model_info("resnet18_uscl.pocus")
+    card = uscl_zoo.model_info("resnet18_uscl")
     base = module._Base(card.name, None, card.model, "resnet18", card.input, card)
     parts = split(small_store, 0.4, 0)
     assert module._warnings(parts, small_store, base, "mine") == []
