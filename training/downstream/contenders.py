@@ -15,9 +15,9 @@ import uscl_zoo
 from uscl_zoo import store
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES, Card, Input, all_cards, read_card
+from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import statistics_in
 from uscl_zoo.errors import DataError, UnknownModelError, UsclError
-from uscl_zoo.registry import model_info
 
 from .infold import METHOD, Setting, method_recipe
 from .probe import random_network

@@ -20,8 +20,9 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from ..card import Card
+from ..catalogue import model_info
 from ..errors import DataError, UnreadableError
-from ..registry import model_info, statistics_of
+from ..registry import statistics_of
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
