@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.utils.tensorboard  # slow, and so before the children are forked
+
 from uscl_zoo.training import network
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from test_pretrain import RECIPE, assert_same
+
+from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training import execution, feed
 from uscl_zoo.training.execution import PLACES, Execution, device_named, place_for
 from uscl_zoo.training.feed import Feed
@@ -16,8 +18,6 @@ from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import replace
 from uscl_zoo.training.runs import load_checkpoint
-
-from uscl_zoo.errors import DataError, UnreadableError
 
 CPU = torch.device("cpu")
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training.labels import (
     LABEL_SCHEMES,
     US4_CLASSES,
@@ -15,8 +17,6 @@ from uscl_zoo.training.labels import (
     read_table,
     unify,
 )
-
-from uscl_zoo.errors import DataError, UnreadableError
 
 Write = Callable[[str | bytes], Path]
 

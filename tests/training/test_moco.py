@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from uscl_zoo.errors import MissingDependencyError
 from uscl_zoo.training.moco import Moco
 from uscl_zoo.training.network import UsclNetwork, build
 from uscl_zoo.training.recipe import Recipe
-
-from uscl_zoo.errors import MissingDependencyError
 
 RECIPE = Recipe(
     method="moco", classes=(), projection_dim=8, temperature=0.2, momentum=0.9, queue=10, seed=3

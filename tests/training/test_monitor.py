@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
 from uscl_zoo.training import augment, monitor
 from uscl_zoo.training.feed import Feed
 from uscl_zoo.training.frames import FrameStore, Video

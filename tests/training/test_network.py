@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+
 from uscl_zoo.training.network import TwoViews, build
 from uscl_zoo.training.recipe import Recipe, replace
 

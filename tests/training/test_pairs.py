@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.stats import beta, chisquare, kstest  # type: ignore[import-untyped]
+
 from uscl_zoo.training.frames import Video
 from uscl_zoo.training.pairs import (
     Purpose,

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from conftest import SUBJECT, TINTS, draw_clip, write_clip
 from PIL import Image
+
+from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.training import prepare as module
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation, from_name, read_table
 from uscl_zoo.training.prepare import Report, Sampling, prepare
 from uscl_zoo.training.sources import CorpusPlan, Source, load_corpus
-
-from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip

@@ -19,6 +19,9 @@ import yaml
 from conftest import draw_clip, write_clip
 from PIL import Image
 from torch import Tensor
+
+from uscl_zoo.errors import CardError, CheckpointError, DataError
+from uscl_zoo.records import read_yaml, write_text
 from uscl_zoo.training import augment, network, runs
 from uscl_zoo.training import pretrain as module
 from uscl_zoo.training import trainer as trainer_module
@@ -33,9 +36,6 @@ from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
 from uscl_zoo.training.trainer import NotFiniteError, Tables, Trainer, learning_rate
 from uscl_zoo.training.views import mix
-
-from uscl_zoo.errors import CardError, CheckpointError, DataError
-from uscl_zoo.records import read_yaml, write_text
 
 pytestmark = pytest.mark.usefixtures("narrow")
 CPU = Execution(torch.device("cpu"))

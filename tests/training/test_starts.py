@@ -8,14 +8,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from uscl_zoo.training.network import build
-from uscl_zoo.training.recipe import Recipe
-from uscl_zoo.training.starts import Start, fit, load_start
 
 from uscl_zoo import create_model
 from uscl_zoo.card import Card
 from uscl_zoo.checkpoint import backbone_shapes, write_backbone
 from uscl_zoo.errors import CheckpointError, DataError, UnknownModelError
+from uscl_zoo.training.network import build
+from uscl_zoo.training.recipe import Recipe
+from uscl_zoo.training.starts import Start, fit, load_start
 
 STATISTICS = {"mean": "0.4 0.5 0.6", "std": "0.1 0.2 0.3"}
 

@@ -21,7 +21,8 @@ class _Zoo(click.CommandCollection):
         for heading in self.sources:
             assert isinstance(heading, click.Group)
             rows = [
-                (name, command.get_short_help_str(100)) for name, command in heading.commands.items()
+                (name, command.get_short_help_str(100))
+                for name, command in heading.commands.items()
             ]
             with formatter.section(heading.help or ""):
                 formatter.write_dl(rows)

@@ -15,6 +15,11 @@ from conftest import SUBJECT, draw_classes
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from timm.models import save_for_hf
+
+from uscl_zoo import cli, store
+from uscl_zoo.catalogue import model_info
+from uscl_zoo.checkpoint import metadata_of, write_backbone
+from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream import evaluate as module
 from uscl_zoo.training.downstream.contenders import contender
@@ -25,11 +30,6 @@ from uscl_zoo.training.downstream.subset import take
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.prepare import Sampling, prepare
-
-from uscl_zoo import cli, store
-from uscl_zoo.checkpoint import metadata_of, write_backbone
-from uscl_zoo.errors import DataError, UnknownModelError
-from uscl_zoo.registry import model_info
 
 TINY = Setting(32, 1, "float32")
 METHOD = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"

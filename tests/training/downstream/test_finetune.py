@@ -19,6 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor, nn
+
+import uscl_zoo
+from uscl_zoo import prediction, publish
+from uscl_zoo.card import Card
+from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.training.downstream import finetune as module
 from uscl_zoo.training.downstream.collection import collect, split
 from uscl_zoo.training.downstream.finetune import finetune
@@ -36,11 +41,6 @@ from uscl_zoo.training.downstream.tuning import (
 )
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.pretrain import Interrupted
-
-import uscl_zoo
-from uscl_zoo import prediction, publish
-from uscl_zoo.card import Card
-from uscl_zoo.errors import CardError, DataError
 
 # ------------------------------------------------------------------------------------- the data
 

@@ -13,15 +13,15 @@ import torch
 from conftest import SUBJECT
 from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
+
+from uscl_zoo.card import Card, Input
+from uscl_zoo.errors import DataError
+from uscl_zoo.records import write_yaml
 from uscl_zoo.training.downstream import probe
 from uscl_zoo.training.downstream.probe import Bootstrap, Task
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation, from_name
 from uscl_zoo.training.prepare import Sampling, prepare
-
-from uscl_zoo.card import Card, Input
-from uscl_zoo.errors import DataError
-from uscl_zoo.records import write_yaml
 
 Ints = NDArray[np.int64]
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
+
+import uscl_zoo
+from uscl_zoo.card import Input
+from uscl_zoo.errors import DataError
 from uscl_zoo.training.downstream import protocols
 from uscl_zoo.training.downstream.folds import draw_folds
 from uscl_zoo.training.downstream.probe import PENALTIES, regression
 from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, linear, quick_figures
 from uscl_zoo.training.frames import FrameStore
-
-import uscl_zoo
-from uscl_zoo.card import Input
-from uscl_zoo.errors import DataError
 
 Features = npt.NDArray[np.float32]
 SHAPE = Input((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

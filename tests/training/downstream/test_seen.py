@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from conftest import make_card
 from PIL import Image
+
+from uscl_zoo.card import Card, Source, Training
 from uscl_zoo.training.corpus import write_corpus
 from uscl_zoo.training.downstream.seen import Material, addresses, same_name, seen_by
 from uscl_zoo.training.fingerprints import Prints, find_known
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation
 from uscl_zoo.training.prepare import Sampling, prepare
-
-from uscl_zoo.card import Card, Source, Training
 
 
 @pytest.mark.parametrize(
