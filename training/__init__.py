@@ -1,7 +1,7 @@
 """Where the backbones come from: raw videos to pretrained weights.
 
-Installed as `uscl_zoo.training`, and under no other name. Imports run from here to `uscl_zoo`, never
-back.
+Installed as `uscl_zoo.training`, and under no other name. Imports run from here to `uscl_zoo`,
+never back.
 """
 
 if __name__ != "uscl_zoo.training":

@@ -101,8 +101,7 @@ def test_the_loader_changes_no_bit(small_store: FrameStore, tmp_path: Path, plac
         how = Execution(CPU, place=where)
         run = tmp_path / name
         pretrain(recipe, small_store, run, execution=how, progress=False, pictures=False)
-    states = [load_checkpoint(tmp_path / name) for name in ("device", "other")]
-    assert_same(*states)
+    assert_same(load_checkpoint(tmp_path / "device"), load_checkpoint(tmp_path / "other"))
 
 
 def test_no_device_named_is_the_fastest_there_is() -> None:

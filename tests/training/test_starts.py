@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -128,8 +129,8 @@ def test_a_resnet50_takes_what_fits_from_a_resnet18() -> None:
     # nothing whose place means something else: layer1.0.conv1 is 1x1 there
     assert "layer1.0.conv1.weight" not in found
     assert "layer2.0.downsample.0.weight" not in found
-    network = build(Recipe(architecture="resnet50"), 0, found)
-    assert torch.equal(network.encoder.layer1[0].conv2.weight, state["layer1.0.conv1.weight"])
+    encoder: Any = build(Recipe(architecture="resnet50"), 0, found).encoder
+    assert torch.equal(encoder.layer1[0].conv2.weight, state["layer1.0.conv1.weight"])
 
 
 def test_of_a_network_of_another_kind_nothing_fits() -> None:

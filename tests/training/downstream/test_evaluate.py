@@ -222,11 +222,11 @@ def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
 
 def test_answers_are_of_the_mean_and_std_they_were_given(classes: Path, tmp_path: Path) -> None:
     silent = str(weights(tmp_path / "silent.safetensors"))
-    said = [
+    dark, bright = (
         run(classes, tmp_path / "report", silent, statistics=((m, m, m), (0.25, 0.25, 0.25)))
         for m in (0.1, 0.9)
-    ]
-    assert not np.array_equal(*(one.outcomes[0].probabilities for one in said))
+    )
+    assert not np.array_equal(dark.outcomes[0].probabilities, bright.outcomes[0].probabilities)
 
 
 def test_a_file_of_the_zoo_is_known_by_its_content(tmp_path: Path) -> None:
