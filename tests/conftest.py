@@ -22,14 +22,14 @@ from huggingface_hub import constants
 from narrow import TIMM as narrow_timm
 from numpy.typing import NDArray
 from PIL import Image
-from uscl_zoo.training import network
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
 
 from uscl_zoo.card import Card, Input, Training, Weights, read_card
 from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.records import write_yaml
+from uscl_zoo.training import network
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.labels import from_name
+from uscl_zoo.training.prepare import Sampling, prepare
 
 #: Colours of the synthetic classes: easy to tell apart, so that a probe has something to find.
 TINTS = {"Cov": (190, 60, 60), "Pneu": (60, 190, 60), "Reg": (60, 60, 190)}

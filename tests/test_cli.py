@@ -19,8 +19,8 @@ from PIL import Image
 
 from uscl_zoo import store as weights_store
 from uscl_zoo.card import packaged_cards, table
+from uscl_zoo.catalogue import model_info
 from uscl_zoo.cli import main
-from uscl_zoo.registry import model_info
 
 
 def call(*arguments: str | Path) -> int:

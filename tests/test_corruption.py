@@ -38,7 +38,6 @@ import yaml
 from conftest import some
 from safetensors.torch import load, save
 from torch import Tensor
-from uscl_zoo.training.runs import CHECKPOINT, load_checkpoint, save_checkpoint
 
 import uscl_zoo
 from uscl_zoo import authors
@@ -51,6 +50,7 @@ from uscl_zoo.errors import (
     WeightsNotFoundError,
 )
 from uscl_zoo.records import to_plain, write_yaml
+from uscl_zoo.training.runs import CHECKPOINT, load_checkpoint, save_checkpoint
 
 State = dict[str, Tensor]
 Damage = Callable[[Path, random.Random, Path], None]

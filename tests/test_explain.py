@@ -10,7 +10,6 @@ from PIL import Image
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-import uscl_zoo
 from uscl_zoo.cli import main
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.ultrasound.phantom import lung_clip
@@ -275,15 +274,3 @@ def test_whatever_is_imported_first() -> None:
     assert uscl_zoo.explain is uscl_zoo.gradcam.explain is explain
     assert uscl_zoo.shortcut is uscl_zoo.shortcuts.shortcut
     assert callable(uscl_zoo.embed.embed)
-    # looked up each time, and imported only then
-    assert vars(uscl_zoo).keys().isdisjoint(uscl_zoo._LAZY)
-
-
-def test_no_module_takes_the_place_of_a_function() -> None:
-    import pkgutil
-
-    modules = {module.name for module in pkgutil.iter_modules(uscl_zoo.__path__)}
-    assert modules.isdisjoint(uscl_zoo._LAZY)
-    assert set(uscl_zoo._LAZY) <= set(uscl_zoo.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'explian'"):
-        uscl_zoo.explian  # noqa: B018

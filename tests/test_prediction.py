@@ -241,7 +241,7 @@ def test_both_are_names_of_the_package() -> None:
     assert uscl_zoo.predict is prediction.predict
     assert callable(uscl_zoo.finetune)
     with pytest.raises(AttributeError, match="no attribute 'fine_tune'"):
-        uscl_zoo.fine_tune  # noqa: B018
+        uscl_zoo.fine_tune  # type: ignore[attr-defined] # noqa: B018
 
 
 def test_importing_the_package_imports_neither() -> None:

@@ -1,4 +1,4 @@
-"""`python -m training …` from a checkout, and what torchrun starts: the same as `uscl …`."""
+"""`python -m uscl_zoo.training …`, which torchrun starts: the same as `uscl …`."""
 
 from uscl_zoo.cli import main
 

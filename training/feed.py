@@ -64,7 +64,7 @@ class Feed:
 
     def _read_ahead(self, batches: Sequence[Rows]) -> Iterator[Tensor]:
         cuda = self.device.type == "cuda"
-        stream: Any = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
+        stream: Any = torch.cuda.Stream(self.device) if cuda else None
         waiting: queue.Queue[tuple[Tensor, Any] | BaseException] = queue.Queue(_AHEAD)
         with _Reader(waiting) as reader:
 

@@ -39,7 +39,7 @@ class Replay:
         self.update = update
         self._sizes: dict[tuple[int, int], _Size] = {}
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, sample: Sample, side: int) -> None:
         """Do the step of a sample, with views of so many pixels a side."""

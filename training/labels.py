@@ -7,8 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-import numpy as np
-
 from uscl_zoo.annotations import Annotation, Table, read_table, subject_of
 from uscl_zoo.errors import DataError
 
@@ -135,6 +133,8 @@ def hold_out(annotations: Mapping[str, Annotation], share: float, seed: int) -> 
     Returns:
         The held-out subjects; at least one of every class that has two.
     """
+    import numpy as np  # the only use here; `uscl prepare --help` names the schemes without it
+
     labels: dict[str, Counter[str]] = defaultdict(Counter)
     for row in annotations.values():
         labels[row.subject][row.label or ""] += 1

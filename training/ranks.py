@@ -200,7 +200,7 @@ def synchronise(network: nn.Module, device: torch.device) -> None:
         device: where it computes.
     """
     if device.type != "cpu":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):

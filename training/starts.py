@@ -16,9 +16,9 @@ import uscl_zoo
 from uscl_zoo import store as weights_store
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES
+from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import statistics_in
 from uscl_zoo.errors import CheckpointError, DataError
-from uscl_zoo.registry import model_info
 
 from .recipe import Recipe, replace
 

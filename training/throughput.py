@@ -278,7 +278,7 @@ def _timed(do: Callable[[], None], warm: int, repeats: int, wait: Callable[[], N
 def _bare(trainer: Trainer, sample: Sample, view1: Tensor, view2: Tensor) -> None:
     trainer.network.train()
     trainer.network.zero_grad(set_to_none=True)
-    trainer.loss(sample.target, view1, view2).total.backward()  # type: ignore[no-untyped-call]
+    trainer.loss(sample.target, view1, view2).total.backward()
 
 
 def _stages(trainer: Trainer, repeats: int, wait: Callable[[], None]) -> dict[str, Timing]:
@@ -301,7 +301,7 @@ def _stages(trainer: Trainer, repeats: int, wait: Callable[[], None]) -> dict[st
         loss = trainer.loss(sample.target, *views)
         mark()
         trainer.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         mark()
         trainer.optimizer.step()
         mark()
@@ -455,6 +455,6 @@ def _per_image(
             z1, z2 = network(view1)[0], network(view2)[0]
             first, second = network(view1), network(view2)
             loss = uscl_loss((z1, first[1]), (z2, second[1]), target, recipe).total
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             yield

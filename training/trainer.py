@@ -301,7 +301,7 @@ class Trainer:
                 f"step {self.progress.step + 1}"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         self.optimizer.step()
         if self.moco is not None:
             self.moco.update(self.network)

@@ -1,18 +1,25 @@
-"""Backbones pretrained on ultrasound video. Importing this registers them in timm."""
+"""Backbones pretrained on ultrasound video. Importing this registers them in timm.
+
+Names are imported when they are first asked for, so that nobody waits for what they do not use.
+"""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .card import Card
-from .errors import MissingDependencyError, UsclError
-from .registry import create_model, list_models, model_info
-from .ultrasound.transforms import create_transform
+from .registration import register
 
-try:
-    __version__ = version("uscl-zoo")
-except PackageNotFoundError:  # a checkout that is not installed, as torch.hub makes
-    __version__ = "0+checkout"
+if TYPE_CHECKING:
+    from .card import Card
+    from .catalogue import list_models, model_info
+    from .errors import UsclError
+    from .gradcam import explain
+    from .prediction import predict
+    from .registry import create_model
+    from .shortcuts import shortcut
+    from .training.downstream.finetune import finetune
+    from .ultrasound.transforms import create_transform
+
+    __version__: str
 
 __all__ = [
     "Card",
@@ -27,22 +34,57 @@ __all__ = [
     "shortcut",
 ]
 
-#: Imported when they are first asked for. No module of this package may have one of these names:
-#: importing it would put it in the function's place.
-_LAZY = {
-    "explain": "uscl_zoo.gradcam",
-    "finetune": "uscl_zoo.training.downstream.finetune",
-    "predict": "uscl_zoo.prediction",
-    "shortcut": "uscl_zoo.shortcuts",
+#: Where the public names are. No module of this package may have one of these names: importing it
+#: would put it in the function's place.
+_HOMES = {
+    "Card": "card",
+    "UsclError": "errors",
+    "create_model": "registry",
+    "create_transform": "ultrasound.transforms",
+    "explain": "gradcam",
+    "finetune": "training.downstream.finetune",
+    "list_models": "catalogue",
+    "model_info": "catalogue",
+    "predict": "prediction",
+    "shortcut": "shortcuts",
 }
 
+register()
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return getattr(import_module(_LAZY[name]), name)
+        return version("uscl-zoo")
+    except PackageNotFoundError:  # a checkout that is not installed, as torch.hub makes
+        return "0+checkout"
+
+
+def _found(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = f"{__name__}.{_HOMES[name]}"
+    try:
+        return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
+        if ".training." not in module:
+            raise
+        from .errors import MissingDependencyError
+
         raise MissingDependencyError(
             f"{name} needs {error.name}: pip install 'uscl-zoo[training]'"
         ) from error
+
+
+if not TYPE_CHECKING:  # to a type checker it would say that there is any name
+
+    def __getattr__(name: str) -> Any:
+        value = globals()[name] = _found(name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

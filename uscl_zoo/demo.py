@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from . import store
+from .catalogue import model_info
 from .drawing import (
     FAINT,
     INK,
@@ -33,7 +34,7 @@ from .drawing import (
 from .embed import embed_frames
 from .embeddings import written_whole
 from .errors import DataError
-from .registry import create_model, model_info
+from .registry import create_model
 from .ultrasound.clip import Frame
 from .ultrasound.phantom import lung_clip
 from .ultrasound.reading import sample

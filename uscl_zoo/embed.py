@@ -219,7 +219,7 @@ def embed_frames(
 
     Args:
         model: as for `embed`.
-        frames: anything that `ultrasound.transforms.to_frame` takes, e.g. uint8 (N, H, W, 3).
+        frames: anything that `ultrasound.rgb.to_frame` takes, e.g. uint8 (N, H, W, 3).
         batch_size: as for `embed`.
         device: as for `embed`.
 

@@ -21,9 +21,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from . import answers, checkpoint, licences, store
 from .card import Card, Metric, Source, licences_of, origin_in_words, standing
+from .catalogue import model_info
 from .errors import CardError, DataError, HubError
 from .records import write_text, write_yaml
-from .registry import model_info
 
 CONFIG, README, FIGURE = "config.json", "README.md", "similarity.png"
 #: The figure of a fine-tuned model.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,8 +15,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from . import checkpoint, store
-from .card import MODELS, Card, Input, all_cards, home, packaged_cards, read_card
-from .errors import UnknownModelError
+from .card import MODELS, Card, Input
+from .catalogue import model_info, ranked_cards
 
 _LAYERS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
@@ -72,10 +70,7 @@ def card_config(of: Card | Input) -> dict[str, Any]:
 
 
 def _default_cfgs() -> Any:
-    # weights of the zoo before those of the user's folder: the first with weights is the default
-    packaged = packaged_cards()
-    cards = sorted(all_cards().values(), key=lambda card: card.name not in packaged)
-    return _generate_default_cfgs({card.name: _pretrained_cfg(card) for card in cards})
+    return _generate_default_cfgs({card.name: _pretrained_cfg(card) for card in ranked_cards()})
 
 
 #: timm looks for a module attribute of exactly this name before `register_model` runs.
@@ -237,49 +232,3 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         model_info(name)
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     return model
-
-
-def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
-    """List the models of the zoo.
-
-    Args:
-        filter: a pattern with wildcards, e.g. `*50*`.
-        pretrained: list the checkpoints whose weights are known instead, as `model.tag`.
-    """
-    cards = all_cards()
-    if pretrained:
-        names = {name for name, card in cards.items() if card.has_weights}
-    else:
-        names = {card.model for card in cards.values()}
-    return sorted(fnmatch.filter(names, filter))
-
-
-def model_info(name: str) -> Card:
-    """The card of a checkpoint, or of a model's default checkpoint.
-
-    Raises:
-        UnknownModelError: naming the nearest models.
-        CardError: if the card is damaged.
-    """
-    cards = all_cards()
-    if name in cards:
-        return cards[name]
-    if "." not in name:
-        default = default_cfgs.get(name)
-        tags = [f"{name}.{tag}" for tag in default.tags] if default is not None else []
-        # a checkpoint exported or imported since this module was imported counts as well
-        known = [cards[tag] for tag in tags if tag in cards]
-        known += [card for card in cards.values() if card.model == name]
-        for card in known:
-            if card.has_weights:
-                return card
-        if known:
-            return known[0]
-    own = home() / f"{name}.yaml"
-    # a path is no name
-    if Path(name).name == name and own.is_file():
-        return read_card(own)  # says what is wrong with it: a good one would be among the cards
-    names = [*cards, *MODELS]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"
-    raise UnknownModelError(f"no model {name!r} in the zoo; {hint}")

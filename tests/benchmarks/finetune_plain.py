@@ -163,7 +163,7 @@ def run(
                 logits.float(), torch.from_numpy(target)[places], weight, label_smoothing=smoothing
             )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             average.update_parameters(network)
             step += 1

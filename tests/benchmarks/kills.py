@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from uscl_zoo.training.execution import device_named
 from uscl_zoo.training.runs import CHECKPOINT, RECIPE, hardware, load_checkpoint
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from uscl_zoo.training.execution import Execution, device_named, settle
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.recipe import load_recipe, replace

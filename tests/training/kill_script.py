@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.utils.tensorboard  # slow, and so before the children are forked
+
 from uscl_zoo.training import network
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore
@@ -43,11 +44,11 @@ def child(store: str, recipe: str, run: Path) -> tuple[int, int]:
         step = Trainer.step
 
         def telling(trainer: Trainer) -> int:
-            images: int = step(trainer)
+            images = step(trainer)
             os.write(tell, b".")
             return images
 
-        Trainer.step = telling
+        Trainer.step = telling  # type: ignore[method-assign, assignment]
         torch.set_num_threads(1)
         pretrain(
             load_recipe(recipe),
@@ -80,7 +81,7 @@ def main(store: str, recipe: str, killed: str, whole: str, kills: str) -> None:
         sys.path.append(str(Path(__file__).parents[1]))
         from narrow import TIMM
 
-        network.timm = TIMM
+        vars(network)["timm"] = TIMM
     rng = np.random.default_rng(2026)
     for done in range(int(kills)):
         pid, told = child(store, recipe, Path(killed))

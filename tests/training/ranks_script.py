@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from uscl_zoo.training.execution import Execution, device_named
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.network import TwoViews

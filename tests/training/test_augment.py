@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import kstest  # type: ignore[import-untyped]
 from torch import Tensor
+
 from uscl_zoo.training import augment
 from uscl_zoo.training.recipe import Recipe, replace
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
 from uscl_zoo.training.augment import Draws
 from uscl_zoo.training.monitor import alignment, uniformity
 from uscl_zoo.training.network import TwoViews, UsclNetwork

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from uscl_zoo.training import curves
 
 LOSS = {"loss": 4.0, "contrastive": 4.0, "labelled": 1.0, "learning_rate": 3e-4}

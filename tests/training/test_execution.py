@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from uscl_zoo.training.execution import keep_memory
 
 FAULTS = """

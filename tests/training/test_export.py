@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+
+from uscl_zoo.card import Card, Origin
+from uscl_zoo.checkpoint import statistics_in
+from uscl_zoo.errors import DataError
 from uscl_zoo.training.corpus import add_corpus
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.export import export
@@ -18,10 +22,6 @@ from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.runs import ABOUT, load_checkpoint
 from uscl_zoo.training.sources import CorpusPlan, Source
-
-from uscl_zoo.card import Card, Origin
-from uscl_zoo.checkpoint import statistics_in
-from uscl_zoo.errors import DataError
 
 CPU = Execution(torch.device("cpu"))
 RECIPE = Recipe(epochs=1, batch_size=4, smallest_batch=2, projection_dim=16, seed=11)

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+
 from uscl_zoo.training import fingerprints
 from uscl_zoo.training.fingerprints import SHIFT, SIDE, Pairs, Prints, find_pairs
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from uscl_zoo.training.frames import FrameStore
 
 from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.training.frames import FrameStore
 
 
 @pytest.fixture

@@ -3,8 +3,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training.labels import (
     LABEL_SCHEMES,
     US4_CLASSES,
@@ -15,8 +18,6 @@ from uscl_zoo.training.labels import (
     read_table,
     unify,
 )
-
-from uscl_zoo.errors import DataError, UnreadableError
 
 Write = Callable[[str | bytes], Path]
 
@@ -87,7 +88,7 @@ def test_an_unreadable_table(write: Write, content: bytes | None, told: str) -> 
 @pytest.mark.parametrize("column", ["file", "label", "subject", "licence"])
 def test_a_missing_column_is_named_with_those_there(write: Write, column: str) -> None:
     columns = {"file": "Filename", "label": "Label", "subject": "Patient", "licence": "Licence"}
-    arguments = {f"{name}_column": title for name, title in columns.items()}
+    arguments: dict[str, Any] = {f"{name}_column": title for name, title in columns.items()}
     arguments[f"{column}_column"] = "Nonsense"
     path = write(TABLE)
     told = f"{path}: no column 'Nonsense'; it has 'Filename', 'Label', 'Patient', 'Licence'"

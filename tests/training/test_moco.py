@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from uscl_zoo.errors import MissingDependencyError
 from uscl_zoo.training.moco import Moco
 from uscl_zoo.training.network import UsclNetwork, build
 from uscl_zoo.training.recipe import Recipe
-
-from uscl_zoo.errors import MissingDependencyError
 
 RECIPE = Recipe(
     method="moco", classes=(), projection_dim=8, temperature=0.2, momentum=0.9, queue=10, seed=3
@@ -71,7 +71,7 @@ def test_the_encoder_follows_and_is_not_trained(network: UsclNetwork) -> None:
     before = {name: p.clone() for name, p in network.named_parameters()}
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 1
+            parameter.add_(1)
     moco.update(network)
     for name, parameter in moco.network.named_parameters():
         assert torch.allclose(parameter, before[name] + 0.1, atol=1e-6)
@@ -81,12 +81,12 @@ def test_the_encoder_follows_and_is_not_trained(network: UsclNetwork) -> None:
 
 def test_the_copy_is_of_its_own(network: UsclNetwork) -> None:
     moco = Moco(RECIPE, network)
-    before = network.encoder.bn1.running_mean.clone()
+    before = network.get_buffer("encoder.bn1.running_mean").clone()
     view = torch.randn(2, 3, 32, 32)
     keys = moco.keys(view)
     # its statistics are those of the batch, and move its own averages alone
-    assert torch.equal(network.encoder.bn1.running_mean, before)
-    assert not torch.equal(moco.network.encoder.bn1.running_mean, before)
+    assert torch.equal(network.get_buffer("encoder.bn1.running_mean"), before)
+    assert not torch.equal(moco.network.get_buffer("encoder.bn1.running_mean"), before)
     assert torch.allclose(network.train()(view)[0], keys, atol=1e-5)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
 from uscl_zoo.training import augment, monitor
 from uscl_zoo.training.feed import Feed
 from uscl_zoo.training.frames import FrameStore, Video
@@ -150,7 +151,7 @@ def test_measuring_changes_nothing(
     assert states() == before
     assert set(first) == NAMES
     assert all(math.isfinite(value) for value in first.values())
-    assert network.training == network.encoder.bn1.training == training
+    assert network.training == network.get_submodule("encoder.bn1").training == training
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
     with Image.open(tmp_path / "first.png") as image:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
 from uscl_zoo.training.objective import labelled_term, nt_xent, uscl_loss
 from uscl_zoo.training.recipe import Recipe
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.stats import beta, chisquare, kstest  # type: ignore[import-untyped]
+
 from uscl_zoo.training.frames import Video
 from uscl_zoo.training.pairs import (
     Purpose,
@@ -91,7 +92,7 @@ def test_one_lambda_is_both_views_and_two_are_independent() -> None:
     given = videos(*[5] * 5000)
     one, two = (draw_pairs(given, replace(RECIPE, lambdas=count), 0) for count in (1, 2))
     assert np.array_equal(one.lam[:, 0], one.lam[:, 1])
-    assert abs(np.corrcoef(two.lam.T)[0, 1]) < 0.05
+    assert abs(np.corrcoef(*two.lam.T)[0, 1]) < 0.05
     # the second draw changes neither the frames nor the first
     assert np.array_equal(one.frames, two.frames)
     assert np.array_equal(one.lam[:, 0], two.lam[:, 0])

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from conftest import SUBJECT, TINTS, draw_clip, write_clip
 from PIL import Image
+
+from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.training import prepare as module
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation, from_name, read_table
 from uscl_zoo.training.prepare import Report, Sampling, prepare
 from uscl_zoo.training.sources import CorpusPlan, Source, load_corpus
-
-from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
@@ -153,9 +153,9 @@ def test_sub_datasets_of_us4_in_folders_of_their_own(
     assert store.labels == labels
     assert sorted(v.count for v in store.videos) == [1] + [3] * 9
     for video in store.videos:
-        subset, folder = video.name.split("/")[:2]
-        assert folder.removesuffix("_mp4") in US4_TREE[subset]
-        own = re.split("[-_]", folder)[0]
+        subset, clip = video.name.split("/")[:2]
+        assert clip.removesuffix("_mp4") in US4_TREE[subset]
+        own = re.split("[-_]", clip)[0]
         if scheme != "us4":
             assert video.label == (own if own in labels else None)
 
@@ -591,7 +591,11 @@ def hospitals(tmp_path: Path) -> CorpusPlan:
     Image.fromarray(speckle[8]).save(tmp_path / "north" / "8.png")
     for i in range(4):
         write_clip(tmp_path / "south" / f"Cov-p{i}_mp4", draw_clip(i, 3, (90, 90, 90)))
-    columns = {"label_column": "label", "subject_column": "who", "licence_column": "terms"}
+    columns: dict[str, Any] = {
+        "label_column": "label",
+        "subject_column": "who",
+        "licence_column": "terms",
+    }
     north = Source(
         "North",
         root="here",

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import yaml
 from conftest import draw_clip, write_clip
 from PIL import Image
 from torch import Tensor
-from uscl_zoo.training import augment, network, runs
+
+from uscl_zoo.errors import CardError, CheckpointError, DataError
+from uscl_zoo.records import read_yaml, write_text
+from uscl_zoo.training import augment, curves, network, runs
 from uscl_zoo.training import pretrain as module
 from uscl_zoo.training import trainer as trainer_module
 from uscl_zoo.training.execution import Execution, device_named, precision_on
@@ -31,12 +35,9 @@ from uscl_zoo.training.prepare import Sampling, prepare
 from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
-from uscl_zoo.training.steps import Tables, learning_rate
+from uscl_zoo.training.steps import Sample, Tables, learning_rate
 from uscl_zoo.training.trainer import NotFiniteError, Trainer
 from uscl_zoo.training.views import mix
-
-from uscl_zoo.errors import CardError, CheckpointError, DataError
-from uscl_zoo.records import read_yaml, write_text
 
 pytestmark = pytest.mark.usefixtures("narrow")
 CPU = Execution(torch.device("cpu"))
@@ -213,7 +214,7 @@ def test_each_view_has_its_own_batch_statistics(small_store: FrameStore) -> None
     trainer = Trainer(RECIPE, small_store, CPU)
     batches = trainer.tables(0).batches
     view1, view2 = views_of(trainer, batches[0])
-    encoder = trainer.network.train().encoder
+    encoder: Any = trainer.network.train().encoder
     seen: list[Tensor] = []
     handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(output.clone()))
     loss = trainer.loss(torch.from_numpy(trainer.targets[batches[0]]), view1, view2)
@@ -241,10 +242,11 @@ def gradient(trainer: Trainer) -> Tensor:
     """Of the loss of the first batch, by the weights of the encoder."""
     trainer.network.zero_grad()
     sample = trainer.sample(trainer.tables(0), trainer.tables(0).batches[0])
-    weight = trainer.network.encoder.conv1.weight
+    weight = trainer.network.get_parameter("encoder.conv1.weight")
     views = (view.to(weight.dtype) for view in trainer.views(sample))
     trainer.loss(sample.target, *views).total.backward()
-    return torch.cat([p.grad.flatten() for p in trainer.network.encoder.parameters()])
+    gradients = [p.grad for p in trainer.network.encoder.parameters()]
+    return torch.cat([one.flatten() for one in gradients if one is not None])
 
 
 @pytest.mark.parametrize("classes", [None, ()])
@@ -255,7 +257,7 @@ def test_fused_views_share_their_batch_statistics(
     trainer = Trainer(recipe, small_store, CPU)
     batches = trainer.tables(0).batches
     view1, view2 = views_of(trainer, batches[0])
-    encoder = trainer.network.train().encoder
+    encoder: Any = trainer.network.train().encoder
     seen: list[int] = []
     handle = encoder.bn1.register_forward_hook(lambda m, i, output: seen.append(len(output)))
     loss = trainer.loss(torch.from_numpy(trainer.targets[batches[0]]), view1, view2)
@@ -298,9 +300,10 @@ def test_supervision_moves_the_projection_only_through_the_classifier(
 ) -> None:
     recipe = replace(RECIPE, method="supervised", classifier_on=classifier_on)
     trainer = Trainer(recipe, small_store, CPU)
-    before = trainer.network.projection[0].weight.clone()
+    before = trainer.network.get_parameter("projection.0.weight").clone()
     trainer.step()
-    assert torch.equal(before, trainer.network.projection[0].weight) != moved
+    after = trainer.network.get_parameter("projection.0.weight")
+    assert torch.equal(before, after) != moved
     assert trainer.progress.sums[0] == pytest.approx(0.2 * trainer.progress.sums[2])
 
 
@@ -442,7 +445,7 @@ def test_every_option_begins_alike_ends_elsewhere_and_resumes(
     for _ in range(3):
         usual.step()
     learnt = whole["network"]["encoder.conv1.weight"]
-    assert not torch.equal(learnt, usual.network.encoder.conv1.weight)
+    assert not torch.equal(learnt, usual.network.get_parameter("encoder.conv1.weight"))
 
 
 def test_a_run_from_before_the_options_goes_on(
@@ -768,7 +771,7 @@ def test_checkpoints_and_curves_take_their_share_of_the_time(
     monkeypatch.setattr(
         module, "save_checkpoint", lambda run, state: saved.append(state["progress"]["epoch"])
     )
-    monkeypatch.setattr(module.curves, "draw", lambda history, path: drawn.append(len(history)))
+    monkeypatch.setattr(curves, "draw", lambda history, path: drawn.append(len(history)))
     recipe = replace(RECIPE, epochs=4, validate_every=1)
     pretrain(recipe, small_store, tmp_path / "run", execution=CPU, progress=False)
     assert saved == drawn == expected
@@ -776,7 +779,7 @@ def test_checkpoints_and_curves_take_their_share_of_the_time(
 
 def test_a_clock_tells_what_time_went_to(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Clock()
     assert clock.affords("pictures")
     for what, seconds in (("steps", 30.0), ("pictures", 2.0), ("steps", 4.0)):
@@ -803,7 +806,8 @@ def test_a_device_that_cannot_be_used(device: str) -> None:
 def test_bf16_is_used_when_asked_for(small_store: FrameStore) -> None:
     trainer = Trainer(replace(RECIPE, precision="bf16"), small_store, CPU)
     seen = []
-    trainer.network.encoder.conv1.register_forward_hook(lambda m, i, output: seen.append(output))
+    first = trainer.network.get_submodule("encoder.conv1")
+    first.register_forward_hook(lambda m, i, output: seen.append(output))
     trainer.step()
     assert {output.dtype for output in seen} == {torch.bfloat16}
     assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
@@ -868,7 +872,12 @@ def in_float64(trainer: Trainer) -> Trainer:
     """Network and views in float64, where no rounding decides a sign."""
     trainer.network.double()
     views = trainer.views
-    trainer.views = lambda sample, size: tuple(view.double() for view in views(sample, size))
+
+    def doubled(sample: Sample, size: int | None = None) -> tuple[Tensor, Tensor]:
+        view1, view2 = views(sample, size)
+        return view1.double(), view2.double()
+
+    trainer.views = doubled  # type: ignore[method-assign]
     return trainer
 
 

@@ -16,13 +16,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from uscl_zoo.errors import DataError
+from uscl_zoo.records import write_yaml
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.ranks import ALONE, Ranks, join
 from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.runs import load_checkpoint
-
-from uscl_zoo.errors import DataError
-from uscl_zoo.records import write_yaml
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"
 #: Eleven videos a batch, so that neither two nor four ranks have equal shares.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from uscl_zoo.errors import CardError
 from uscl_zoo.training.labels import LABEL_SCHEMES
 from uscl_zoo.training.recipe import (
     METHODS,
@@ -15,8 +17,6 @@ from uscl_zoo.training.recipe import (
     replace,
     settings_of,
 )
-
-from uscl_zoo.errors import CardError
 
 
 def changes(recipe: Recipe, other: Recipe) -> set[str]:

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from conftest import draw_clip
 from PIL import Image
+
+from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.training.labels import Annotation, read_table
 from uscl_zoo.training.sources import (
     CorpusPlan,
@@ -18,8 +20,6 @@ from uscl_zoo.training.sources import (
     items_of,
     load_corpus,
 )
-
-from uscl_zoo.errors import CardError, DataError
 
 Files = dict[str, Item]
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from uscl_zoo.training.spdx import allows, canonical
 
 from uscl_zoo.errors import DataError
+from uscl_zoo.training.spdx import allows, canonical
 
 
 @pytest.mark.parametrize(

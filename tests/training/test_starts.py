@@ -3,19 +3,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from uscl_zoo.training.network import build
-from uscl_zoo.training.recipe import Recipe
-from uscl_zoo.training.starts import Start, fit, load_start
 
 from uscl_zoo import create_model
 from uscl_zoo.card import Card
 from uscl_zoo.checkpoint import backbone_shapes, write_backbone
 from uscl_zoo.errors import CheckpointError, DataError, UnknownModelError
+from uscl_zoo.training.network import build
+from uscl_zoo.training.recipe import Recipe
+from uscl_zoo.training.starts import Start, fit, load_start
 
 STATISTICS = {"mean": "0.4 0.5 0.6", "std": "0.1 0.2 0.3"}
 
@@ -128,8 +129,8 @@ def test_a_resnet50_takes_what_fits_from_a_resnet18() -> None:
     # nothing whose place means something else: layer1.0.conv1 is 1x1 there
     assert "layer1.0.conv1.weight" not in found
     assert "layer2.0.downsample.0.weight" not in found
-    network = build(Recipe(architecture="resnet50"), 0, found)
-    assert torch.equal(network.encoder.layer1[0].conv2.weight, state["layer1.0.conv1.weight"])
+    encoder: Any = build(Recipe(architecture="resnet50"), 0, found).encoder
+    assert torch.equal(encoder.layer1[0].conv2.weight, state["layer1.0.conv1.weight"])
 
 
 def test_of_a_network_of_another_kind_nothing_fits() -> None:

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+
 from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.starts import Start
 from uscl_zoo.training.teacher import Teachers, feature_term, similarity_term, teacher_term

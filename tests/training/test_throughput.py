@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from uscl_zoo.cli import main
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import US4_CLASSES
 from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.synthetic import us4_shaped
 from uscl_zoo.training.throughput import Timing, measure
-
-from uscl_zoo.cli import main
 
 CPU = Execution(torch.device("cpu"))
 RECIPE = Recipe(batch_size=4, epochs=2, projection_dim=16, precision="float32")

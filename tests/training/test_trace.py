@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from uscl_zoo.training.trace import CHROME, GAPS, OTHER, TABLE, describe, family_of, trace
 
 

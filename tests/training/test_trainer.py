@@ -14,6 +14,9 @@ import torch
 from conftest import SUBJECT
 from test_pretrain import CPU, RECIPE, StopAfter, assert_same, run
 from torch import Tensor
+
+from uscl_zoo.checkpoint import write_backbone
+from uscl_zoo.errors import DataError
 from uscl_zoo.training import pretrain as module
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.export import encoder_of, export
@@ -25,9 +28,6 @@ from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.starts import Start
 from uscl_zoo.training.steps import learning_rate
 from uscl_zoo.training.trainer import Trainer
-
-from uscl_zoo.checkpoint import write_backbone
-from uscl_zoo.errors import DataError
 
 STATISTICS = {"mean": "0.4 0.5 0.6", "std": "0.2 0.2 0.2"}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_augment import images
 from torch import Tensor
+
 from uscl_zoo.training import augment
 from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.views import make_views, make_views_by_video, mix

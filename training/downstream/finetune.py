@@ -38,12 +38,12 @@ from uscl_zoo.card import (
     Weights,
     read_card,
 )
+from uscl_zoo.catalogue import model_info
 from uscl_zoo.embed import written_whole
 from uscl_zoo.errors import DataError
 from uscl_zoo.inference import batched, infer, logits_and_textures
 from uscl_zoo.prediction import Answer
 from uscl_zoo.records import to_plain, write_text, write_yaml
-from uscl_zoo.registry import model_info
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
 
 from ..execution import device_named

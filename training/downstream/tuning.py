@@ -370,7 +370,7 @@ class Tuner:
                 "lower the learning rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         state.step += 1
         state.total += value

@@ -19,7 +19,7 @@ from ..errors import MissingDependencyError, UnreadableError, quietly, reason
 from ..records import open_file
 from . import jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
-from .transforms import to_frame
+from .rgb import to_frame
 
 #: Suffixes, whether they move or not; compared without case.
 SUFFIXES = frozenset(

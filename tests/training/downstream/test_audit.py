@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from uscl_zoo.training.corpus import add_corpus, read_corpus
-from uscl_zoo.training.downstream.audit import PAGE, PAIRS, Audit, Finding, audit
-from uscl_zoo.training.frames import MANIFEST, FrameStore
 
 from uscl_zoo import store as weights
 from uscl_zoo.card import Card, Source, packaged_cards, packaged_folder, read_card
 from uscl_zoo.cli import main
 from uscl_zoo.errors import CardError, DataError, DigestError, UnreadableError
 from uscl_zoo.records import write_yaml
+from uscl_zoo.training.corpus import add_corpus, read_corpus
+from uscl_zoo.training.downstream.audit import PAGE, PAIRS, Audit, Finding, audit
+from uscl_zoo.training.frames import MANIFEST, FrameStore
 
 
 def scene(seed: int, side: int = 160) -> Image.Image:

@@ -4,15 +4,16 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from uscl_zoo.training.downstream.datasets import DATASETS, load
-from uscl_zoo.training.labels import read_table
 
 from uscl_zoo.card import packaged_cards
 from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.training.downstream.datasets import DATASETS, load
+from uscl_zoo.training.labels import read_table
 
 
 def table(path: Path, rows: Sequence[Sequence[object]]) -> None:
@@ -225,7 +226,11 @@ def test_own_folders_and_tables_are_data_sets_too(tmp_path: Path) -> None:
         ["b/s2_0.png", "y", 2],
     ]
     table(tmp_path / "mine" / "table.csv", rows)
-    columns = {"file_column": "file", "label_column": "class", "subject_column": "who"}
+    columns: dict[str, Any] = {
+        "file_column": "file",
+        "label_column": "class",
+        "subject_column": "who",
+    }
     read = load("csv", tmp_path / "mine" / "table.csv", **columns)
     assert {n: r.label for n, r in read.collection.annotations.items()} == {
         "a/s1_0.png": "x",

@@ -17,6 +17,12 @@ from conftest import SUBJECT, draw_classes
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from timm.models import save_for_hf
+
+from uscl_zoo import cli, store
+from uscl_zoo.card import Card, read_card, standing
+from uscl_zoo.catalogue import model_info
+from uscl_zoo.checkpoint import metadata_of, write_backbone
+from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream import evaluate as module
 from uscl_zoo.training.downstream.contenders import contender
@@ -27,12 +33,6 @@ from uscl_zoo.training.downstream.subset import take
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.prepare import Sampling, prepare
-
-from uscl_zoo import cli, store
-from uscl_zoo.card import Card, read_card, standing
-from uscl_zoo.checkpoint import metadata_of, write_backbone
-from uscl_zoo.errors import DataError, UnknownModelError
-from uscl_zoo.registry import model_info
 
 TINY = Setting(32, 1, "float32")
 METHOD = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
@@ -225,11 +225,11 @@ def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
 
 def test_answers_are_of_the_mean_and_std_they_were_given(classes: Path, tmp_path: Path) -> None:
     silent = str(weights(tmp_path / "silent.safetensors"))
-    said = [
+    dark, bright = (
         run(classes, tmp_path / "report", silent, statistics=((m, m, m), (0.25, 0.25, 0.25)))
         for m in (0.1, 0.9)
-    ]
-    assert not np.array_equal(*(one.outcomes[0].probabilities for one in said))
+    )
+    assert not np.array_equal(dark.outcomes[0].probabilities, bright.outcomes[0].probabilities)
 
 
 def test_a_file_of_the_zoo_is_known_by_its_content(tmp_path: Path) -> None:

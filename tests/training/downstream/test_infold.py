@@ -15,6 +15,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+
+from uscl_zoo.checkpoint import write_backbone
+from uscl_zoo.errors import CardError
 from uscl_zoo.training.downstream import infold
 from uscl_zoo.training.downstream.contenders import contender
 from uscl_zoo.training.downstream.infold import (
@@ -29,9 +32,6 @@ from uscl_zoo.training.export import encoder_of
 from uscl_zoo.training.frames import FRAMES, FrameStore
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.runs import load_run
-
-from uscl_zoo.checkpoint import write_backbone
-from uscl_zoo.errors import CardError
 
 SPEC = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
 TINY = Setting(32, 1, "float32")

@@ -12,15 +12,15 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
+
+import uscl_zoo
+from uscl_zoo.card import Input
+from uscl_zoo.errors import DataError
 from uscl_zoo.training.downstream import protocols
 from uscl_zoo.training.downstream.folds import draw_folds
 from uscl_zoo.training.downstream.probe import PENALTIES, regression
 from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, linear, quick_figures
 from uscl_zoo.training.frames import FrameStore
-
-import uscl_zoo
-from uscl_zoo.card import Input
-from uscl_zoo.errors import DataError
 
 Features = npt.NDArray[np.float32]
 SHAPE = Input((3, 32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -146,7 +146,8 @@ def test_the_test_frames_choose_nothing(small_store: FrameStore) -> None:
             everything=False, budget=Budget(3, 2), seed=0, device=torch.device("cpu"),
         )  # fmt: skip
         said.append(answers)
-    assert np.array_equal(*said)
+    honest, lied = said
+    assert np.array_equal(honest, lied)
 
 
 def test_fewer_frames_than_features_give_the_regression_of_all_features() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from uscl_zoo.training.downstream.folds import Folds, draw_folds
 from uscl_zoo.training.downstream.scoring import (
     COMPARED,

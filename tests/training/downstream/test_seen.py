@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from conftest import make_card
 from PIL import Image
+
+from uscl_zoo.card import Card, Source, Training
 from uscl_zoo.training.corpus import write_corpus
 from uscl_zoo.training.downstream.seen import Material, addresses, same_name, seen_by
 from uscl_zoo.training.fingerprints import Prints, find_known
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.frames import FrameStore, Video
 from uscl_zoo.training.labels import Annotation
 from uscl_zoo.training.prepare import Sampling, prepare
-
-from uscl_zoo.card import Card, Source, Training
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_held_out_subjects_of_a_store_are_not_what_was_trained_on(
     corpus = write_corpus(tmp_path, "resnet18_uscl.trial", parted, parted.select("train"))
     card = make_card(training=training, corpus=corpus)
 
-    def told(videos: list[object]) -> tuple[str, bool]:
+    def told(videos: list[Video]) -> tuple[str, bool]:
         material = Material(("BUS-BRA breast ultrasound",), (), parted, tuple(videos))
         seen = seen_by(card, material, tmp_path)
         return seen.told, seen.leaks

@@ -6,11 +6,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from uscl_zoo.training.downstream.probe import compare
-from uscl_zoo.training.frames import FrameStore
 
 from uscl_zoo.card import Card, packaged_cards
 from uscl_zoo.cli import main
+from uscl_zoo.training.downstream.probe import compare
+from uscl_zoo.training.frames import FrameStore
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "training.md"
 #: The larger first: a ResNet-50 takes a core a quarter of an hour.

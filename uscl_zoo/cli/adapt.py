@@ -1,0 +1,155 @@
+"""Fine-tuning, and what one does with the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import FILE, device_option, rate_option
+
+commands = click.Group(help="Adapt one to classes of your own")
+
+
+@commands.command(short_help="Fine-tune a backbone on classes of your own.")
+@click.option("--data", required=True, type=FILE, help="Folder per class, CSV, or store.")
+@click.option("-o", "--output", required=True, type=FILE, help="Folder of the model.")
+@click.option("--model", default="resnet18_uscl", show_default=True, help="To begin with.")
+@click.option(
+    "--train",
+    type=click.Choice(["head", "last", "all"]),
+    help="What is not frozen; by default the last block, or all from 1,000 training subjects.",
+)
+@click.option("--file-column", default="Filename", show_default=True, help="Names, stems or paths.")
+@click.option("--label-column", help="Class of the file.")
+@click.option("--subject-column", help="Patient; a subject is never split.")
+@click.option("--subject-pattern", help="Of a folder: regex whose group is the subject.")
+@click.option("--class", "classes", multiple=True, help="One of the only classes; repeat.")
+@click.option(
+    "--exclude", multiple=True, default=["*_mask*"], show_default=True, help="File names; repeat."
+)
+@rate_option(3.0)
+@click.option("--size", type=click.IntRange(32, 4096), help="By default the backbone's.")
+@click.option("--holdout", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
+@click.option("--validation", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="Below it the model will say that it cannot tell.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="At most.")
+@click.option("--patience", type=click.IntRange(min=0), help="Epochs; 0 takes the last epoch.")
+@click.option("--batch-size", type=click.IntRange(min=2))
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
+@click.option("--label-smoothing", type=click.FloatRange(0, 0.5))
+@click.option("--class-weights/--no-class-weights", default=None, help="Default: weights.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--licence", help="Of the weights, as an SPDX identifier.")
+@click.option("--name", help="Of the collection, for the card.")
+@click.option("--overwrite", is_flag=True, help="Replace a model or an interrupted run.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
+@device_option
+def finetune(data: Path, output: Path, **options: Any) -> None:
+    """Fine-tune a backbone on images and videos of classes of your own.
+
+    Writes a model that `uscl predict`, `uscl publish` and timm take, with a report. Subjects are
+    split into those to train on, to stop on and to be judged on. Run it again after an interruption
+    and it continues.
+    """
+    from ..training.downstream.finetune import finetune as run
+
+    options["classes"] = options["classes"] or None
+    done = run(data, output, tell=lambda text: click.echo(text, err=True), **options)
+    click.echo(str(done))
+    click.echo(f"report: {output / 'report.html'}")
+    click.echo(f"next: uscl predict {output} FILES...")
+
+
+@commands.command()
+@click.argument("model", type=FILE)
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@click.option("-o", "--output", type=FILE, help=".csv or .json")
+@click.option("--subject-pattern", help="Regex whose group, in a file's path, is the subject.")
+@click.option("--confidence", type=click.FloatRange(0, 1), help="Below it: cannot tell.")
+@rate_option(None)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@device_option
+def predict(
+    model: Path,
+    files: tuple[Path, ...],
+    output: Path | None,
+    subject_pattern: str | None,
+    confidence: float | None,
+    rate: float | None,
+    batch_size: int,
+    device: str | None,
+) -> None:
+    """Classify images, videos and DICOM files with a MODEL that `uscl finetune` wrote."""
+    from .. import prediction
+
+    if output is not None:
+        prediction.check_suffix(output)  # before an hour of work, not after
+    result = prediction.predict(
+        model,
+        files,
+        subjects=subject_pattern,
+        confidence=confidence,
+        rate=rate,
+        batch_size=batch_size,
+        device=device,
+    )
+    for source, reason in result.skipped:
+        click.echo(f"skipped {source}: {reason}", err=True)
+    if output is None:
+        for answer in (*result.clips, *result.subjects):
+            click.echo(str(answer))
+        return
+    result.save(output)
+    told = sum(answer.answer is not None for answer in result.clips)
+    unlike = sum(answer.unlike for answer in result.clips)
+    click.echo(
+        f"{output}: {len(result.clips)} files, {told} answered, {unlike} unlike the training "
+        f"images; {len(result.skipped)} skipped"
+    )
+
+
+@commands.command()
+@click.argument("model")
+@click.argument("file", type=FILE)
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    type=FILE,
+    help=".png, .mp4 or .gif; repeat. By default FILE_explained.png, and for clips .mp4.",
+)
+@click.option("--class", "label", help="To explain; by default the most probable.")
+@rate_option(None)
+@device_option
+def explain(
+    model: str,
+    file: Path,
+    outputs: tuple[Path, ...],
+    label: str | None,
+    rate: float | None,
+    device: str | None,
+) -> None:
+    """Draw where in FILE the evidence for MODEL's answer is.
+
+    MODEL is a checkpoint of the zoo or a folder that `uscl finetune` wrote.
+    """
+    from .. import gradcam
+
+    for output in outputs:
+        gradcam.check_suffix(output)
+    result = gradcam.explain(model, file, label, rate, device)
+    if not outputs:
+        stem = f"{file.stem if file.suffix else file.resolve().name}_explained"
+        outputs = (Path(f"{stem}.png"), *([Path(f"{stem}.mp4")] if len(result) > 1 else []))
+    click.echo(f"{result.title}; {result.subtitle}")
+    for output in outputs:
+        click.echo(f"{result.save(output)}: written")

@@ -1,0 +1,166 @@
+"""Looking at what there is, and taking features from it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from ..errors import DataError
+from .options import FILE, device_option, rate_option
+
+if TYPE_CHECKING:
+    from ..card import Card
+
+commands = click.Group(help="Use a backbone as it is")
+
+
+@commands.command("list")
+@click.argument("pattern", default="*")
+@click.option("--pretrained", is_flag=True, help="Only checkpoints whose weights are known.")
+@click.option("--markdown", is_flag=True, help="Print the table of the README.")
+def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
+    """List checkpoints: where their weights are, who may use them, what they have seen."""
+    from .. import licences
+    from ..card import all_cards, packaged_cards, seen, standing, table
+
+    if markdown:
+        click.echo(table(packaged_cards().values()))
+        return
+    for name, card in sorted(all_cards().items()):
+        if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
+            continue
+        click.echo(f"{name:24}  {_whereabouts(card):14}  {card.summary}")
+        click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
+        click.echo(f"{'':24}  has seen: {seen(card)}")
+        for line in standing(card, brief=True):
+            click.echo(f"{'':24}  {line}")
+
+
+def _whereabouts(card: Card) -> str:
+    from .. import store
+
+    if not card.has_weights:
+        return "to be imported"
+    here = next((place.source for place in store.places(card) if place.present), None)
+    return here or ("on the Hub" if card.weights.hub_repo else "missing")
+
+
+@commands.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+def info(name: str, as_json: bool) -> None:
+    """Show the card of a checkpoint."""
+    from ..card import describe
+    from ..catalogue import model_info
+    from ..records import to_plain
+
+    card = model_info(name)
+    click.echo(json.dumps(to_plain(card), indent=2) if as_json else describe(card))
+
+
+@commands.command()
+@click.argument("clip", required=False, type=click.Path(path_type=Path, exists=True))
+@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option("-o", "--output", default="uscl_demo.png", show_default=True, type=FILE)
+def demo(clip: Path | None, model: str, output: Path) -> None:
+    """Draw what the network sees in a clip, yours or a synthetic one."""
+    from .. import demo as showing
+
+    showing.run(model, clip, output)
+
+
+@commands.command()
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=FILE,
+    help=".npz, .csv or .parquet",
+)
+@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option(
+    "--pool", type=click.Choice(["frame", "clip", "subject"]), default="frame", show_default=True
+)
+@click.option("--csv", "table", type=FILE, help="Table of subjects.")
+@click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
+@click.option("--subject-column", help="Patient, of the table.")
+@click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
+@rate_option(None)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
+@device_option
+def embed(
+    files: tuple[Path, ...],
+    output: Path,
+    model: str,
+    pool: Literal["frame", "clip", "subject"],
+    table: Path | None,
+    file_column: str,
+    subject_column: str | None,
+    subject_pattern: str | None,
+    rate: float | None,
+    batch_size: int,
+    workers: int | None,
+    device: str | None,
+) -> None:
+    """Embed images, DICOM and videos: one row a frame, a clip or a subject.
+
+    Run it again after an interruption and it continues.
+    """
+    from .. import embed as embedding
+    from ..annotations import read_table, subject_of
+
+    unknown: list[str] = []
+    subjects: embedding.Subjects | None = None
+    if table is not None:
+        if subject_pattern is not None:
+            raise DataError("--csv and --subject-pattern exclude each other")
+        if subject_column is None:
+            raise DataError("--csv: needs --subject-column")
+        rows = read_table(table, file_column, subject_column=subject_column)
+
+        def subjects(name: str) -> str | None:
+            row = rows.find(name)
+            if row is None:
+                unknown.append(name)
+            return row.subject if row else None
+
+    elif subject_column is not None:
+        raise DataError(f"--subject-column {subject_column}: needs --csv")
+    elif subject_pattern is not None:
+
+        def subjects(name: str) -> str | None:
+            return subject_of(name, subject_pattern)
+
+    elif pool == "subject":
+        raise DataError("--pool subject: needs --csv with --subject-column, or --subject-pattern")
+
+    done = embedding.embed_to(
+        output,
+        model,
+        files,
+        pool,
+        rate,
+        batch_size,
+        device,
+        subjects=subjects,
+        workers=workers,
+    )
+    for source, reason in done.skipped:
+        click.echo(f"skipped {source}: {reason}", err=True)
+    if unknown:
+        click.echo(
+            f"{len(unknown)} files have no row in {table}, each its own subject; "
+            f"the first: {unknown[0]}",
+            err=True,
+        )
+    earlier = f", {done.resumed} of them done before the interruption" if done.resumed else ""
+    click.echo(
+        f"{done.path}: {done.rows} {pool}s of {done.sources} files{earlier}, "
+        f"{done.width} numbers each; {len(done.skipped)} skipped"
+    )

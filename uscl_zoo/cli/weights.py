@@ -1,0 +1,98 @@
+"""Files of weights: where they are, whether they are right, where they come from and go to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import UsclError
+from .options import FILE
+
+commands = click.Group(help="Keep weights, and pass them on")
+
+
+@commands.command()
+@click.argument("name")
+def where(name: str) -> None:
+    """Show where weights are looked for, and where they are."""
+    from .. import store
+    from ..catalogue import model_info
+
+    card = model_info(name)
+    for place in store.places(card):
+        click.echo(f"{'*' if place.present else ' '} {place.source:12}  {place.path}")
+    if card.weights.hub_repo:
+        click.echo(f"  {'Hub':12}  {card.weights.hub_repo} at {card.weights.revision}")
+
+
+@commands.command()
+@click.argument("names", nargs=-1)
+def verify(names: tuple[str, ...]) -> None:
+    """Check the weights in reach against their cards."""
+    from .. import store
+    from ..card import all_cards
+    from ..catalogue import model_info
+
+    cards = [model_info(name) for name in names] or list(all_cards().values())
+    wrong = 0
+    for result in store.verify_all(cards):
+        if result.located is not None:
+            click.echo(f"{result.name}: verified, {result.located.source}, {result.located.path}")
+            continue
+        absent = isinstance(result.error, FileNotFoundError)
+        wrong += not absent or bool(names)
+        click.echo(f"{result.name}: {'absent' if absent else 'WRONG'}: {result.error}")
+    if wrong:
+        raise UsclError(f"{wrong} of {len(cards)} not verified")
+
+
+@commands.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, help="Folder; by default your own.")
+def fetch(names: tuple[str, ...], output: Path | None) -> None:
+    """Copy verified weights and cards, for machines without a network."""
+    from .. import store
+    from ..card import home
+    from ..catalogue import model_info
+
+    for card in [model_info(name) for name in names]:
+        click.echo(store.fetch(card, output or home()))
+
+
+@commands.command("import")
+@click.argument("file", type=FILE)
+@click.option("--as", "name", required=True, help="E.g. resnet18_uscl.us4.")
+@click.option("--licence", help="Of the weights, as an SPDX identifier.")
+@click.option("--summary", help="One line for tables.")
+@click.option("--origin", help="Where the file was published.")
+@click.option("--overwrite", is_flag=True, help="Replace other weights of that name.")
+def import_(
+    file: Path,
+    name: str,
+    licence: str | None,
+    summary: str | None,
+    origin: str | None,
+    overwrite: bool,
+) -> None:
+    """Bring in a checkpoint of USCL, HiCo, torchvision or timm."""
+    from ..authors import import_checkpoint
+    from ..card import home
+
+    card = import_checkpoint(
+        file, name, overwrite=overwrite, licence=licence, summary=summary, origin=origin
+    )
+    click.echo(f"{card.name}: imported into {home()}, sha256 {card.weights.sha256}")
+    click.echo(f'next: uscl_zoo.create_model("{card.name}", pretrained=True)')
+
+
+@commands.command()
+@click.argument("name")
+@click.option("--to", "namespace", required=True, help="User or organisation on the Hub.")
+@click.option("--dry-run", is_flag=True, help="Write the repository to a folder only.")
+@click.option("-o", "--output", type=FILE, help="Folder to keep it in.")
+def publish(name: str, namespace: str, dry_run: bool, output: Path | None) -> None:
+    """Push a checkpoint, or the folder of a fine-tuned model, to the Hub; print the commit."""
+    from ..publish import publish as push
+
+    click.echo(str(push(name, namespace, dry_run=dry_run, folder=output)))

@@ -1,0 +1,73 @@
+"""From an image of any kind to 8-bit RGB, the form every other part of uscl-zoo works on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import DataError, UnreadableError
+
+
+def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
+    """Make an 8-bit RGB image of an image or array.
+
+    Grey becomes three equal channels, alpha is dropped, and 16-bit intensities are scaled by their
+    full range: 65535 becomes 255. Palettes are resolved.
+
+    Args:
+        image: a Pillow image of any mode, or an array of shape (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4): bool, uint8, uint16, or floats in 0-1.
+
+    Returns:
+        An RGB image of the same size.
+
+    Raises:
+        DataError: if an array has another shape or type, or intensities out of range.
+        UnreadableError: if the pixels of an image cannot be decoded.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":  # I;16, I;16B, I and F: more than 8 bits, one channel
+            return to_frame(_deep_pixels(image))
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow warns about the direct way
+        try:
+            return image.convert("RGB")
+        except ValueError as error:
+            raise UnreadableError(f"image mode {image.mode} cannot be made RGB: {error}") from error
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise DataError(
+            f"an image should be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {image.shape}"
+        )
+    grey = array.shape[2] == 1
+    pixels = _to_bytes(array[:, :, 0] if grey else array[:, :, :3])
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _deep_pixels(image: Image.Image) -> NDArray[Any]:
+    pixels = np.asarray(image)
+    if image.mode == "I":  # 32-bit integers, which is how 16-bit files may come
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise DataError("an image of 32-bit integers should keep to 0-65535")
+        return pixels.astype(np.uint16)
+    return pixels
+
+
+def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind == "f":
+        # a comparison that NaN fails
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise DataError("an image of floats should keep to 0-1")
+        return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    raise DataError(f"an image should be bool, uint8, uint16 or floats in 0-1, not {array.dtype}")
