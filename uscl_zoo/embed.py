@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
 import time
 import warnings
 import zipfile
@@ -26,18 +26,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .embeddings import (
-    Embeddings,
-    average_subjects,
-    check_suffix,
-    concatenate,
-    write,
-    written_whole,
-)
+from .checkpoint import folder_of
+from .embeddings import BEGINS, Embeddings, average_subjects, check_suffix, concatenate, write
 from .errors import DataError, MissingDependencyError, UsclError
+from .files import check_output, parts_of, written
 from .registry import create_model
 from .ultrasound.reading import DamageWarning
-from .ultrasound.sources import decode_ahead, name_sources, state_of
+from .ultrasound.sources import decode_ahead, files_of, name_sources, state_of
 from .ultrasound.transforms import FrameTransform, create_transform
 
 __all__ = [
@@ -48,7 +43,6 @@ __all__ = [
     "embed",
     "embed_frames",
     "embed_to",
-    "written_whole",
 ]
 
 Pool = Literal["frame", "clip", "subject"]
@@ -57,6 +51,8 @@ Subjects = Callable[[str], str | None]
 
 # Rows, and seconds, after which what is done is put on disk.
 _PART_ROWS, _PART_SECONDS = 8192, 30.0
+#: Names of parts, half-written ones of earlier releases among them.
+_PARTS = re.compile(r"\.?\d{8,}-\d+(\.\d+\.partial)?\.npz")
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def embed_to(
     Beside the output grows a folder, `OUTPUT.parts`, of what is done; it goes when the output is
     written. Twice a minute something is added to it, so no more than that is lost. A part counts
     only for the same network, sampling and release, and for files that have not changed since.
-    Memory does not grow with the number of files.
+    Memory does not grow with the number of files. One process at a time may write to an output.
 
     Args:
         output: as for `Embeddings.save`.
@@ -167,16 +163,50 @@ def embed_to(
         workers: see there.
 
     Raises:
-        DataError: as `embed` and `Embeddings.save`.
+        DataError: as `embed` and `Embeddings.save`; if the output is an input, `OUTPUT.parts` is
+            another's, or another process writes to the output.
         UnreadableError: as `embed`.
         UnknownModelError: as `embed`.
         MissingDependencyError: as `embed` and `Embeddings.save`.
     """
     output = check_suffix(output)
     sources, whose = _survey(paths, pool, subjects)
-    network, transform = prepare(model, device)
-    key = [_release(), digest(network), repr(transform), rate, pool == "frame"]
-    parts = _Parts(output.with_name(f"{output.name}.parts"), json.dumps(key))
+    home = None if isinstance(model, nn.Module) else folder_of(model)
+    inputs = chain.from_iterable(map(files_of, sources))
+    check_output(output, inputs, [home] if home else [], BEGINS[output.suffix.lower()])
+    with parts_of(output, _PARTS) as folder:
+        network, transform = prepare(model, device)
+        key = [_release(), digest(network), repr(transform), rate, pool == "frame"]
+        parts = _Parts(folder, json.dumps(key))
+        return _embed_by_parts(
+            output,
+            parts,
+            network,
+            transform,
+            sources,
+            whose,
+            pool=pool,
+            rate=rate,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+
+
+def _embed_by_parts(
+    output: Path,
+    parts: _Parts,
+    network: nn.Module,
+    transform: FrameTransform,
+    sources: Sequence[Path],
+    whose: Sequence[str] | None,
+    *,
+    pool: Pool,
+    rate: float,
+    batch_size: int,
+    workers: int | None,
+    progress: bool,
+) -> Written:
     states = [json.dumps(state_of(source)) for source in sources]
     todo = [i for i, source in enumerate(sources) if not parts.has(source, states[i])]
     resumed = len(sources) - len(todo)
@@ -545,7 +575,7 @@ class _Parts:
             return
         path = self.folder / f"{len(self._index):08}-{os.getpid()}.npz"
         sources, states, rows = zip(*self._rows, strict=True)
-        with written_whole(path) as partial, partial.open("wb") as stream:
+        with written(path) as partial, partial.open("wb") as stream:
             np.savez(
                 stream,
                 key=np.array(self.key),
@@ -557,8 +587,6 @@ class _Parts:
                 times=np.concatenate([row.times for row in rows]),
                 counts=np.concatenate([row.counts for row in rows]),
             )
-            stream.flush()
-            os.fsync(stream.fileno())
         self._take_in(path)
         self._rows, self._waiting, self._since = [], 0, time.monotonic()
 
@@ -593,4 +621,7 @@ class _Parts:
             start = stop
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Take away the parts, those of other calls to the same output too, and nothing else."""
+        for path in self.folder.iterdir():
+            if _PARTS.fullmatch(path.name):
+                path.unlink(missing_ok=True)

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from uscl_zoo import store as files
-from uscl_zoo.embed import written_whole
 from uscl_zoo.errors import DataError, MissingDependencyError
+from uscl_zoo.files import written
 from uscl_zoo.gradcam import heat_maps
 from uscl_zoo.scores import Scorer
 from uscl_zoo.ultrasound.transforms import FrameTransform
@@ -441,7 +441,7 @@ class _Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             network = one.build(seed, weights).to(self.device)
             found = features(network, store, self.sample.rows, self.progress, one.shape)
-            with written_whole(path) as partial, partial.open("wb") as stream:
+            with written(path) as partial, partial.open("wb") as stream:
                 np.save(stream, found)
         return np.asarray(np.load(path))
 
@@ -514,7 +514,7 @@ class _Bench:
                         tick=bar.update,
                     )
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with written_whole(path) as partial, partial.open("wb") as stream:
+                with written(path) as partial, partial.open("wb") as stream:
                     np.savez(stream, said=said, right=right)
             with np.load(path) as kept:
                 probabilities[test] = kept["said"]
@@ -635,6 +635,6 @@ def _digest(told: Any) -> str:
 
 def _kept(path: Path, values: Floats) -> Floats:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial, partial.open("wb") as stream:
+    with written(path) as partial, partial.open("wb") as stream:
         np.save(stream, values)
     return values

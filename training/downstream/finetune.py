@@ -37,8 +37,8 @@ from uscl_zoo.card import (
     Weights,
     read_card,
 )
-from uscl_zoo.embed import written_whole
 from uscl_zoo.errors import DataError
+from uscl_zoo.files import written
 from uscl_zoo.prediction import ANSWERS, STATISTICS, Answer, Answers, Statistics
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.registry import model_info
@@ -634,7 +634,7 @@ def _write_model(
     digest = store.sha256_of(weights)
     known = Weights(file=weights.name, sha256=digest, bytes=weights.stat().st_size)
     card = dataclasses.replace(card, weights=known)
-    with written_whole(output / STATISTICS) as partial:
+    with written(output / STATISTICS) as partial:
         partial.write_bytes(pack(statistics))
     write_text(output / publish.CONFIG, json.dumps(publish.config(card), indent=2) + "\n")
     write_yaml(output / f"{card.name}.yaml", card)

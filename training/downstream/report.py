@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from uscl_zoo.card import Card
-from uscl_zoo.embed import written_whole
+from uscl_zoo.files import written
 from uscl_zoo.prediction import Answers, write_rows
 from uscl_zoo.publish import CONFUSION
 from uscl_zoo.records import write_text
@@ -72,11 +72,11 @@ def write(
     }
     pictures = {}
     for name, figure in figures.items():
-        with written_whole(folder / name) as partial:
+        with written(folder / name) as partial:
             FigureCanvasAgg(figure).print_png(str(partial))
         pictures[name] = (folder / name).read_bytes()
     with (
-        written_whole(folder / HELD_OUT) as partial,
+        written(folder / HELD_OUT) as partial,
         partial.open("w", newline="", encoding="utf-8") as stream,
     ):
         tables = verdict.frames, verdict.clips, verdict.subjects

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from uscl_zoo.embed import written_whole
+from uscl_zoo.files import written
 from uscl_zoo.records import to_plain, write_text
 
 from . import pages, pictures
@@ -41,7 +41,7 @@ def write(found: Evaluation, output: Path, command: str) -> None:
     for name, figure, caption in pictures.of(found):
         drawn.append((name, _png(figure), caption))
     for name, content, _ in drawn:
-        with written_whole(output / name) as partial:
+        with written(output / name) as partial:
             partial.write_bytes(content)
     write_text(output / FIGURES, json.dumps(plain(found, command), indent=1))
     write_text(output / TABLES, markdown(found, command))
