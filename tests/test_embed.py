@@ -370,7 +370,7 @@ class TestEmbedTo:
             "e.embed_to(sys.argv[1], m, sys.argv[2], rate=100, batch_size=4, progress=False)\n"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(output), str(folder)])
-        while not list(tmp_path.glob("out.parquet.parts/*.npz")):
+        while not list(tmp_path.glob("out.parquet.parts/[0-9]*.npz")):
             assert process.poll() is None
             time.sleep(0.05)
         process.kill()

@@ -59,6 +59,10 @@ def write_corpus(folder: Path, name: str, store: FrameStore, videos: Sequence[Vi
 
     Returns:
         What the card has to say of the file.
+
+    Raises:
+        CardError: if something else has its name.
+        WriteError: if it cannot be written.
     """
     digests = store.description["sources_sha256"]
     # in the order of the digests: that of the store could be one of names or dates
@@ -76,6 +80,9 @@ def write_corpus(folder: Path, name: str, store: FrameStore, videos: Sequence[Vi
         "hashes": np.concatenate([part.hashes for part in prints]),
     }
     path = folder / f"{name}.corpus.safetensors"
+    if path.exists():
+        # an earlier one may go, and nothing else of that name
+        read_corpus(path)
     with written(path) as partial:
         # not save_file, whose files nobody else may read
         partial.write_bytes(save(tensors, {"hash": _KIND}))

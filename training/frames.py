@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.records import open_file
 
 FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
 #: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.
@@ -226,7 +227,7 @@ def _read_manifest(path: Path) -> tuple[npt.NDArray[np.float64], list[Video]]:
     """
     times = array("d")
     videos: list[Video] = []
-    with path.open(newline="", encoding="utf-8") as stream:
+    with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8") as stream:
         rows = csv.reader(stream)
         header = next(rows, [])
         name, subject, label, split, _, time, source, licence = map(header.index, COLUMNS)

@@ -93,16 +93,18 @@ def import_checkpoint(
     folder = expanded(folder) if folder else home()
     card = _card(name, licence, summary, origin)
     weights, card_file = folder / card.weights.file, folder / f"{name}.yaml"
-    for output in (weights, card_file):
-        check_output(output, [path])
     state = read_backbone(path, card.architecture)
     try:
+        for output in (weights, card_file):
+            check_output(output, [path])
         with locked(folder, name):
             with written(weights) as partial:
                 checkpoint.write_backbone(state, partial, card.architecture, half=False)
                 card = _described(card, path, partial)
                 if not overwrite:
                     _refuse_other(weights, card_file, card)
+                # from here to its end there is no card, rather than one of other weights
+                card_file.unlink(missing_ok=True)
             # after the weights: a card must not promise a file that is not there yet
             write_yaml(card_file, card)
     except OSError as error:

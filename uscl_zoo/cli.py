@@ -119,25 +119,34 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
     import fnmatch
 
     from . import licences, store
-    from .card import all_cards, packaged_cards, seen, standing, table
+    from .card import packaged_cards, seen, standing, survey, table
 
     if markdown:
         click.echo(table(packaged_cards().values()))
         return
-    for name, card in sorted(all_cards().items()):
+    cards, faults = survey()
+    troubles: dict[str, str] = {}
+    for name, card in sorted(cards.items()):
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
-        click.echo(f"{name:24}  {_whereabouts(store, card):14}  {card.summary}")
+        places = store.places(card)
+        for place in places:
+            if place.trouble:
+                # once each, not for every card
+                troubles.setdefault(place.source, f"{place.source} {place.path}: {place.trouble}")
+        click.echo(f"{name:24}  {_whereabouts(places, card):14}  {card.summary}")
         click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
         click.echo(f"{'':24}  has seen: {seen(card)}")
         for line in standing(card, brief=True):
             click.echo(f"{'':24}  {line}")
+    for trouble in (*(f"left out: {fault}" for fault in faults), *troubles.values()):
+        click.echo(f"uscl: {trouble}", err=True)
 
 
-def _whereabouts(store: Any, card: Any) -> str:
+def _whereabouts(places: Any, card: Any) -> str:
     if not card.has_weights:
         return "to be imported"
-    here = next((place.source for place in store.places(card) if place.present), None)
+    here = next((place.source for place in places if place.present), None)
     return here or ("on the Hub" if card.weights.hub_repo else "missing")
 
 
@@ -430,7 +439,10 @@ def where(name: str) -> None:
 
     card = model_info(name)
     for place in store.places(card):
-        click.echo(f"{'*' if place.present else ' '} {place.source:12}  {place.path}")
+        mark, trouble = "*" if place.present else " ", ""
+        if place.trouble:
+            mark, trouble = "!", f": {place.trouble}"
+        click.echo(f"{mark} {place.source:12}  {place.path}{trouble}")
     if card.weights.hub_repo:
         click.echo(f"  {'Hub':12}  {card.weights.hub_repo} at {card.weights.revision}")
 

@@ -42,6 +42,8 @@ from .ultrasound.sources import inputs_of
 #: Frames a second taken from a user's clip, and how many at most.
 RATE, MOST_FRAMES = 10.0, 100
 
+#: Of the picture, by the suffix of its name.
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # The picture in points.
 _WIDTH, _HEIGHT = 1200, 800
 
@@ -69,7 +71,7 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         WeightsNotFoundError: if its weights are not in reach.
     """
     output = expanded(output)
-    if output.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
+    if output.suffix.lower() not in _FORMATS:
         raise DataError(f"{output}: the name should end in .png, .jpg or .webp")
     check_output(output, () if clip_path is None else inputs_of([clip_path]))
     card = model_info(model_name)
@@ -91,7 +93,7 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         untrained = create_model(card.model)
     picture = _draw(card.name, clip, seen, embed_frames(untrained, clip.frames()))
     with written(output) as partial:
-        picture.save(partial, dpi=(200, 200))
+        picture.save(partial, _FORMATS[output.suffix.lower()], dpi=(200, 200))
     print(f"{output}: written")
     return output
 

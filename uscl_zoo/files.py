@@ -23,9 +23,9 @@ from .errors import DataError, UsclError, reason
 _PATIENCE = 2.0
 _LOCK = "lock"
 #: Half-written files and folders, in the way `_beside` names them.
-_PARTIAL = re.compile(r"\.(.*)\.[0-9a-f]{12}\.partial(\.[^.]+)?", re.DOTALL)
-#: Bytes of a name that half-written files repeat, and of its suffix: names may have 255.
-_LONGEST, _LONGEST_SUFFIX = 200, 16
+_PARTIAL = re.compile(r"\.(.*)\.[0-9a-f]{12}\.partial", re.DOTALL)
+#: Bytes of a name that half-written files repeat: names may have 255.
+_LONGEST = 200
 
 
 class WriteError(DataError, OSError):
@@ -51,7 +51,7 @@ def written(path: str | Path) -> Iterator[Path]:
         path: of the file; another file of that name is replaced.
 
     Yields:
-        The path of an empty file beside it, of the same suffix.
+        The path of an empty file beside it, which has not its suffix.
 
     Raises:
         WriteError: if the file cannot be written.
@@ -66,7 +66,7 @@ def written(path: str | Path) -> Iterator[Path]:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield partial
-            _sync(partial)
+            sync(partial)
             _check_file(path)
             partial.replace(path)
         finally:
@@ -97,7 +97,7 @@ def written_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
             yield partial
             for root, _, names in os.walk(partial):
                 for name in names:
-                    _sync(Path(root, name))
+                    sync(Path(root, name))
             _check_replaceable(folder, replace)
             if folder.exists():
                 (shutil.rmtree if replace else Path.rmdir)(folder)
@@ -126,6 +126,7 @@ def locked(folder: str | Path, name: str = "") -> Iterator[None]:
     path = folder / f".{name}.{_LOCK}" if name else folder / f".{_LOCK}"
     lock = FileLock(path)
     until = time.monotonic() + _PATIENCE
+    made = not folder.exists()
     with _in_words(folder, path):
         while True:
             folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +148,10 @@ def locked(folder: str | Path, name: str = "") -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+        if made:
+            # of what came to nothing; a folder with something in it stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         lock.release()
 
 
@@ -234,45 +239,57 @@ def check_output(
         for one in inputs:
             if _place(one) == (found.st_dev, found.st_ino):
                 raise DataError(f"{path}: is an input, and would be lost; name another")
-        if found.st_size and not starts(path, begins):
+        if found.st_size and not begins_with(path, begins):
             raise DataError(
                 f"{path}: is there, and not of an earlier call; move it, or name another"
             )
     return path
 
 
-def check_folder(folder: str | Path, ours: bool = False, inputs: Iterable[str | Path] = ()) -> Path:
-    """Make sure that a folder may be filled: that it is empty, or of an earlier call.
+def check_folder(
+    folder: str | Path,
+    ours: bool = False,
+    inputs: Iterable[str | Path] = (),
+    names: Iterable[str] | None = None,
+) -> Path:
+    """Make sure, before the work is done, that a folder may be filled.
 
     Args:
         folder: of the output, absent perhaps. It may be a link to one.
-        ours: whether what is in it says that it is of an earlier call.
+        ours: whether what is in it says that it is of an earlier call, and so may be replaced.
         inputs: files and folders that are read for it.
+        names: of what is written there; none if it has to be empty.
 
     Returns:
         The path.
 
     Raises:
-        DataError: if it is no folder, holds other things, or an input.
+        DataError: if it is no folder, or something in it would be lost: an input, or what is not of
+            an earlier call.
+        WriteError: if it cannot be looked into.
     """
     folder = expanded(folder)
-    place = _place(folder)
-    if place is None:
-        if os.path.lexists(folder):
-            raise DataError(f"{folder}: is a link that leads nowhere; name another")
+    if not os.path.lexists(folder):
         return folder
     if not folder.is_dir():
         raise DataError(f"{folder}: is no folder; name another")
-    for one in inputs:
-        whole = expanded(one).resolve()
-        if place in {_place(parent) for parent in (whole, *whole.parents)}:
-            raise DataError(f"{folder}: holds an input, {one}, that would be lost; name another")
     try:
-        names = [path.name for path in folder.iterdir()]
+        there = {path.name for path in folder.iterdir() if not is_ours(path.name)}
     except OSError as error:
         raise WriteError(folder, reason(error)) from error
-    if not ours and not all(map(is_ours, names)):
+    lost = sorted(there if names is None else there.intersection(names))
+    if lost and not ours and names is None:
         raise DataError(f"{folder}: is not an empty folder; name another")
+    if lost and not ours:
+        raise DataError(
+            f"{folder / lost[0]}: is there, and not of an earlier call; move it, or name another "
+            "folder"
+        )
+    places = {_place(folder / name) for name in lost}
+    for one in inputs:
+        whole = expanded(one).resolve()
+        if not places.isdisjoint(_place(parent) for parent in (whole, *whole.parents)):
+            raise DataError(f"{folder}: holds an input, {one}, that would be lost; name another")
     return folder
 
 
@@ -280,12 +297,14 @@ def expanded(path: str | Path) -> Path:
     """A path with the home of `~` or `~user` in its place.
 
     Raises:
-        DataError: if there is no such user, or they have none.
+        DataError: if there is none.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise DataError(f"{path}: nobody of that name has a home here; name the folder") from error
+        raise DataError(
+            f"{path}: there is no such home folder; set HOME, or name the folder in full"
+        ) from error
 
 
 def is_ours(name: str) -> bool:
@@ -293,7 +312,7 @@ def is_ours(name: str) -> bool:
     return name == f".{_LOCK}" or _PARTIAL.fullmatch(name) is not None
 
 
-def starts(path: Path, content: bytes) -> bool:
+def begins_with(path: Path, content: bytes) -> bool:
     """Whether a file can be read, and begins so."""
     try:
         with path.open("rb") as stream:
@@ -335,14 +354,14 @@ def _place(path: str | Path) -> tuple[int, int] | None:
 
 
 def _beside(path: Path) -> Path:
-    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+    # not of its suffix, or who looks for cards, parts or pictures would find it
     name = path.name
     while len(os.fsencode(name)) > _LONGEST:
         name = name[:-1]
-    return path.with_name(f".{name}.{secrets.token_hex(6)}.partial{suffix}")
+    return path.with_name(f".{name}.{secrets.token_hex(6)}.partial")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file is on the disk: the name must not get there before the content."""
     handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
@@ -357,7 +376,7 @@ def _in_words(path: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, UsclError) and not isinstance(error, WriteError):
+        if not isinstance(error, WriteError) and isinstance(error, UsclError):
             raise
         if isinstance(error.filename, (str, bytes, os.PathLike)):
             about = Path(os.fsdecode(error.filename))

@@ -131,11 +131,13 @@ class Explanation:
         check_output(path, files_of(self.source))
         with written(path) as partial:
             if suffix == STRIP:
-                self._strip().save(partial, dpi=(200, 200))
+                self._strip().save(partial, "PNG", dpi=(200, 200))
             elif suffix == ".gif":
                 first, *rest = (page.convert("P", dither=None) for page in self._film(density=1))
                 steps = [round(1000 / self._frame_rate)] * len(self)
-                first.save(partial, save_all=True, append_images=rest, duration=steps, loop=0)
+                first.save(
+                    partial, "GIF", save_all=True, append_images=rest, duration=steps, loop=0
+                )
             else:
                 self._write_mp4(partial)
         return path

@@ -17,7 +17,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from . import checkpoint, store
-from .card import MODELS, Card, all_cards, home, packaged_cards, read_card
+from .card import MODELS, Card, all_cards, home, packaged_cards, packaged_folder, read_card
 from .errors import UnknownModelError
 
 _LAYERS: dict[str, dict[str, Any]] = {
@@ -258,9 +258,10 @@ def model_info(name: str) -> Card:
                 return card
         if known:
             return known[0]
-    own = home() / f"{name}.yaml"
-    if own.is_file():
-        return read_card(own)  # says what is wrong with it: a good one would be among the cards
+    for folder in (home(), packaged_folder()):
+        own = folder / f"{name}.yaml"
+        if own.is_file():
+            return read_card(own)  # says what is wrong with it: a good one would be among the cards
     names = [*cards, *MODELS]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"

@@ -47,7 +47,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from .card import Card, home, packaged_folder, read_card
-from .errors import DataError, DigestError, UsclError, WeightsNotFoundError
+from .errors import DataError, DigestError, UsclError, WeightsNotFoundError, reason
 from .files import WriteError, check_output, expanded, written
 from .records import write_text, write_yaml
 
@@ -78,11 +78,13 @@ class Place:
         source: `named folder`, `bundled` or `Hub cache`.
         path: of the file, or of the Hub's cache where it holds no such file.
         present: whether anything of that name is there; nothing is said about its content.
+        trouble: why that cannot be told, if it cannot.
     """
 
     source: str
     path: Path
     present: bool
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,21 +162,50 @@ def places(
         cache_dir: as for `locate`.
     """
     weights = card.weights
-    named = (Path(folder).expanduser() if folder else home()) / weights.file
     bundled = _BUNDLED / weights.file
-    # lexists: a dangling link in the user's folder is a mistake to report, not an absent file
-    found = [
-        Place(NAMED_FOLDER, named, os.path.lexists(named)),
-        Place(BUNDLED, bundled, bundled.is_file()),
-    ]
+    found = [_named(folder, weights.file), Place(BUNDLED, bundled, bundled.is_file())]
     if weights.hub_repo:
-        cached = try_to_load_from_cache(
-            weights.hub_repo, HUB_FILE, cache_dir=cache_dir, revision=weights.revision
-        )
-        present = isinstance(cached, str)
-        path = Path(cached) if isinstance(cached, str) else _cache(cache_dir)
-        found.append(Place(HUB_CACHE, path, present))
+        path, present, trouble = _cache(cache_dir), False, None
+        try:
+            cached = try_to_load_from_cache(
+                weights.hub_repo, HUB_FILE, cache_dir=cache_dir, revision=weights.revision
+            )
+            if isinstance(cached, str):
+                path, present = Path(cached), True
+            else:
+                # to the client a cache that it cannot look into is an empty one
+                trouble = _trouble(path)
+        # what it makes of files in the place of folders, and of names that the Hub would refuse
+        except (OSError, ValueError) as error:
+            trouble = reason(error)
+        found.append(Place(HUB_CACHE, path, present, trouble))
     return tuple(found)
+
+
+def _named(folder: str | Path | None, file: str) -> Place:
+    """The place in the user's folder, and why nothing can be told of it."""
+    try:
+        path = (expanded(folder) if folder else home()) / file
+    except DataError as error:
+        return Place(NAMED_FOLDER, Path(folder or "~/.uscl_zoo") / file, False, str(error))
+    try:
+        # not stat: a dangling link in the user's folder is a mistake to report, not an absent file
+        path.lstat()
+    except FileNotFoundError:
+        return Place(NAMED_FOLDER, path, False)
+    except OSError as error:
+        return Place(NAMED_FOLDER, path, False, reason(error))
+    return Place(NAMED_FOLDER, path, True)
+
+
+def _trouble(folder: Path) -> str | None:
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return reason(error)
+    return None
 
 
 def verify(path: str | Path, card: Card) -> Fingerprint:
@@ -247,7 +278,7 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
         try:
             _copy(located.path, target, card)
         except OSError as error:
-            if isinstance(error, UsclError) and not isinstance(error, WriteError):
+            if not isinstance(error, WriteError) and isinstance(error, UsclError):
                 raise
             raise WeightsNotFoundError(
                 f"{target}: cannot be written ({error.strerror}); make room or name another folder"
@@ -548,7 +579,10 @@ def _undownloadable(
 
 def _missing(card: Card, looked: tuple[Place, ...], why: str, first: str) -> WeightsNotFoundError:
     """Say where was looked, why that was all, and the ways out of it."""
-    where = ", ".join(f"{place.source} {place.path}" for place in looked)
+    where = ", ".join(
+        f"{place.source} {place.path}" + (f" ({place.trouble})" if place.trouble else "")
+        for place in looked
+    )
     elsewhere = (
         f"or run `uscl fetch {card.name}` on another machine and copy its folder here, "
         if card.weights.hub_repo

@@ -60,7 +60,6 @@ def write(
         frames: uint8 (N, H, W, 3), of the store.
         notes: what the reader of the figures should know.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # pictures are of clips: a clip is what a user asks about
     judged = next(unit for unit in verdict.units if unit.unit == "clip")
     figures = {
