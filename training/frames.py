@@ -86,6 +86,8 @@ class FrameStore:
             raise DataError(f"{self.folder}: {hint} (`uscl prepare VIDEOS -o {self.folder}`)")
         try:
             self.description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
+            # a pipe would be waited for
+            open_file(self.folder / FRAMES).close()
             mapped = np.load(self.folder / FRAMES, mmap_mode="r")
             self._offset = int(mapped.offset)
             self.frames: npt.NDArray[np.uint8] = mapped

@@ -286,6 +286,8 @@ def check_folder(
             "folder"
         )
     places = {_place(folder / name) for name in lost}
+    if names is None and lost:
+        places.add(_place(folder))
     for one in inputs:
         whole = expanded(one).resolve()
         if not places.isdisjoint(_place(parent) for parent in (whole, *whole.parents)):
