@@ -8,8 +8,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # a core each for the workers and what they start; before torch counts the cores for itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,17 @@ def some(count: int, turn: int = 0) -> range:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest: two workers then end together."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
+@contextmanager
+def files_of(most: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(autouse=True)

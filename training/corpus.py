@@ -20,8 +20,8 @@ from safetensors.numpy import save
 from uscl_zoo import store as weights_store
 from uscl_zoo.card import Card, read_card
 from uscl_zoo.card import Corpus as CorpusFile
-from uscl_zoo.embeddings import written_whole
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.files import written
 from uscl_zoo.records import from_mapping, write_yaml
 
 from .fingerprints import BITS, SIDE, Prints
@@ -59,6 +59,10 @@ def write_corpus(folder: Path, name: str, store: FrameStore, videos: Sequence[Vi
 
     Returns:
         What the card has to say of the file.
+
+    Raises:
+        CardError: if something else has its name.
+        WriteError: if it cannot be written.
     """
     digests = store.description["sources_sha256"]
     # in the order of the digests: that of the store could be one of names or dates
@@ -76,7 +80,10 @@ def write_corpus(folder: Path, name: str, store: FrameStore, videos: Sequence[Vi
         "hashes": np.concatenate([part.hashes for part in prints]),
     }
     path = folder / f"{name}.corpus.safetensors"
-    with written_whole(path) as partial:
+    if path.exists():
+        # an earlier one may go, and nothing else of that name
+        read_corpus(path)
+    with written(path) as partial:
         # not save_file, whose files nobody else may read
         partial.write_bytes(save(tensors, {"hash": _KIND}))
     return CorpusFile(path.name, weights_store.sha256_of(path), path.stat().st_size)

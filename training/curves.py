@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from uscl_zoo.files import written
+
 _SPLITS = ("training videos", "held-out videos")
 #: Title of a panel, and the quantities in it with what the legend calls them.
 _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
@@ -61,6 +63,5 @@ def draw(history: Sequence[dict[str, float]], path: Path) -> None:
             axes.legend(frameon=False)
     for axes in places:
         axes.set_axis_off()
-    partial = path.with_name(f"{path.name}.partial")
-    FigureCanvasAgg(figure).print_png(str(partial))
-    partial.replace(path)
+    with written(path) as partial:
+        FigureCanvasAgg(figure).print_png(str(partial))

@@ -25,6 +25,7 @@ from uscl_zoo.card import (
 )
 from uscl_zoo.checkpoint import metadata_of, write_backbone
 from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.files import check_output, expanded, locked, written
 from uscl_zoo.records import write_yaml
 
 from .corpus import write_corpus
@@ -71,7 +72,7 @@ def export(
 
     Raises:
         DataError: if the run is unfinished, weights of that name are in the way, or the licence is
-            looser than what binds it, or cannot be told from it.
+            looser than what binds it, or cannot be told from it; or another process exports it.
         CardError: if the name does not fit the architecture.
     """
     recipe, about, state = load_run(run)
@@ -86,8 +87,10 @@ def export(
             f"--name {name}: should look like {recipe.architecture}_uscl.TAG, since the run "
             f"trained a {recipe.architecture}"
         )
-    output = output or home()
+    output = home() if output is None else expanded(output)
     weights_file, card_file = output / f"{name}.safetensors", output / f"{name}.yaml"
+    for path in (weights_file, card_file):
+        check_output(path)
     if card_file.exists() and not overwrite:
         raise DataError(f"{card_file}: is there already; choose another name or add --overwrite")
     counts = about["training"]
@@ -110,30 +113,41 @@ def export(
     limits = (*limits, *_bound(licence, licence_reason, training))
     size = about.get("size", about["sampling"]["size"])
     says = {"name": name, **metadata_of(recipe.mean, recipe.std)}
-    write_backbone(
-        encoder_of(state),
-        weights_file,
-        recipe.architecture,
-        metadata=says | ({"licence": licence} if licence else {}),
-    )
-    card = Card(
-        name=name,
-        architecture=recipe.architecture,
-        summary=summary
-        or f"{METHODS[recipe.method]} on {counts['videos']} videos of {_origin(about)}",
-        weights=Weights(
-            file=weights_file.name,
-            sha256=store.sha256_of(weights_file),
-            bytes=weights_file.stat().st_size,
-        ),
-        input=Input(size=(3, size, size), mean=recipe.mean, std=recipe.std),
-        training=training,
-        licence=licence,
-        intended_use=_USE,
-        limits=(*_LIMITS, *limits),
-        corpus=_corpus(output, name, about, recipe),
-    )
-    write_yaml(card_file, card)
+    with locked(output, name):
+        with written(weights_file) as partial:
+            write_backbone(
+                encoder_of(state),
+                partial,
+                recipe.architecture,
+                metadata=says | ({"licence": licence} if licence else {}),
+            )
+            digest, count = store.sha256_of(partial), partial.stat().st_size
+            if (
+                weights_file.exists()
+                and not overwrite
+                # a call that was killed before it could write the card leaves these
+                and store.sha256_of(weights_file) != digest
+            ):
+                raise DataError(
+                    f"{weights_file}: is there already with other weights; choose another name or "
+                    "add --overwrite"
+                )
+            # from here to its end there is no card, rather than one of other weights
+            card_file.unlink(missing_ok=True)
+        card = Card(
+            name=name,
+            architecture=recipe.architecture,
+            summary=summary
+            or f"{METHODS[recipe.method]} on {counts['videos']} videos of {_origin(about)}",
+            weights=Weights(file=weights_file.name, sha256=digest, bytes=count),
+            input=Input(size=(3, size, size), mean=recipe.mean, std=recipe.std),
+            training=training,
+            licence=licence,
+            intended_use=_USE,
+            limits=(*_LIMITS, *limits),
+            corpus=_corpus(output, name, about, recipe),
+        )
+        write_yaml(card_file, card)
     return read_card(card_file)
 
 

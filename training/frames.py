@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.records import open_file
 
 FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
 #: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.
@@ -85,6 +86,8 @@ class FrameStore:
             raise DataError(f"{self.folder}: {hint} (`uscl prepare VIDEOS -o {self.folder}`)")
         try:
             self.description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
+            # a pipe would be waited for
+            open_file(self.folder / FRAMES).close()
             mapped = np.load(self.folder / FRAMES, mmap_mode="r")
             self._offset = int(mapped.offset)
             self.frames: npt.NDArray[np.uint8] = mapped
@@ -226,7 +229,7 @@ def _read_manifest(path: Path) -> tuple[npt.NDArray[np.float64], list[Video]]:
     """
     times = array("d")
     videos: list[Video] = []
-    with path.open(newline="", encoding="utf-8") as stream:
+    with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8") as stream:
         rows = csv.reader(stream)
         header = next(rows, [])
         name, subject, label, split, _, time, source, licence = map(header.index, COLUMNS)

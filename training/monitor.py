@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uscl_zoo.files import written
 from uscl_zoo.inference import outputs
 
 from . import augment
@@ -318,9 +319,8 @@ def picture(
         f"t-SNE of {len(flat)} frames of {len(train)} training videos (dots) and "
         f"{len(videos) - len(train)} held-out videos (triangles), pooled features"
     )
-    partial = path.with_name(f"{path.name}.partial")
-    FigureCanvasAgg(figure).print_png(str(partial))
-    partial.replace(path)
+    with written(path) as partial:
+        FigureCanvasAgg(figure).print_png(str(partial))
 
 
 def _colour(index: int) -> tuple[float, float, float]:

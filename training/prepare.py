@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import threading
@@ -23,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
+from uscl_zoo.files import WriteError, check_folder, is_ours, locked, sweep, written
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.beam import opencv
@@ -37,6 +40,10 @@ from .sources import CorpusPlan, Item, items_in, items_named, items_of
 from .spdx import allows, canonical
 
 PARTS, SKIPPED, LEFT_OUT, CORPUS = "parts", "skipped.csv", "left_out.csv", "corpus.yaml"
+#: What is written into the folder of a store.
+_NAMES = (DESCRIPTION, FRAMES, MANIFEST, PARTS, SKIPPED, LEFT_OUT, CORPUS)
+#: Names of parts, half-written ones of earlier releases among them.
+_PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial)|\.[0-9a-f]{32}\..*\.partial")
 
 
 @dataclass(frozen=True)
@@ -137,94 +144,120 @@ def prepare(
 
     Raises:
         DataError: if nothing is found or wanted, a label is undeclared, a row does not name one
-            file, or a store is in the way.
+            file, a store, another's files or an input is in the way, or another process prepares
+            into the same folder.
         UnreadableError: if nothing can be decoded, or something cannot and `strict`.
     """
+    output = check_folder(output, _is_ours(output), _inputs(videos, annotate), _NAMES)
     sampling = sampling or Sampling()
-    plan = videos if isinstance(videos, CorpusPlan) else None
-    # labels first: a typo in a column should not cost an hour of decoding
-    items, left_out = _items(videos, annotate)
-    items, unwanted = _choose(items, licences, only_annotated)
-    left_out = [*left_out, *unwanted]
-    if not items:
-        counts = Counter(reason for _, reason in left_out)
-        told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        raise DataError(f"nothing is left of {len(left_out)} items: {told}")
-    unannotated = tuple(name for name, item in items.items() if not item.annotated)
-    annotations = unify({n: item.annotation for n, item in items.items()}, classes, unlabelled)
-    alike = _sources_with_near_duplicates(plan, near_duplicates)
-    asked: dict[str, Any] = {}
-    if licences:
-        asked["licences"] = sorted(map(canonical, licences))
-    if only_annotated:
-        asked["only_annotated"] = True
-    if near_duplicates:
-        asked["near_duplicates"] = True
-    if plan is not None:
-        asked["corpus"] = to_plain(plan)
+    with locked(output):
+        plan = videos if isinstance(videos, CorpusPlan) else None
+        # labels first: a typo in a column should not cost an hour of decoding
+        items, left_out = _items(videos, annotate)
+        items, unwanted = _choose(items, licences, only_annotated)
+        left_out = [*left_out, *unwanted]
+        if not items:
+            counts = Counter(reason for _, reason in left_out)
+            told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+            raise DataError(f"nothing is left of {len(left_out)} items: {told}")
+        unannotated = tuple(name for name, item in items.items() if not item.annotated)
+        annotations = unify({n: item.annotation for n, item in items.items()}, classes, unlabelled)
+        alike = _sources_with_near_duplicates(plan, near_duplicates)
+        asked: dict[str, Any] = {}
+        if licences:
+            asked["licences"] = sorted(map(canonical, licences))
+        if only_annotated:
+            asked["only_annotated"] = True
+        if near_duplicates:
+            asked["near_duplicates"] = True
+        if plan is not None:
+            asked["corpus"] = to_plain(plan)
 
-    fingerprint = _fingerprint(items, sampling, annotations, holdout, seed, asked)
+        fingerprint = _fingerprint(items, sampling, annotations, holdout, seed, asked)
 
-    if (output / DESCRIPTION).exists():
-        existing = _open(output, overwrite)
-        if existing is not None and existing.description.get("fingerprint") == fingerprint:
-            skipped = [(s["source"], s["reason"]) for s in existing.description["skipped"]]
-            _refuse_skipped(skipped, strict)
-            reused = len(existing.videos)
-            return Report(existing, tuple(skipped), unannotated, reused, tuple(left_out))
-        if not overwrite:
-            raise DataError(
-                f"{output}: holds a store of other videos, labels or settings; "
-                "choose another folder or add --overwrite"
+        if (output / DESCRIPTION).exists():
+            existing = _open(output, overwrite)
+            if existing is not None and existing.description.get("fingerprint") == fingerprint:
+                skipped = [(s["source"], s["reason"]) for s in existing.description["skipped"]]
+                _refuse_skipped(skipped, strict)
+                reused = len(existing.videos)
+                return Report(existing, tuple(skipped), unannotated, reused, tuple(left_out))
+            if not overwrite:
+                raise DataError(
+                    f"{output}: holds a store of other videos, labels or settings; "
+                    "choose another folder or add --overwrite"
+                )
+            # before the rest, as a folder without one is never taken for a store; but after there
+            # are parts, as a folder with them is one to go on with
+            (output / PARTS).mkdir(exist_ok=True)
+            (output / DESCRIPTION).unlink()
+        (output / PARTS).mkdir(exist_ok=True)
+
+        sweep(output / PARTS)
+        skipped, reused = _decode_all(items, output / PARTS, sampling, workers, progress)
+        _refuse_skipped(skipped, strict)
+        unreadable = {source for source, _ in skipped}
+        kept = {name: item for name, item in items.items() if str(item.path) not in unreadable}
+        if not kept:
+            raise UnreadableError(
+                f"none of {len(items)} sources can be decoded; the first: {skipped[0][1]}"
             )
-        # the description goes first: a folder without one is never taken for a store
-        (output / DESCRIPTION).unlink()
+        annotations = {name: annotations[name] for name in kept}
+        merged = {}
+        for key in alike:
+            own = [name for name, item in kept.items() if item.origin == key]
+            before = len({annotations[name].subject for name in own})
+            one = _scenes(own, annotations, output / PARTS, sampling.size, progress)
+            # of all sources, as two may show the same people
+            annotations = {
+                name: replace(row, subject=one.get(row.subject, row.subject))
+                for name, row in annotations.items()
+            }
+            after = len({annotations[name].subject for name in own})
+            merged[key or ""] = {"videos": len(own), "subjects": before, "scenes": after}
+        held = hold_out(annotations, holdout, seed)
+        description: dict[str, Any] = {
+            "sampling": sampling.settings(),
+            "origin": origin or {},
+            "holdout": holdout,
+            "seed": seed,
+            "held_out_subjects": sorted(held),
+            "fingerprint": fingerprint,
+            "skipped": [{"source": source, "reason": reason} for source, reason in skipped],
+            **asked,
+        }
+        if merged:
+            description["scenes"] = merged
+        if left_out:
+            description["left_out"] = dict(Counter(reason for _, reason in left_out).most_common())
+        if plan is not None:
+            description["origin"] = {"name": plan.name, "url": plan.url, "citation": plan.citation}
+            description["sources"] = {
+                key: {"name": source.name, "url": source.url, "citation": source.citation}
+                for key, source in plan.sources.items()
+            }
+        _assemble(output, kept, annotations, held, description, left_out)
+        return Report(FrameStore(output), tuple(skipped), unannotated, reused, tuple(left_out))
 
-    (output / PARTS).mkdir(parents=True, exist_ok=True)
-    skipped, reused = _decode_all(items, output / PARTS, sampling, workers, progress)
-    _refuse_skipped(skipped, strict)
-    unreadable = {source for source, _ in skipped}
-    kept = {name: item for name, item in items.items() if str(item.path) not in unreadable}
-    if not kept:
-        raise UnreadableError(
-            f"none of {len(items)} sources can be decoded; the first: {skipped[0][1]}"
-        )
-    annotations = {name: annotations[name] for name in kept}
-    merged = {}
-    for key in alike:
-        own = [name for name, item in kept.items() if item.origin == key]
-        before = len({annotations[name].subject for name in own})
-        one = _scenes(own, annotations, output / PARTS, sampling.size, progress)
-        # of all sources, as two may show the same people
-        annotations = {
-            name: replace(row, subject=one.get(row.subject, row.subject))
-            for name, row in annotations.items()
-        }
-        after = len({annotations[name].subject for name in own})
-        merged[key or ""] = {"videos": len(own), "subjects": before, "scenes": after}
-    held = hold_out(annotations, holdout, seed)
-    description: dict[str, Any] = {
-        "sampling": sampling.settings(),
-        "origin": origin or {},
-        "holdout": holdout,
-        "seed": seed,
-        "held_out_subjects": sorted(held),
-        "fingerprint": fingerprint,
-        "skipped": [{"source": source, "reason": reason} for source, reason in skipped],
-        **asked,
-    }
-    if merged:
-        description["scenes"] = merged
-    if left_out:
-        description["left_out"] = dict(Counter(reason for _, reason in left_out).most_common())
-    if plan is not None:
-        description["origin"] = {"name": plan.name, "url": plan.url, "citation": plan.citation}
-        description["sources"] = {
-            key: {"name": source.name, "url": source.url, "citation": source.citation}
-            for key, source in plan.sources.items()
-        }
-    _assemble(output, kept, annotations, held, description, left_out)
-    return Report(FrameStore(output), tuple(skipped), unannotated, reused, tuple(left_out))
+
+def _is_ours(output: Path) -> bool:
+    """Whether a folder is a store, or begun to be one: by what is in it, `parts` is any name."""
+    if (output / DESCRIPTION).is_file():
+        return True
+    parts = output / PARTS
+    return parts.is_dir() and all(
+        _PART.fullmatch(path.name) or is_ours(path.name) for path in parts.iterdir()
+    )
+
+
+def _inputs(
+    videos: Sequence[Path] | Mapping[str, Path] | CorpusPlan,
+    annotate: Callable[[str], Annotation | None] | Table | None,
+) -> list[Path]:
+    table = [annotate.path] if isinstance(annotate, Table) else []
+    if isinstance(videos, CorpusPlan):
+        return [Path(root) for root in videos.roots.values()]
+    return [*(videos.values() if isinstance(videos, Mapping) else videos), *table]
 
 
 def _items(
@@ -455,43 +488,43 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
 
     The description is written after the frames, so that a part with one is whole.
     """
-    times: list[float] = []
-    grey = True
-    partial = part.with_suffix(".u8.partial")
     try:
-        state = state_of(source)
+        about: dict[str, Any] = {"state": state_of(source), "sampling": sampling.settings()}
         cleaner = _cleaner(source, sampling)
-        with partial.open("wb") as stream:
-            for time, frame in reading.sample(source, rate=sampling.rate, grey=True):
-                if cleaner is not None:
-                    frame, _ = cleaner(frame)
-                side = (sampling.size, sampling.size)
-                small = frame.resize(side, Image.Resampling.BILINEAR)
-                if sampling.grey:
-                    small = small.convert("L")
-                grey = grey and _is_grey(small)
-                stream.write(small.convert("RGB").tobytes())
-                times.append(round(time, 6))
-        if not times:
-            raise UnreadableError(f"{source}: holds no frame")
-        about = {
-            "state": state,
-            "sampling": sampling.settings(),
-            "times": times,
-            "grey": grey,
-            "sha256": content_of(source),
-        }
+        with written(part.with_suffix(".u8")) as partial:
+            about["times"], about["grey"] = _sample(source, partial, sampling, cleaner)
+        about["sha256"] = content_of(source)
         if cleaner is not None:
             about["beam"] = _record(cleaner)
-    except MissingDependencyError:
-        # not the video's fault: skipping would leave every video out for want of a library
+        write_text(part.with_suffix(".json"), json.dumps(about))
+    except (MissingDependencyError, WriteError):
+        # not the video's fault: skipping would leave every video out for want of a library, or room
         raise
     except (UsclError, OSError) as error:
-        partial.unlink(missing_ok=True)
         return str(error)
-    partial.replace(part.with_suffix(".u8"))
-    write_text(part.with_suffix(".json"), json.dumps(about))
     return None
+
+
+def _sample(
+    source: Path, path: Path, sampling: Sampling, cleaner: Cleaner | None
+) -> tuple[list[float], bool]:
+    """Write the frames of a source; returns their times, and whether all are grey."""
+    times: list[float] = []
+    grey = True
+    with path.open("wb") as stream:
+        for time, frame in reading.sample(source, rate=sampling.rate, grey=True):
+            if cleaner is not None:
+                frame, _ = cleaner(frame)
+            side = (sampling.size, sampling.size)
+            small = frame.resize(side, Image.Resampling.BILINEAR)
+            if sampling.grey:
+                small = small.convert("L")
+            grey = grey and _is_grey(small)
+            stream.write(small.convert("RGB").tobytes())
+            times.append(round(time, 6))
+    if not times:
+        raise UnreadableError(f"{source}: holds no frame")
+    return times, grey
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -564,17 +597,13 @@ def _assemble(
         for i, time in enumerate(abouts[name]["times"]):
             whose = (name, note.subject, note.label or "", split)
             rows.append((*whose, i, time, items[name].path, note.licence or "", *more))
-    partial = output / f"{FRAMES}.partial"
     # a stream, not a memory map: on a full disk this is an error, and a map would end the process
-    with partial.open("wb") as stream:
+    with written(output / FRAMES) as partial, partial.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (total, side, side, 3)}
         np.lib.format.write_array_header_1_0(stream, header)
         for part in parts.values():
             with part.with_suffix(".u8").open("rb") as decoded:
                 shutil.copyfileobj(decoded, stream, 1 << 20)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(output / FRAMES)
     write_text(output / MANIFEST, manifest_of(rows, columns))
     skipped = [(s["source"], s["reason"]) for s in description["skipped"]]
     _write_reasons(output / SKIPPED, "source", skipped)
@@ -600,7 +629,12 @@ def _assemble(
         "digest": _digest(told),
     }
     write_text(output / DESCRIPTION, json.dumps(description, indent=1))
-    shutil.rmtree(output / PARTS)
+    for path in (output / PARTS).iterdir():
+        if _PART.fullmatch(path.name):
+            path.unlink()
+    # what is there still is not ours
+    with contextlib.suppress(OSError):
+        (output / PARTS).rmdir()
 
 
 def _write_reasons(path: Path, what: str, reasons: Sequence[tuple[str, str]]) -> None:

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from uscl_zoo.errors import DataError, UsclError
+from uscl_zoo.files import begins_with, check_folder, locked
 from uscl_zoo.records import write_text, write_yaml
 
 from . import curves, monitor
@@ -29,6 +30,7 @@ from .runs import (
     CURVES,
     EMBEDDING,
     EVENTS,
+    PREVIOUS,
     RECIPE,
     code_version,
     hardware,
@@ -40,6 +42,8 @@ from .starts import Start, load_start, settled
 from .steps import learning_rate
 from .trainer import TERMS, NotFiniteError, Progress, Trainer
 
+#: What is written into the folder of a run.
+_NAMES = (RECIPE, ABOUT, CHECKPOINT, PREVIOUS, EVENTS, CURVES, EMBEDDING)
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
 _LOOK = 1.0
 #: The most of a run's time that checkpoints, or pictures of its curves, may take before its end.
@@ -82,11 +86,33 @@ def pretrain(
         The last checkpoint.
 
     Raises:
-        DataError: if the folder holds a run, or the store cannot serve the recipe.
+        DataError: if the folder holds a run, or files of others that would be lost, another process
+            writes to it, or the store cannot serve the recipe.
         NotFiniteError: if the loss is not finite; the last good checkpoint is named.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     execution = execution or Execution(device_named(None))
+    check_folder(run, _is_run(run), names=_NAMES)
+    # of the processes of a run one writes, and has the folder for itself
+    with locked(run) if ranks.rank == 0 else nullcontext():
+        return _pretrain(recipe, store, run, resume, execution, ranks, progress, pictures)
+
+
+def _is_run(folder: Path) -> bool:
+    # written first, the recipe after it
+    return (folder / RECIPE).is_file() or begins_with(folder / ABOUT, b'{\n "store": ')
+
+
+def _pretrain(
+    recipe: Recipe,
+    store: FrameStore,
+    run: Path,
+    resume: bool,
+    execution: Execution,
+    ranks: Ranks,
+    progress: bool,
+    pictures: bool,
+) -> Path:
     settle(execution)
     checkpoint = run / CHECKPOINT
     about = None
@@ -110,11 +136,9 @@ def pretrain(
     trainer = Trainer(recipe, store, execution, ranks, precision, start, teachers)
     # until all have looked, none may begin to write
     ranks.wait()
-    if ranks.rank == 0:
-        run.mkdir(parents=True, exist_ok=True)
-        if not (run / RECIPE).exists():
-            write_text(run / ABOUT, json.dumps(_about(trainer, start, teachers), indent=1))
-            write_yaml(run / RECIPE, recipe)
+    if ranks.rank == 0 and not (run / RECIPE).exists():
+        write_text(run / ABOUT, json.dumps(_about(trainer, start, teachers), indent=1))
+        write_yaml(run / RECIPE, recipe)
     state = load_checkpoint(run) if resume else None
     if state is not None:
         if state["store"] != store.digest:

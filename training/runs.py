@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import zipfile
@@ -14,6 +13,7 @@ import torch
 
 import uscl_zoo
 from uscl_zoo.errors import CardError, CheckpointError, DataError
+from uscl_zoo.files import sync, written
 from uscl_zoo.records import from_mapping, read_yaml
 
 from .recipe import Recipe, settings_of
@@ -24,18 +24,21 @@ CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole, keeping the one before it."""
-    path, partial = run / CHECKPOINT, run / f"{CHECKPOINT}.partial"
+    """Write a checkpoint whole, keeping the one before it.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    path = run / CHECKPOINT
     try:
-        with partial.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if path.exists():
-            path.replace(run / PREVIOUS)
-        partial.replace(path)
+        with written(path) as partial:
+            with partial.open("wb") as stream:
+                torch.save(state, stream)
+            sync(partial)
+            # only now: until then the one before is where it is looked for first
+            if path.exists():
+                path.replace(run / PREVIOUS)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         # torch's archive, closed over a stream that failed, raises an error of its own
         first = error if isinstance(error, OSError) else error.__context__
         reason = getattr(first, "strerror", None) or str(error).partition("\n")[0]

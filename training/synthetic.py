@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from uscl_zoo.files import written
 from uscl_zoo.records import write_text
 
 from .frames import DESCRIPTION, FRAMES, MANIFEST, FrameStore, manifest_of
@@ -47,9 +48,8 @@ def us4_shaped(folder: Path, size: int = 224, share: float = 1.0, grey: bool = F
             for frame in range(count):
                 rows.append((name, name, US4_CLASSES[prefix], split, frame, frame / 3, "", ""))
             total += count
-    folder.mkdir(parents=True, exist_ok=True)
     ramp = np.linspace(20, 160, size)[:, None, None]
-    with (folder / FRAMES).open("wb") as stream:
+    with written(folder / FRAMES) as partial, partial.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (total, size, size, 3)}
         np.lib.format.write_array_header_1_0(stream, header)
         for _ in range(total):

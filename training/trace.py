@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from uscl_zoo.files import begins_with, check_folder, written
 from uscl_zoo.records import write_text
 
 CHROME, TABLE = "trace.json", "kernels.csv"
+_HEAD = "family,ms a step,kernels a step,longest"
 
 #: Families of kernels by what their names have in them, the first that fits. A replayed graph keeps
 #: no other trace of where a kernel came from; names are those of ATen, cuDNN, oneDNN and Triton.
@@ -66,13 +68,15 @@ def trace(
     Args:
         step: does the next one.
         device: it computes on.
-        folder: gets `trace.json`, for chrome://tracing or Perfetto, and `kernels.csv`.
+        folder: gets `trace.json`, for chrome://tracing or Perfetto, and `kernels.csv`, in place of
+            those of an earlier trace only.
         steps: how many.
 
     Returns:
         Families by their time, the longest first; the gaps between kernels are one. On a CPU the
         times are those of operations themselves, without what they call.
     """
+    check_folder(folder, begins_with(folder / TABLE, _HEAD.encode()), names=(CHROME, TABLE))
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
 
@@ -90,9 +94,9 @@ def trace(
         took = time.perf_counter() - began
     kernels = _kernels(profiled.events(), cuda)
     families = _families(kernels, took, steps)
-    folder.mkdir(parents=True, exist_ok=True)
-    profiled.export_chrome_trace(str(folder / CHROME))
     write_text(folder / TABLE, _table(families))
+    with written(folder / CHROME) as partial:
+        profiled.export_chrome_trace(str(partial))
     return families
 
 
@@ -132,7 +136,7 @@ def _families(kernels: Iterable[tuple[str, float]], took: float, steps: int) -> 
 def _table(families: Iterable[Family]) -> str:
     table = io.StringIO(newline="")
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["family", "ms a step", "kernels a step", "longest"])
+    rows.writerow(_HEAD.split(","))
     for one in families:
         rows.writerow([one.name, f"{1e3 * one.seconds:.4f}", f"{one.kernels:.1f}", one.longest])
     return table.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from .errors import DataError, UnreadableError
+from .records import open_file
 
 #: Lines of a list in a message.
 _LISTED = 20
@@ -161,7 +163,8 @@ def read_table(
     named_columns = (file_column, label_column, subject_column, licence_column, *(where or ()))
     try:
         # utf-8-sig: tables exported from spreadsheets begin with a byte-order mark
-        with path.open(newline="", encoding="utf-8-sig") as stream:
+        # at once or not at all: a pipe in its place would be waited for
+        with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             columns = reader.fieldnames or []
             for column in named_columns:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from .card import (
     read_card,
 )
 from .errors import CardError, CheckpointError, DataError
+from .files import check_output, expanded, locked, written
 from .records import write_yaml
 
 #: Keys under which training scripts wrap a state dict.
@@ -87,25 +87,27 @@ def import_checkpoint(
             (120 of ResNet-18, 318 of ResNet-50) and heads; it lists what is missing, extra and
             mis-shaped.
         CardError: if the name is not one of the zoo's kind.
-        DataError: if other weights of that name are in the way.
+        DataError: if other weights of that name are in the way, or the file itself is, or another
+            process imports it.
     """
-    path = Path(path).expanduser()
-    folder = Path(folder).expanduser() if folder else home()
+    path = expanded(path)
+    folder = expanded(folder) if folder else home()
     card = _card(name, licence, summary, origin)
+    weights, card_file = folder / card.weights.file, folder / f"{name}.yaml"
     state = read_backbone(path, card.architecture)
-    weights = folder / card.weights.file
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".import.") as scratch:
-            written = Path(scratch) / weights.name
-            checkpoint.write_backbone(state, written, card.architecture, half=False)
-            card = _described(card, path, written)
-            card_file = folder / f"{name}.yaml"
-            if not overwrite:
-                _refuse_other(weights, card_file, card)
-            written.replace(weights)
-        # after the weights: a card must not promise a file that is not there yet
-        write_yaml(card_file, card)
+        for output in (weights, card_file):
+            check_output(output, [path])
+        with locked(folder, name):
+            with written(weights) as partial:
+                checkpoint.write_backbone(state, partial, card.architecture, half=False)
+                card = _described(card, path, partial)
+                if not overwrite:
+                    _refuse_other(weights, card_file, card)
+                # from here to its end there is no card, rather than one of other weights
+                card_file.unlink(missing_ok=True)
+            # after the weights: a card must not promise a file that is not there yet
+            write_yaml(card_file, card)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: the weights of {path} cannot be written there ({error.strerror}); make "

@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 from pathlib import Path
 
-from .card import MODELS, Card, all_cards, home, packaged_cards, read_card
+from .card import MODELS, Card, all_cards, home, packaged_cards, packaged_folder, read_card
 from .errors import UnknownModelError
 
 
@@ -47,10 +47,12 @@ def model_info(name: str) -> Card:
     own = [card for card in cards.values() if card.model == name]
     if own:
         return next((card for card in own if card.has_weights), own[0])
-    damaged = home() / f"{name}.yaml"
     # a path is no name
-    if Path(name).name == name and damaged.is_file():
-        return read_card(damaged)  # says what is wrong with it: a good one would be among the cards
+    for folder in (home(), packaged_folder()) if Path(name).name == name else ():
+        damaged = folder / f"{name}.yaml"
+        if damaged.is_file():
+            # says what is wrong with it: a good one would be among the cards
+            return read_card(damaged)
     near = difflib.get_close_matches(name, [*cards, *MODELS], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"
     raise UnknownModelError(f"no model {name!r} in the zoo; {hint}")

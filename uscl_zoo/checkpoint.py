@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import expanded, written
 
 Shape = tuple[int, ...]
 #: Of red, green and blue, of intensities in 0-1.
@@ -59,6 +59,13 @@ def check_shapes(
         raise CheckpointError(
             f"{where}: does not hold the {len(expected)} tensors of {architecture} ({told})"
         )
+
+
+def folder_of(reference: str | Path) -> Path | None:
+    """The folder that a reference to a model names, as `uscl finetune` and timm write them."""
+    folder = expanded(str(reference).removeprefix("local-dir:"))
+    held = any((folder / name).is_file() for name in ("config.json", "predict.json"))
+    return folder if held else None
 
 
 def _some(names: list[str], most: int = 3) -> str:
@@ -169,6 +176,7 @@ def write_backbone(
 
     Raises:
         CheckpointError: if tensors are missing, extra, mis-shaped or not finite.
+        WriteError: if the file cannot be written.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_shapes(shapes, architecture, "the state dict", classes)
@@ -180,11 +188,7 @@ def write_backbone(
         if stored.is_floating_point() and not stored.isfinite().all():
             raise CheckpointError(f"{name}: has values that are not finite; not written to {path}")
         tensors[name] = stored
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    # `format` is what transformers asks of a safetensors file before it loads it
-    with partial.open("wb") as stream:
-        stream.write(save(tensors, metadata={**(metadata or {}), "format": "pt"}))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with written(path) as partial:
+        # not save_file, whose files nobody else may read; `format` is what transformers asks of a
+        # safetensors file before it loads it
+        partial.write_bytes(save(tensors, metadata={**(metadata or {}), "format": "pt"}))

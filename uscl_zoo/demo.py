@@ -32,16 +32,19 @@ from .drawing import (
     ticks,
 )
 from .embed import embed_frames
-from .embeddings import written_whole
 from .errors import DataError
+from .files import check_output, expanded, written
 from .registry import create_model
 from .ultrasound.clip import Frame
 from .ultrasound.phantom import lung_clip
 from .ultrasound.reading import sample
+from .ultrasound.sources import inputs_of
 
 #: Frames a second taken from a user's clip, and how many at most.
 RATE, MOST_FRAMES = 10.0, 100
 
+#: Of the picture, by the suffix of its name.
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # The picture in points.
 _WIDTH, _HEIGHT = 1200, 800
 
@@ -62,14 +65,16 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         The path of the picture.
 
     Raises:
-        DataError: if the clip has fewer than three frames, or the picture cannot be written.
+        DataError: if the clip has fewer than three frames, or the picture cannot be written or
+            would replace the clip.
         UnreadableError: if the clip cannot be decoded.
         UnknownModelError: if no model is of that name.
         WeightsNotFoundError: if its weights are not in reach.
     """
-    output = Path(output).expanduser()
-    if output.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
+    output = expanded(output)
+    if output.suffix.lower() not in _FORMATS:
         raise DataError(f"{output}: the name should end in .png, .jpg or .webp")
+    check_output(output, () if clip_path is None else inputs_of([clip_path]))
     card = model_info(model_name)
     located = store.locate(card)
     pretrained = create_model(card.name, pretrained=True)
@@ -88,8 +93,8 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         torch.manual_seed(0)
         untrained = create_model(card.model)
     picture = _draw(card.name, clip, seen, embed_frames(untrained, clip.frames()))
-    with written_whole(output) as partial:
-        picture.save(partial, dpi=(200, 200))
+    with written(output) as partial:
+        picture.save(partial, _FORMATS[output.suffix.lower()], dpi=(200, 200))
     print(f"{output}: written")
     return output
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
 import time
 import warnings
 import zipfile
@@ -25,19 +25,14 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from .embeddings import (
-    Embeddings,
-    average_subjects,
-    check_suffix,
-    concatenate,
-    write,
-    written_whole,
-)
+from .checkpoint import folder_of
+from .embeddings import BEGINS, Embeddings, average_subjects, check_suffix, concatenate, write
 from .errors import DataError, MissingDependencyError, UsclError
+from .files import check_output, parts_of, written
 from .inference import batched, infer
 from .network import Network, load
 from .ultrasound.reading import DamageWarning
-from .ultrasound.sources import decode_ahead, name_sources, state_of
+from .ultrasound.sources import decode_ahead, files_of, name_sources, state_of
 
 __all__ = [
     "Embeddings",
@@ -47,7 +42,6 @@ __all__ = [
     "embed",
     "embed_frames",
     "embed_to",
-    "written_whole",
 ]
 
 Pool = Literal["frame", "clip", "subject"]
@@ -56,6 +50,8 @@ Subjects = Callable[[str], str | None]
 
 # Rows, and seconds, after which what is done is put on disk.
 _PART_ROWS, _PART_SECONDS = 8192, 30.0
+#: Names of parts, half-written ones of earlier releases among them.
+_PARTS = re.compile(r"\.?\d{8,}-\d+(\.\d+\.partial)?\.npz")
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ def embed_to(
     Beside the output grows a folder, `OUTPUT.parts`, of what is done; it goes when the output is
     written. Twice a minute something is added to it, so no more than that is lost. A part counts
     only for the same network, sampling and release, and for files that have not changed since.
-    Memory does not grow with the number of files.
+    Memory does not grow with the number of files. One process at a time may write to an output.
 
     Args:
         output: as for `Embeddings.save`.
@@ -167,17 +163,49 @@ def embed_to(
         workers: see there.
 
     Raises:
-        DataError: as `embed` and `Embeddings.save`.
+        DataError: as `embed` and `Embeddings.save`; if the output is an input, `OUTPUT.parts` is
+            another's, or another process writes to the output.
         UnreadableError: as `embed`.
         UnknownModelError: as `embed`.
         MissingDependencyError: as `embed` and `Embeddings.save`.
     """
     output = check_suffix(output)
     sources, whose = _survey(paths, pool, subjects)
-    network = load(model, device)
-    rate = network.rate if rate is None else rate
-    key = [_release(), digest(network.module), repr(network.transform), rate, pool == "frame"]
-    parts = _Parts(output.with_name(f"{output.name}.parts"), json.dumps(key))
+    home = None if isinstance(model, nn.Module) else folder_of(model)
+    inputs = chain.from_iterable(map(files_of, sources))
+    check_output(output, inputs, [home] if home else [], BEGINS[output.suffix.lower()])
+    with parts_of(output, _PARTS) as folder:
+        network = load(model, device)
+        rate = network.rate if rate is None else rate
+        told = [digest(network.module), repr(network.transform), rate, pool == "frame"]
+        parts = _Parts(folder, json.dumps([_release(), *told]))
+        return _embed_by_parts(
+            output,
+            parts,
+            network,
+            sources,
+            whose,
+            pool=pool,
+            rate=rate,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+
+
+def _embed_by_parts(
+    output: Path,
+    parts: _Parts,
+    network: Network,
+    sources: Sequence[Path],
+    whose: Sequence[str] | None,
+    *,
+    pool: Pool,
+    rate: float,
+    batch_size: int,
+    workers: int | None,
+    progress: bool,
+) -> Written:
     states = [json.dumps(state_of(source)) for source in sources]
     todo = [i for i, source in enumerate(sources) if not parts.has(source, states[i])]
     resumed = len(sources) - len(todo)
@@ -439,7 +467,7 @@ class _Parts:
             return
         path = self.folder / f"{len(self._index):08}-{os.getpid()}.npz"
         sources, states, rows = zip(*self._rows, strict=True)
-        with written_whole(path) as partial, partial.open("wb") as stream:
+        with written(path) as partial, partial.open("wb") as stream:
             np.savez(
                 stream,
                 key=np.array(self.key),
@@ -451,8 +479,6 @@ class _Parts:
                 times=np.concatenate([row.times for row in rows]),
                 counts=np.concatenate([row.counts for row in rows]),
             )
-            stream.flush()
-            os.fsync(stream.fileno())
         self._take_in(path)
         self._rows, self._waiting, self._since = [], 0, time.monotonic()
 
@@ -487,4 +513,7 @@ class _Parts:
             start = stop
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Take away the parts, those of other calls to the same output too, and nothing else."""
+        for path in self.folder.iterdir():
+            if _PARTS.fullmatch(path.name):
+                path.unlink(missing_ok=True)

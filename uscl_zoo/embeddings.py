@@ -6,7 +6,6 @@ import contextlib
 import csv
 import importlib.util
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError, MissingDependencyError
+from .files import check_output, written
 
 #: What embeddings can be written as.
 SUFFIXES = (".npz", ".csv", ".parquet")
+#: How these files begin.
+BEGINS = {".npz": b"PK", ".csv": b"source,", ".parquet": b"PAR1"}
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def write(
         DataError: as `Embeddings.save`.
         MissingDependencyError: as `Embeddings.save`.
     """
-    path = check_suffix(path)
-    with written_whole(path) as partial:
+    path = check_output(check_suffix(path), begins=BEGINS[Path(path).suffix.lower()])
+    with written(path) as partial:
         if path.suffix.lower() == ".npz":
             _write_npz(partial, blocks, skipped)
         elif path.suffix.lower() == ".csv":
@@ -243,22 +245,3 @@ def check_suffix(path: str | Path) -> Path:
             f"{path}: Parquet needs pyarrow; install it by: pip install 'uscl-zoo[parquet]'"
         )
     return path
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path, and rename it to `path` if all goes well.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -20,11 +20,12 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from .drawing import FAINT, INK, RULE, Box, Page, coloured
-from .embeddings import written_whole
 from .errors import DataError, MissingDependencyError
+from .files import check_output, expanded, written
 from .network import Network, load
 from .ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
 from .ultrasound.reading import read, sample
+from .ultrasound.sources import files_of
 from .ultrasound.transforms import FrameTransform
 
 #: Frames taken from a clip at most.
@@ -123,21 +124,24 @@ class Explanation:
         """Draw a strip of frames (`.png`), or every frame (`.mp4`, `.gif`), whole or not at all.
 
         Raises:
-            DataError: if the suffix is another, the file cannot be written, or a film of a single
-                frame is asked for.
+            DataError: if the suffix is another, the file cannot be written or is the source, or a
+                film of a single frame is asked for.
             MissingDependencyError: for MP4 without PyAV.
         """
         path = check_suffix(path)
         suffix = path.suffix.lower()
         if suffix in FILMS and len(self) == 1:
             raise DataError(f"{path}: a single frame makes no film; name a {STRIP}")
-        with written_whole(path) as partial:
+        check_output(path, files_of(self.source))
+        with written(path) as partial:
             if suffix == STRIP:
-                self._strip().save(partial, dpi=(200, 200))
+                self._strip().save(partial, "PNG", dpi=(200, 200))
             elif suffix == ".gif":
                 first, *rest = (page.convert("P", dither=None) for page in self._film(density=1))
                 steps = [round(1000 / self._frame_rate)] * len(self)
-                first.save(partial, save_all=True, append_images=rest, duration=steps, loop=0)
+                first.save(
+                    partial, "GIF", save_all=True, append_images=rest, duration=steps, loop=0
+                )
             else:
                 self._write_mp4(partial)
         return path
@@ -422,7 +426,7 @@ def check_suffix(path: str | Path) -> Path:
         DataError: naming the suffixes it can.
         MissingDependencyError: for MP4 without PyAV.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix.lower() not in (STRIP, *FILMS):
         raise DataError(f"{path}: the name should end in {STRIP}, {' or '.join(FILMS)}")
     if path.suffix.lower() == ".mp4":

@@ -17,13 +17,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .answers import Answers, Floats
-from .embed import written_whole
 from .errors import DataError, UnreadableError
+from .files import check_output, expanded, written
 from .network import Network, load
 from .records import from_mapping, to_plain
 from .ultrasound.reading import find, sample
+from .ultrasound.sources import files_of
 
 SUFFIXES = (".csv", ".json")
+#: How these files begin.
+BEGINS = {".csv": b"unit,source,", ".json": b'{\n "model": '}
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,19 @@ class Predictions:
         `subjects`, and how they came about.
 
         Raises:
-            DataError: if the suffix is another, or the file cannot be written.
+            DataError: if the suffix is another, or the file cannot be written, is a source, or lies
+                in the folder of the model.
         """
         path = check_suffix(path)
-        with written_whole(path) as partial:
+        check_output(path, self._inputs(), [self.model], BEGINS[path.suffix.lower()])
+        with written(path) as partial:
             (self._write_json if path.suffix.lower() == ".json" else self._write_csv)(partial)
         return path
+
+    def _inputs(self) -> Iterator[Path]:
+        for answer in self.clips:
+            if answer.source is not None:
+                yield from files_of(answer.source)
 
     def _write_json(self, path: Path) -> None:
         def plain(answer: Answer) -> dict[str, Any]:
@@ -347,7 +357,7 @@ def check_suffix(path: str | Path) -> Path:
     Raises:
         DataError: naming the suffixes it can.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: the name should end in {' or '.join(SUFFIXES)}")
     return path

@@ -23,6 +23,7 @@ from . import answers, checkpoint, licences, store
 from .card import Card, Metric, Source, licences_of, origin_in_words, standing
 from .catalogue import model_info
 from .errors import CardError, DataError, HubError
+from .files import check_folder, written_folder
 from .records import write_text, write_yaml
 
 CONFIG, README, FIGURE = "config.json", "README.md", "similarity.png"
@@ -147,15 +148,10 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
             f"{card.name}: its card states no licence, so others may not use it; ask the authors "
             "of the weights, and set `licence` on the card"
         )
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: is not an empty folder; name another")
+    folder = check_folder(folder)
     located = store.locate(card, folder=tuned)
     checkpoint.check_file(located.path, card.architecture, len(card.classes))
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with written_folder(folder) as partial:
         shutil.copyfile(located.path, partial / store.HUB_FILE)
         store.verify(partial / store.HUB_FILE, card)
         write_text(partial / CONFIG, json.dumps(config(card), indent=2) + "\n")
@@ -171,15 +167,6 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
             write_yaml(partial / f"{card.name}.yaml", card)
             for part in (answers.ANSWERS, answers.STATISTICS):
                 shutil.copyfile(tuned / part, partial / part)
-        if folder.exists():
-            folder.rmdir()
-        partial.replace(folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); make room or name another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

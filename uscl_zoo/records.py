@@ -10,7 +10,6 @@ import os
 import re
 import stat
 import sys
-import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type
 import yaml
 
 from .errors import CardError
+from .files import written
 
 T = TypeVar("T")
 
@@ -139,22 +139,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: a reader never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes private files; what a user shares should follow their umask
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a text file whole or not at all: a reader never meets half of it.
+
+    Raises:
+        WriteError: if it cannot be written.
+        DataError: if a link, a folder, a pipe or a device has that name.
+    """
+    with written(path) as partial:
+        # as it is: of tables, the ends of lines are the writer's
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def write_yaml(path: Path, record: Any) -> None:

@@ -8,7 +8,7 @@ import csv
 import html
 import io
 import json
-import shutil
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,21 +22,27 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from .checkpoint import folder_of
 from .embed import digest
-from .embeddings import written_whole
 from .errors import DataError, MissingDependencyError, UsclError
+from .files import check_output, expanded, parts_of
 from .network import Network, load
+from .records import write_text
 from .ultrasound.beam import UNKNOWN
 from .ultrasound.cleaning import clean
 from .ultrasound.clip import Clip
 from .ultrasound.reading import read, sample
-from .ultrasound.sources import name_sources, state_of
+from .ultrasound.sources import files_of, name_sources, state_of
 
 #: Frames taken from a clip at most, and cases with pictures in a report.
 MOST_FRAMES, PICTURED = 24, 24
 
 # Longest side in pixels of the pictures in a report.
 _LONGEST = 360
+
+# Of an interrupted call.
+_CASES = "cases.jsonl"
+_PARTS = re.compile(re.escape(_CASES))
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,13 @@ class Shortcuts:
             path: of the report, ends in `.html`; the table is `.csv` of the same name.
 
         Raises:
-            DataError: if the suffix is another, or a file cannot be written.
+            DataError: if the suffix is another, or a file cannot be written, is there and no
+                report, or is one of the sources.
         """
         path = check_suffix(path)
-        with written_whole(path.with_suffix(".csv")) as partial:
-            partial.write_text(self._table(), encoding="utf-8", newline="")
-        with written_whole(path) as partial:
-            partial.write_text(self._page(path.with_suffix(".csv").name), encoding="utf-8")
+        _check_outputs(path, (case.source for case in self.cases))
+        write_text(path.with_suffix(".csv"), self._table())
+        write_text(path, self._page(path.with_suffix(".csv").name))
         return path
 
     def _table(self) -> str:
@@ -272,7 +278,8 @@ def shortcut(
         progress: show a bar.
 
     Raises:
-        DataError: if nothing can be read, or the report cannot be written.
+        DataError: if nothing can be read, the report cannot be written or would replace what is no
+            report, or another process writes it.
         UnreadableError: if a path does not exist.
         UnknownModelError: if no model is of that name.
         MissingDependencyError: if a library that a file or the beam needs is not installed.
@@ -281,10 +288,34 @@ def shortcut(
     sources = list(name_sources(paths))
     if not sources:
         raise DataError("there is nothing to look at: name a file or folder")
+    if output is None:
+        return _shortcut(model, sources, None, None, rate, device, progress)
+    home = None if isinstance(model, nn.Module) else folder_of(model)
+    _check_outputs(output, sources, [home] if home else [])
+    with parts_of(output, _PARTS) as folder:
+        return _shortcut(model, sources, output, folder, rate, device, progress)
+
+
+def _check_outputs(output: Path, sources: Iterable[Path], closed: Iterable[Path] = ()) -> None:
+    closed = list(closed)
+    inputs = [file for source in sources for file in files_of(source)]
+    check_output(output, inputs, closed, _HTML.partition("{")[0].encode())
+    # which nobody has named
+    check_output(output.with_suffix(".csv"), inputs, closed, b"source,frames,beam,")
+
+
+def _shortcut(
+    model: nn.Module | str | Path,
+    sources: Sequence[Path],
+    output: Path | None,
+    folder: Path | None,
+    rate: float | None,
+    device: str | torch.device | None,
+    progress: bool,
+) -> Shortcuts:
     network = load(model, device)
     rate = network.rate if rate is None else rate
     key = json.dumps([digest(network.module), repr(network.transform), network.temperature, rate])
-    folder = None if output is None else output.with_name(f"{output.name}.parts")
     cases: list[Case] = []
     skipped: list[tuple[Path, str]] = []
     directions: NDArray[np.float64] | float = 0.0
@@ -418,7 +449,7 @@ class _Journal:
         if folder is None:
             return
         with contextlib.suppress(OSError):
-            for line in (folder / "cases.jsonl").read_text(encoding="utf-8").splitlines():
+            for line in (folder / _CASES).read_text(encoding="utf-8").splitlines():
                 # the last may be half a line
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     row = json.loads(line)
@@ -438,8 +469,7 @@ class _Journal:
         if self.folder is None:
             return
         if self._stream is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._stream = (self.folder / "cases.jsonl").open("a", encoding="utf-8")
+            self._stream = (self.folder / _CASES).open("a", encoding="utf-8")
             # behind half a line of an earlier call
             self._stream.write("\n")
         row = {
@@ -458,7 +488,7 @@ class _Journal:
 
     def remove(self) -> None:
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            (self.folder / _CASES).unlink(missing_ok=True)
 
 
 def check_suffix(path: str | Path) -> Path:
@@ -467,7 +497,7 @@ def check_suffix(path: str | Path) -> Path:
     Raises:
         DataError: if it does not end in `.html`.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix.lower() != ".html":
         raise DataError(f"{path}: the name should end in .html")
     return path

@@ -29,7 +29,6 @@ import json
 import os
 import queue
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -47,8 +46,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-from .card import Card, home, packaged_folder
-from .errors import DigestError, UsclError, WeightsNotFoundError
+from .card import Card, home, packaged_folder, read_card
+from .errors import DataError, DigestError, UsclError, WeightsNotFoundError, reason
+from .files import WriteError, check_output, expanded, written
 from .records import write_text, write_yaml
 
 T = TypeVar("T")
@@ -78,11 +78,13 @@ class Place:
         source: `named folder`, `bundled` or `Hub cache`.
         path: of the file, or of the Hub's cache where it holds no such file.
         present: whether anything of that name is there; nothing is said about its content.
+        trouble: why that cannot be told, if it cannot.
     """
 
     source: str
     path: Path
     present: bool
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -181,21 +183,50 @@ def places(
         cache_dir: as for `locate`.
     """
     weights = card.weights
-    named = (Path(folder).expanduser() if folder else home()) / weights.file
     bundled = _BUNDLED / weights.file
-    # lexists: a dangling link in the user's folder is a mistake to report, not an absent file
-    found = [
-        Place(NAMED_FOLDER, named, os.path.lexists(named)),
-        Place(BUNDLED, bundled, bundled.is_file()),
-    ]
+    found = [_named(folder, weights.file), Place(BUNDLED, bundled, bundled.is_file())]
     if weights.hub_repo:
-        cached = try_to_load_from_cache(
-            weights.hub_repo, HUB_FILE, cache_dir=cache_dir, revision=weights.revision
-        )
-        present = isinstance(cached, str)
-        path = Path(cached) if isinstance(cached, str) else _cache(cache_dir)
-        found.append(Place(HUB_CACHE, path, present))
+        path, present, trouble = _cache(cache_dir), False, None
+        try:
+            cached = try_to_load_from_cache(
+                weights.hub_repo, HUB_FILE, cache_dir=cache_dir, revision=weights.revision
+            )
+            if isinstance(cached, str):
+                path, present = Path(cached), True
+            else:
+                # to the client a cache that it cannot look into is an empty one
+                trouble = _trouble(path)
+        # what it makes of files in the place of folders, and of names that the Hub would refuse
+        except (OSError, ValueError) as error:
+            trouble = reason(error)
+        found.append(Place(HUB_CACHE, path, present, trouble))
     return tuple(found)
+
+
+def _named(folder: str | Path | None, file: str) -> Place:
+    """The place in the user's folder, and why nothing can be told of it."""
+    try:
+        path = (expanded(folder) if folder else home()) / file
+    except DataError as error:
+        return Place(NAMED_FOLDER, Path(folder or "~/.uscl_zoo") / file, False, str(error))
+    try:
+        # not stat: a dangling link in the user's folder is a mistake to report, not an absent file
+        path.lstat()
+    except FileNotFoundError:
+        return Place(NAMED_FOLDER, path, False)
+    except OSError as error:
+        return Place(NAMED_FOLDER, path, False, reason(error))
+    return Place(NAMED_FOLDER, path, True)
+
+
+def _trouble(folder: Path) -> str | None:
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return reason(error)
+    return None
 
 
 def verify(path: str | Path, card: Card) -> Fingerprint:
@@ -252,9 +283,13 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
         WeightsNotFoundError: if there are no weights, the text of their licence is not there, or
             the folder cannot be written to.
         DigestError: if the weights, or a file of that name in the folder, are not the card's.
+        DataError: if the folder has a card of that name of other weights.
         OSError: if the fingerprints cannot be read.
     """
-    target = Path(folder).expanduser() / card.weights.file
+    target = expanded(folder) / card.weights.file
+    card_file = target.with_name(f"{card.name}.yaml")
+    check_output(card_file)
+    _refuse_other_card(card_file, card)
     # before anything is copied: weights must not go without their licence
     along = [path for path in (licence_of(card), corpus_of(card)) if path is not None]
     if os.path.lexists(target):
@@ -264,7 +299,7 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
         try:
             _copy(located.path, target, card)
         except OSError as error:
-            if isinstance(error, UsclError):
+            if not isinstance(error, WriteError) and isinstance(error, UsclError):
                 raise
             raise WeightsNotFoundError(
                 f"{target}: cannot be written ({error.strerror}); make room or name another folder"
@@ -272,14 +307,27 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
     try:
         for beside in along:
             if not (target.parent / beside.name).exists():
-                shutil.copyfile(beside, target.parent / beside.name)
+                with written(target.parent / beside.name) as partial:
+                    shutil.copyfile(beside, partial)
         # after the weights: a card must not promise a file that is not there yet
-        write_yaml(target.with_name(f"{card.name}.yaml"), card)
+        write_yaml(card_file, card)
     except OSError as error:
         raise WeightsNotFoundError(
             f"{target.parent}: the card cannot be written ({error.strerror}); name another folder"
         ) from error
     return target
+
+
+def _refuse_other_card(path: Path, card: Card) -> None:
+    """Let a card be brought up to date, and nothing else be replaced by it."""
+    if not path.exists():
+        return
+    try:
+        there = read_card(path).weights.sha256
+    except UsclError as error:
+        raise DataError(f"{error}; move it, or name another folder") from error
+    if there != card.weights.sha256:
+        raise DataError(f"{path}: describes other weights; move it, or name another folder")
 
 
 def corpus_of(card: Card, folder: str | Path | None = None) -> Path | None:
@@ -557,7 +605,10 @@ def _undownloadable(
 
 def _missing(card: Card, looked: tuple[Place, ...], why: str, first: str) -> WeightsNotFoundError:
     """Say where was looked, why that was all, and the ways out of it."""
-    where = ", ".join(f"{place.source} {place.path}" for place in looked)
+    where = ", ".join(
+        f"{place.source} {place.path}" + (f" ({place.trouble})" if place.trouble else "")
+        for place in looked
+    )
     elsewhere = (
         f"or run `uscl fetch {card.name}` on another machine and copy its folder here, "
         if card.weights.hub_repo
@@ -642,19 +693,9 @@ def _hash(path: Path) -> tuple[str, Fingerprint]:
 
 def _copy(source: Path, target: Path, card: Card) -> None:
     """Copy whole or not at all, and only bytes that are the card's."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".partial")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as out, source.open("rb") as into:
-            shutil.copyfileobj(into, out, 1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
+    with written(target) as partial:
+        shutil.copyfile(source, partial)
         verify(partial, card)
-        shutil.copymode(source, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fingerprint(stat: os.stat_result) -> Fingerprint:
@@ -687,7 +728,7 @@ def _memorise(path: Path, found: Fingerprint, digest: str) -> None:
     """Remember a digest, if it is safe to; a lost or impossible write costs one more hashing."""
     if found[4] > time.time_ns() - _UNSETTLED:
         return
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError, UsclError):
         kept = {key: value for key, value in _recollections().items() if Path(key).exists()}
         kept[os.path.realpath(path)] = {"fingerprint": list(found), "sha256": digest}
         write_text(_memory(), json.dumps(kept, indent=1))

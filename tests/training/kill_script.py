@@ -93,7 +93,7 @@ def main(store: str, recipe: str, killed: str, whole: str, kills: str) -> None:
         os.close(told)
         if os.WIFEXITED(status):
             sys.exit(f"the run ended after {done} kills with status {os.WEXITSTATUS(status)}")
-        partial = (Path(killed) / f"{CHECKPOINT}.partial").exists()
+        partial = list(Path(killed).glob(f".{CHECKPOINT}.*.partial*"))
         print("while it wrote a checkpoint" if partial else "elsewhere", flush=True)
     for run in (killed, whole):
         _, status = os.waitpid(child(store, recipe, Path(run))[0], 0)

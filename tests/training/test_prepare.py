@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -17,7 +16,7 @@ from unittest.mock import ANY
 
 import numpy as np
 import pytest
-from conftest import SUBJECT, TINTS, draw_clip, write_clip
+from conftest import SUBJECT, TINTS, draw_clip, files_of, write_clip
 from PIL import Image
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
@@ -511,16 +510,23 @@ def test_the_whole_of_pocus(data: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "store" / "store.json").read_text())["videos"] == 131
 
 
-@pytest.mark.skipif(os.name == "nt" or not Path("/dev/full").exists(), reason="no full device")
+@pytest.mark.parametrize("frames", [4, 8])
 def test_a_full_disk_is_an_error_and_leaves_no_store(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, tmp_path: Path, frames: int
 ) -> None:
-    (tmp_path / "store" / "parts").mkdir(parents=True)
-    (tmp_path / "store" / "frames.npy.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        run(clips, tmp_path / "store")
+    """Room for some parts, or for all of them and not for the store."""
+    output = tmp_path / "store"
+    name = re.escape(str(output)) + (r"/frames\.npy" if frames == 8 else r"/parts/\w+\.u8")
+    told = f"^{name}: cannot be written \\(File too large\\)"
+    with files_of(frames * 32 * 32 * 3 + 500), pytest.raises(DataError, match=told):
+        run(clips, output)
     with pytest.raises(DataError, match="interrupted"):
-        FrameStore(tmp_path / "store")
+        FrameStore(output)
+    assert not list(output.rglob("*.partial*"))
+    # with room again it goes on
+    report = run(clips, output)
+    assert report.reused == (18 if frames == 8 else report.reused)
+    assert len(report.store.videos) == 18
 
 
 # ------------------------------------------------------------------------------------- cleaning

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from html import escape
@@ -30,6 +30,7 @@ from uscl_zoo.errors import (
     UsclError,
     one_line,
 )
+from uscl_zoo.files import begins_with, check_folder
 from uscl_zoo.records import write_text
 from uscl_zoo.store import corpus_of
 from uscl_zoo.ultrasound import reading
@@ -207,7 +208,7 @@ class Audit:
 
     def save(self, folder: Path, progress: bool = False) -> None:
         """Write `pairs.csv`, all of them, and `report.html` with pictures, each whole."""
-        folder.mkdir(parents=True, exist_ok=True)
+        check_report(folder)
         out = io.StringIO(newline="")
         sides = ["data", "name", "subject", "label", "split", "frame"]
         table = csv.writer(out, lineterminator="\n")
@@ -274,6 +275,16 @@ class Audit:
         out = io.BytesIO()
         sheet.save(out, "JPEG", quality=80)
         return out.getvalue()
+
+
+def check_report(folder: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
+    """Make sure, before the work is done, that a report can be saved to a folder.
+
+    Raises:
+        DataError: if files of that name in it are not of an earlier audit, or are inputs.
+    """
+    ours = begins_with(Path(folder) / PAIRS, b"how,across,")
+    return check_folder(folder, ours, inputs, (PAIRS, PAGE))
 
 
 def _frame(source: Source, store: FrameStore | None, index: int, rate: float) -> Image.Image:

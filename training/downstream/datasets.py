@@ -6,6 +6,7 @@ A loader reads a data set as it is published, checks what it finds, and says wha
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.records import open_file
 from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
 
@@ -455,7 +457,7 @@ def _within(data: Path, name: str) -> Path:
 def _spelt(path: Path, *columns: str) -> list[str]:
     """Columns as the table spells them: case and spaces at their ends are not a difference."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
+        with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8-sig") as stream:
             header = next(csv.reader(stream), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableError(f"{path}: is no readable CSV in UTF-8 ({error})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,9 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from uscl_zoo import store as files
-from uscl_zoo.embed import written_whole
+from uscl_zoo import store as weights_store
 from uscl_zoo.errors import DataError, MissingDependencyError
+from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
 from uscl_zoo.gradcam import heat_maps
 from uscl_zoo.network import Network
 from uscl_zoo.ultrasound.transforms import FrameTransform
@@ -52,6 +53,8 @@ Rows = npt.NDArray[np.int64]
 #: Shares of the training subjects for label efficiency.
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 WORK = "work"
+# in it
+_KEPT = re.compile(r"store-\d+(\.partial)?$|(runs|features|answers)$")
 #: Cases shown of either kind.
 CASES = 5
 
@@ -182,7 +185,8 @@ def evaluate(
         tell: is given a line for whatever the user should know.
 
     Raises:
-        DataError: if the data cannot serve.
+        DataError: if the data cannot serve, or another process, or what is not of an earlier call,
+            is in `output/work`.
         UnknownModelError: if a model is none.
         Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
@@ -204,68 +208,78 @@ def evaluate(
         for one in asked:
             if one.kind in ("timm", "folder"):
                 trained_modules(one.build(0, None), "last")  # an error now, not after hours
-    stores = _prepare(asked, dataset, output / WORK, rate, workers, progress, tell)
-    first = next(iter(stores.values()))
-    divided = (
-        draw_folds(first, folds, seed)
-        if dataset.folds is None
-        else official_folds(first, dataset.folds)
-    )
-    bench = _Bench(
-        stores=stores,
-        folds=divided,
-        work=output / WORK,
-        setting=setting,
-        seeds=seeds,
-        workers=workers,
-        device=device_named(device),
-        progress=progress,
-    )
-    bootstrap = bootstrap_of(divided, resamples, seed)
-    runs = bench.pretrain(asked)
-    material = Material(dataset.names, dataset.texts, stores[max(stores)], divided.videos)
-    seen = {one.spec: one.has_seen(material) for one in asked}
-    outcomes = [
-        _outcome(bench, one, protocol, runs.get(one.spec, {}), bootstrap, seen[one.spec])
-        for protocol in protocols
-        for one in asked
-    ]
-    compared = {}
-    for protocol in protocols:
-        mine = [outcome for outcome in outcomes if outcome.protocol == protocol]
-        for unit in mine[0].figures:
-            compared[protocol, unit] = differences(
-                {1.0: {outcome.model: outcome.figures[unit] for outcome in mine}}, against
-            )
-    reference = against or asked[0].spec
-    efficiency = _efficiency(bench, asked, runs, shares, bootstrap)
-    return Evaluation(
-        dataset=dataset,
-        folds=divided,
-        bootstrap=bootstrap,
-        setting=(setting, chosen),
-        outcomes=outcomes,
-        compared=compared,
-        efficiency=efficiency,
-        thinned=_thinned(efficiency, reference),
-        reference=reference,
-        every_two=against is None,
-        embedded={
-            one.spec: bench.embed(one, 0, runs.get(one.spec, {}).get((0, 0))) for one in asked
-        },
-        cases=_all_cases(bench, asked, runs, outcomes, tell),
-        about={
-            "seed": seed,
-            "seeds": seeds,
-            "resamples": resamples,
-            "rate": first.description["sampling"]["rate"],
-            "precision": precision_on(bench.device, chosen.precision),
-            "hardware": hardware(bench.device),
-            "torch": torch.__version__,
-            "code": code_version(),
-            "seconds": round(time.perf_counter() - began, 1),
-        },
-    )
+    work = expanded(output) / WORK
+    check_folder(work, all(map(_is_kept, work.iterdir())) if work.is_dir() else False)
+    with locked(work):
+        for kept in work.iterdir():
+            sweep(kept)
+        stores = _prepare(asked, dataset, work, rate, workers, progress, tell)
+        first = next(iter(stores.values()))
+        divided = (
+            draw_folds(first, folds, seed)
+            if dataset.folds is None
+            else official_folds(first, dataset.folds)
+        )
+        bench = _Bench(
+            stores=stores,
+            folds=divided,
+            work=work,
+            setting=setting,
+            seeds=seeds,
+            workers=workers,
+            device=device_named(device),
+            progress=progress,
+        )
+        bootstrap = bootstrap_of(divided, resamples, seed)
+        runs = bench.pretrain(asked)
+        material = Material(dataset.names, dataset.texts, stores[max(stores)], divided.videos)
+        seen = {one.spec: one.has_seen(material) for one in asked}
+        outcomes = [
+            _outcome(bench, one, protocol, runs.get(one.spec, {}), bootstrap, seen[one.spec])
+            for protocol in protocols
+            for one in asked
+        ]
+        compared = {}
+        for protocol in protocols:
+            mine = [outcome for outcome in outcomes if outcome.protocol == protocol]
+            for unit in mine[0].figures:
+                compared[protocol, unit] = differences(
+                    {1.0: {outcome.model: outcome.figures[unit] for outcome in mine}}, against
+                )
+        reference = against or asked[0].spec
+        efficiency = _efficiency(bench, asked, runs, shares, bootstrap)
+        return Evaluation(
+            dataset=dataset,
+            folds=divided,
+            bootstrap=bootstrap,
+            setting=(setting, chosen),
+            outcomes=outcomes,
+            compared=compared,
+            efficiency=efficiency,
+            thinned=_thinned(efficiency, reference),
+            reference=reference,
+            every_two=against is None,
+            embedded={
+                one.spec: bench.embed(one, 0, runs.get(one.spec, {}).get((0, 0))) for one in asked
+            },
+            cases=_all_cases(bench, asked, runs, outcomes, tell),
+            about={
+                "seed": seed,
+                "seeds": seeds,
+                "resamples": resamples,
+                "rate": first.description["sampling"]["rate"],
+                "precision": precision_on(bench.device, chosen.precision),
+                "hardware": hardware(bench.device),
+                "torch": torch.__version__,
+                "code": code_version(),
+                "seconds": round(time.perf_counter() - began, 1),
+            },
+        )
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether something in `work`, as many folders are named, is what a call keeps there."""
+    return bool(_KEPT.match(path.name)) or is_ours(path.name)
 
 
 def _prepare(
@@ -433,15 +447,14 @@ class _Bench:
     def embed(self, one: Contender, seed: int, weights: Path | None) -> Features:
         """Features of every labelled frame, computed once."""
         store = self.stores[one.shape.size[1]]
-        identity = one.identity if weights is None else files.sha256_of(weights)
+        identity = one.identity if weights is None else weights_store.sha256_of(weights)
         told = [identity, seed if one.kind == "random" else 0, one.shape.size, self.digests]
         told += [one.shape.mean, one.shape.std, store.description["sampling"]]
         path = self.work / "features" / f"{_digest(told)}.npy"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             network = one.build(seed, weights).to(self.device)
             found = features(network, store, self.sample.rows, self.progress, one.shape)
-            with written_whole(path) as partial, partial.open("wb") as stream:
+            with written(path) as partial, partial.open("wb") as stream:
                 np.save(stream, found)
         return np.asarray(np.load(path))
 
@@ -513,8 +526,7 @@ class _Bench:
                         device=self.device,
                         tick=bar.update,
                     )
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with written_whole(path) as partial, partial.open("wb") as stream:
+                with written(path) as partial, partial.open("wb") as stream:
                     np.savez(stream, said=said, right=right)
             with np.load(path) as kept:
                 probabilities[test] = kept["said"]
@@ -635,7 +647,6 @@ def _digest(told: Any) -> str:
 
 
 def _kept(path: Path, values: Floats) -> Floats:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial, partial.open("wb") as stream:
+    with written(path) as partial, partial.open("wb") as stream:
         np.save(stream, values)
     return values

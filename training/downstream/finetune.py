@@ -7,6 +7,7 @@ at once, at the end, and every figure is theirs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -39,8 +40,9 @@ from uscl_zoo.card import (
     read_card,
 )
 from uscl_zoo.catalogue import model_info
-from uscl_zoo.embed import written_whole
-from uscl_zoo.errors import DataError
+from uscl_zoo.checkpoint import folder_of
+from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
 from uscl_zoo.inference import batched, infer, logits_and_textures
 from uscl_zoo.prediction import Answer
 from uscl_zoo.records import to_plain, write_text, write_yaml
@@ -168,115 +170,132 @@ def finetune(
         tell: is given a line for whatever the user should know.
 
     Raises:
-        DataError: if the data cannot serve, or the folder holds a model or another run.
+        DataError: if the data cannot serve, the folder holds a model, another run, an input or what
+            is not ours, or another process writes to it.
         UnreadableError: if nothing can be decoded.
         UnknownModelError: if no model is of that name.
         Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
     from . import report
 
-    data, output = Path(data).expanduser(), Path(output).expanduser()
+    data, output = expanded(data), expanded(output)
     work, chosen = output / WORK, device_named(device)
     if not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
     if (output / ANSWERS).exists() and not overwrite:
         raise DataError(f"{output}: holds a model already; add --overwrite or choose another")
-    ours = (output / ANSWERS).exists() or work.is_dir()
-    if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output}: is not an empty folder; name another")
-    base = _backbone(model)
-    shape = base.input if size is None else dataclasses.replace(base.input, size=(3, size, size))
-    notes: list[str] = []
-
-    def note(text: str) -> None:
-        notes.append(text)
-        tell(text)
-
-    if (data / DESCRIPTION).is_file():
-        frames, subjects = FrameStore(data), True
-        rate = float(frames.description["sampling"]["rate"])
-        shape = dataclasses.replace(shape, size=(3, *frames.frames.shape[1:3]))
-    else:
-        collection = collect(
-            data,
-            file_column=file_column,
-            label_column=label_column,
-            subject_column=subject_column,
-            subject_pattern=subject_pattern,
-            classes=classes,
-            exclude=exclude,
+    home = folder_of(model)
+    if work.exists() and not _is_work(work):
+        raise DataError(f"{work}: is not of an interrupted call; move it, or choose another folder")
+    ours = (output / ANSWERS).is_file() or work.exists()
+    check_folder(output, ours, [data, *([home] if home else [])])
+    with locked(output):
+        base = _backbone(model)
+        shape = (
+            base.input if size is None else dataclasses.replace(base.input, size=(3, size, size))
         )
-        for text in collection.notes:
+        notes: list[str] = []
+
+        def note(text: str) -> None:
+            notes.append(text)
+            tell(text)
+
+        if (data / DESCRIPTION).is_file():
+            frames, subjects = FrameStore(data), True
+            rate = float(frames.description["sampling"]["rate"])
+            shape = dataclasses.replace(shape, size=(3, *frames.frames.shape[1:3]))
+        else:
+            collection = collect(
+                data,
+                file_column=file_column,
+                label_column=label_column,
+                subject_column=subject_column,
+                subject_pattern=subject_pattern,
+                classes=classes,
+                exclude=exclude,
+            )
+            for text in collection.notes:
+                note(text)
+            prepared = prepare(
+                collection.sources,
+                work / STORE,
+                collection.annotations.get,
+                sampling=Sampling(rate, shape.size[1]),
+                holdout=holdout,
+                seed=seed,
+                overwrite=overwrite,
+                workers=workers,
+                origin={"name": name or data.resolve().stem, "url": None, "citation": None},
+                progress=progress,
+            )
+            frames, subjects = prepared.store, collection.subjects
+            for _, reason in prepared.skipped[:5]:
+                note(f"skipped: {reason}")
+            if len(prepared.skipped) > 5:
+                note(f"skipped: {len(prepared.skipped) - 5} more")
+        name = name or str(frames.description["origin"].get("name") or data.resolve().stem)
+        parts, labels = split(frames, validation, seed), frames.labels
+        for text in _warnings(parts, frames, base, name):
             note(text)
-        prepared = prepare(
-            collection.sources,
-            work / STORE,
-            collection.annotations.get,
-            sampling=Sampling(rate, shape.size[1]),
-            holdout=holdout,
+        settings = sensible(
+            len({video.subject for video in parts.train}),
+            len(parts.train),
+            train,
+            epochs=epochs,
+            patience=patience,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
             seed=seed,
-            overwrite=overwrite,
-            workers=workers,
-            origin={"name": name or data.resolve().stem, "url": None, "citation": None},
-            progress=progress,
         )
-        frames, subjects = prepared.store, collection.subjects
-        for _, reason in prepared.skipped[:5]:
-            note(f"skipped: {reason}")
-        if len(prepared.skipped) > 5:
-            note(f"skipped: {len(prepared.skipped) - 5} more")
-    name = name or str(frames.description["origin"].get("name") or data.resolve().stem)
-    parts, labels = split(frames, validation, seed), frames.labels
-    for text in _warnings(parts, frames, base, name):
-        note(text)
-    settings = sensible(
-        len({video.subject for video in parts.train}),
-        len(parts.train),
-        train,
-        epochs=epochs,
-        patience=patience,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        label_smoothing=label_smoothing,
-        class_weights=class_weights,
-        seed=seed,
-    )
-    tell(
-        f"{len(parts.train)} files to train on, {len(parts.validation)} to stop on, "
-        f"{len(parts.held_out)} to be judged on; trains {settings.train}, "
-        + (
-            f"at most {settings.epochs} epochs, {settings.batch_size} frames a step"
-            if settings.epochs
-            else "by regression alone"
+        tell(
+            f"{len(parts.train)} files to train on, {len(parts.validation)} to stop on, "
+            f"{len(parts.held_out)} to be judged on; trains {settings.train}, "
+            + (
+                f"at most {settings.epochs} epochs, {settings.batch_size} frames a step"
+                if settings.epochs
+                else "by regression alone"
+            )
         )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            base.network.reset_classifier(len(labels))
+        tuner = Tuner(
+            base.network,
+            frames.frames,
+            Sample.of(parts.train, labels),
+            Sample.of(parts.validation, labels),
+            settings,
+            chosen,
+            shape.mean,
+            shape.std,
+        )
+        about = {"settings": to_plain(settings), "model": model, "store": frames.digest}
+        sweep(work)
+        _resume(tuner, work, about, overwrite)
+        fit(tuner, work, progress)
+        answers, statistics = calibrate(tuner, parts.validation, labels, shape, confidence, rate)
+        verdict = judge(
+            tuner, frames, parts.held_out, answers, statistics, shape, subjects, resamples
+        )
+        # without it the folder is no model, so that half of one and half of another never are
+        (output / ANSWERS).unlink(missing_ok=True)
+        card = _card(
+            output, base, shape, labels, parts, frames, tuner, verdict, name, subjects, licence
+        )
+        report.write(output, card, verdict, tuner.progress.history, answers, frames.frames, notes)
+        card = _write_model(output, card, tuner.network, answers, statistics)
+        shutil.rmtree(work)
+        return Finetuned(output, card, tuple(notes))
+
+
+def _is_work(folder: Path) -> bool:
+    """Whether a folder is what an interrupted call left: many are named `work`."""
+    own = {STORE, ABOUT, CHECKPOINT, PREVIOUS, f"{CHECKPOINT}.partial"}
+    return folder.is_dir() and all(
+        path.name in own or is_ours(path.name) for path in folder.iterdir()
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        base.network.reset_classifier(len(labels))
-    tuner = Tuner(
-        base.network,
-        frames.frames,
-        Sample.of(parts.train, labels),
-        Sample.of(parts.validation, labels),
-        settings,
-        chosen,
-        shape.mean,
-        shape.std,
-    )
-    about = {"settings": to_plain(settings), "model": model, "store": frames.digest}
-    _resume(tuner, work, about, overwrite)
-    fit(tuner, work, progress)
-    answers, statistics = calibrate(tuner, parts.validation, labels, shape, confidence, rate)
-    verdict = judge(tuner, frames, parts.held_out, answers, statistics, shape, subjects, resamples)
-    # without it the folder is no model, so that half of one and half of another never are
-    (output / ANSWERS).unlink(missing_ok=True)
-    card = _card(
-        output, base, shape, labels, parts, frames, tuner, verdict, name, subjects, licence
-    )
-    report.write(output, card, verdict, tuner.progress.history, answers, frames.frames, notes)
-    card = _write_model(output, card, tuner.network, answers, statistics)
-    shutil.rmtree(work)
-    return Finetuned(output, card, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -633,14 +652,17 @@ def _write_model(
 ) -> Card:
     """Write what makes the folder a model; `predict.json`, which makes it one, last."""
     for old in output.glob("*.yaml"):
-        old.unlink()
+        # a model has one card; what is none stays
+        with contextlib.suppress(CardError):
+            read_card(old)
+            old.unlink()
     weights = output / card.weights.file
     state = network.state_dict()
     checkpoint.write_backbone(state, weights, card.architecture, False, len(card.classes))
     digest = store.sha256_of(weights)
     known = Weights(file=weights.name, sha256=digest, bytes=weights.stat().st_size)
     card = dataclasses.replace(card, weights=known)
-    with written_whole(output / STATISTICS) as partial:
+    with written(output / STATISTICS) as partial:
         partial.write_bytes(pack(statistics))
     write_text(output / publish.CONFIG, json.dumps(publish.config(card), indent=2) + "\n")
     write_yaml(output / f"{card.name}.yaml", card)

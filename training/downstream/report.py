@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from uscl_zoo.answers import Answers
 from uscl_zoo.card import Card
-from uscl_zoo.embed import written_whole
+from uscl_zoo.files import written
 from uscl_zoo.prediction import write_rows
 from uscl_zoo.publish import CONFUSION
 from uscl_zoo.records import write_text
@@ -61,7 +61,6 @@ def write(
         frames: uint8 (N, H, W, 3), of the store.
         notes: what the reader of the figures should know.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # pictures are of clips: a clip is what a user asks about
     judged = next(unit for unit in verdict.units if unit.unit == "clip")
     figures = {
@@ -73,11 +72,11 @@ def write(
     }
     pictures = {}
     for name, figure in figures.items():
-        with written_whole(folder / name) as partial:
+        with written(folder / name) as partial:
             FigureCanvasAgg(figure).print_png(str(partial))
         pictures[name] = (folder / name).read_bytes()
     with (
-        written_whole(folder / HELD_OUT) as partial,
+        written(folder / HELD_OUT) as partial,
         partial.open("w", newline="", encoding="utf-8") as stream,
     ):
         tables = verdict.frames, verdict.clips, verdict.subjects

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from uscl_zoo.card import Metric
-from uscl_zoo.embed import written_whole
 from uscl_zoo.errors import DataError
+from uscl_zoo.files import begins_with, check_folder, written
 from uscl_zoo.records import to_plain, write_text
 
 from . import pages, pictures
@@ -39,18 +39,37 @@ def write(found: Evaluation, output: Path, command: str) -> None:
         found: what there is to tell.
         output: folder.
         command: that led to it.
+
+    Raises:
+        DataError: if it would replace what is not of an earlier report, or cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    drawn: list[tuple[str, bytes, str]] = []
-    for name, figure, caption in pictures.of(found):
-        drawn.append((name, _png(figure), caption))
-    for name, content, _ in drawn:
-        with written_whole(output / name) as partial:
-            partial.write_bytes(content)
+    drawn = [(name, _png(figure), text) for name, figure, text in pictures.of(found)]
+    check_report(output, names=[name for name, _, _ in drawn])
+    # first, as it says that the folder is ours
     write_text(output / FIGURES, json.dumps(plain(found, command), indent=1))
+    for name, content, _ in drawn:
+        with written(output / name) as partial:
+            partial.write_bytes(content)
     write_text(output / TABLES, markdown(found, command))
     write_text(output / ANSWERS, _answers(found))
     write_text(output / PAGE, page(found, command, drawn))
+
+
+def check_report(
+    output: Path, inputs: Iterable[str | Path] = (), names: Iterable[str] = ()
+) -> Path:
+    """Make sure, before the work is done, that a report can be written to a folder.
+
+    Args:
+        output: folder.
+        inputs: that are read.
+        names: of pictures.
+
+    Raises:
+        DataError: if files of that name in it are not of an earlier report, or are inputs.
+    """
+    ours = begins_with(output / FIGURES, b'{\n "dataset": ')
+    return check_folder(output, ours, inputs, (PAGE, TABLES, FIGURES, ANSWERS, *names))
 
 
 def _png(figure: Figure) -> bytes:

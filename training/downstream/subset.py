@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from uscl_zoo.files import written_folder
 from uscl_zoo.records import write_text
 
 from ..frames import COLUMNS, DESCRIPTION, FRAMES, MANIFEST, FrameStore, Video, manifest_of
@@ -38,12 +38,17 @@ def take(
         before = FrameStore(folder)
         if before.digest == digest:
             return before
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with written_folder(folder, replace=True) as partial:
+        _fill(partial, store, videos, size, digest, progress)
+    return FrameStore(folder)
+
+
+def _fill(
+    folder: Path, store: FrameStore, videos: Sequence[Video], size: int, digest: str, progress: bool
+) -> None:
     count = sum(video.count for video in videos)
     frames = np.lib.format.open_memmap(
-        partial / FRAMES, mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
+        folder / FRAMES, mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
     )
     rows, place = [], 0
     for video in tqdm(videos, desc=f"frames of {size}²", leave=False, disable=not progress):
@@ -55,14 +60,11 @@ def take(
             rows.append([*values, index, time, video.source, licence])
             place += 1
     frames.flush()
-    write_text(partial / MANIFEST, manifest_of(rows, COLUMNS))
+    write_text(folder / MANIFEST, manifest_of(rows, COLUMNS))
     content = store.description["sources_sha256"]
     described = store.description | {
         "digest": digest,
         "sampling": store.description["sampling"] | {"size": size},
         "sources_sha256": {video.name: content[video.name] for video in videos},
     }
-    write_text(partial / DESCRIPTION, json.dumps(described, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return FrameStore(folder)
+    write_text(folder / DESCRIPTION, json.dumps(described, indent=1))

@@ -6,6 +6,7 @@ Defining the commands imports click and no more; what a command works with is im
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: an error a user can mend is one line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    usual, warnings.formatwarning = warnings.formatwarning, _of_warning
     try:
         # --debug is taken anywhere, since it is added after something has gone wrong
         status = cli.main(
@@ -76,6 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         click.echo(f"uscl: {_in_words(error)}", err=True)
         sys.exit(getattr(error, "exit_code", 2))
+    finally:
+        warnings.formatwarning = usual
+
+
+def _of_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning as a line, without the line of code that it came from."""
+    return f"uscl: {' '.join(str(message).splitlines())}\n"
 
 
 def _of_grammar(error: click.ClickException) -> str:

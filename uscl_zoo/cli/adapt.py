@@ -89,9 +89,13 @@ def predict(
 ) -> None:
     """Classify images, videos and DICOM files with a MODEL that `uscl finetune` wrote."""
     from .. import prediction
+    from ..files import check_output
+    from ..ultrasound.sources import inputs_of
 
-    if output is not None:
-        prediction.check_suffix(output)  # before an hour of work, not after
+    if output is not None:  # before an hour of work, not after
+        prediction.check_suffix(output)
+        begins = prediction.BEGINS[output.suffix.lower()]
+        check_output(output, inputs_of(files), [model], begins)
     result = prediction.predict(
         model,
         files,
@@ -143,13 +147,19 @@ def explain(
     MODEL is a checkpoint of the zoo or a folder that `uscl finetune` wrote.
     """
     from .. import gradcam
+    from ..checkpoint import folder_of
+    from ..files import check_output
+    from ..ultrasound.sources import inputs_of
 
+    home = folder_of(model)
+    stem = f"{file.stem if file.suffix else file.resolve().name}_explained"
+    usual = Path(f"{stem}.png"), Path(f"{stem}.mp4")
     for output in outputs:
         gradcam.check_suffix(output)
+    for output in outputs or usual:
+        check_output(output, inputs_of([file]), [home] if home else [])
     result = gradcam.explain(model, file, label, rate, device)
-    if not outputs:
-        stem = f"{file.stem if file.suffix else file.resolve().name}_explained"
-        outputs = (Path(f"{stem}.png"), *([Path(f"{stem}.mp4")] if len(result) > 1 else []))
+    outputs = outputs or usual[: 2 if len(result) > 1 else 1]
     click.echo(f"{result.title}; {result.subtitle}")
     for output in outputs:
         click.echo(f"{result.save(output)}: written")

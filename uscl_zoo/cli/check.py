@@ -150,6 +150,7 @@ def evaluate(
     percent = shares if shares is not None else [100 * s for s in SHARES if label_efficiency]
     # a card that cannot be read is said before the work, not after it
     named = None if card is None else read_card(card).name
+    results.check_report(output, [data] if data else [Path(dataset)])
     found = run(
         models,
         _dataset(dataset, data, target, folds, all_subjects, given),
@@ -286,13 +287,15 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
     folder, a CSV, a store of `uscl prepare`, or a card such as resnet18_uscl.pocus, whose training
     data the others are compared with.
     """
-    from ..training.downstream.audit import PAGE
+    from ..training.downstream.audit import PAGE, check_report
     from ..training.downstream.audit import audit as run
 
     options["exclude"] = options["exclude"] or None
     for threshold in ("distance", "correlation"):
         if options[threshold] is None:
             del options[threshold]
+    if output is not None:
+        check_report(output, [argument.rpartition(":")[2] for argument in data])
     found = run(data, **options)
     click.echo(str(found))
     if output is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from .options import FILE, device_option, rate_option
 
 if TYPE_CHECKING:
     from ..card import Card
+    from ..store import Place
 
 commands = click.Group(help="Use a backbone as it is")
 
@@ -24,28 +26,35 @@ commands = click.Group(help="Use a backbone as it is")
 @click.option("--markdown", is_flag=True, help="Print the table of the README.")
 def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
     """List checkpoints: where their weights are, who may use them, what they have seen."""
-    from .. import licences
-    from ..card import all_cards, packaged_cards, seen, standing, table
+    from .. import licences, store
+    from ..card import packaged_cards, seen, standing, survey, table
 
     if markdown:
         click.echo(table(packaged_cards().values()))
         return
-    for name, card in sorted(all_cards().items()):
+    cards, faults = survey()
+    troubles: dict[str, str] = {}
+    for name, card in sorted(cards.items()):
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
-        click.echo(f"{name:24}  {_whereabouts(card):14}  {card.summary}")
+        places = store.places(card)
+        for place in places:
+            if place.trouble:
+                # once each, not for every card
+                troubles.setdefault(place.source, f"{place.source} {place.path}: {place.trouble}")
+        click.echo(f"{name:24}  {_whereabouts(places, card):14}  {card.summary}")
         click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
         click.echo(f"{'':24}  has seen: {seen(card)}")
         for line in standing(card, brief=True):
             click.echo(f"{'':24}  {line}")
+    for trouble in (*(f"left out: {fault}" for fault in faults), *troubles.values()):
+        click.echo(f"uscl: {trouble}", err=True)
 
 
-def _whereabouts(card: Card) -> str:
-    from .. import store
-
+def _whereabouts(places: Sequence[Place], card: Card) -> str:
     if not card.has_weights:
         return "to be imported"
-    here = next((place.source for place in store.places(card) if place.present), None)
+    here = next((place.source for place in places if place.present), None)
     return here or ("on the Hub" if card.weights.hub_repo else "missing")
 
 
@@ -114,6 +123,7 @@ def embed(
     """
     from .. import embed as embedding
     from ..annotations import read_table, subject_of
+    from ..files import check_output
 
     unknown: list[str] = []
     subjects: embedding.Subjects | None = None
@@ -122,6 +132,7 @@ def embed(
             raise DataError("--csv and --subject-pattern exclude each other")
         if subject_column is None:
             raise DataError("--csv: needs --subject-column")
+        check_output(output, [table])
         rows = read_table(table, file_column, subject_column=subject_column)
 
         def subjects(name: str) -> str | None:

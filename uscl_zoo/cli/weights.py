@@ -21,7 +21,10 @@ def where(name: str) -> None:
 
     card = model_info(name)
     for place in store.places(card):
-        click.echo(f"{'*' if place.present else ' '} {place.source:12}  {place.path}")
+        mark, trouble = "*" if place.present else " ", ""
+        if place.trouble:
+            mark, trouble = "!", f": {place.trouble}"
+        click.echo(f"{mark} {place.source:12}  {place.path}{trouble}")
     if card.weights.hub_repo:
         click.echo(f"  {'Hub':12}  {card.weights.hub_repo} at {card.weights.revision}")
 

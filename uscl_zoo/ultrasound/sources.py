@@ -54,6 +54,12 @@ def files_of(source: Path) -> list[Path]:
     return sorted(file for file in source.iterdir() if not file.name.startswith("."))
 
 
+def inputs_of(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Every file that would be read of the sources in `paths`, as `name_sources` takes them."""
+    for source in name_sources(paths):
+        yield from files_of(source)
+
+
 def state_of(source: Path) -> list[list[Any]]:
     """Name, size and modification time (ns) of each file of a source: whether it has changed."""
     # a dangling link has none; decoding it says so
