@@ -54,7 +54,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--grey", is_flag=True, help="Keep brightness alone; colour may give away a class.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
 @click.option("--strict", is_flag=True, help="Fail if a source cannot be decoded.")
-@click.option("--overwrite", is_flag=True, help="Replace a finished store.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 @click.option("--name", help="Of the collection, for the card.")
 @click.option("--url", help="Of the collection, for the card.")
 @click.option("--citation", help="Of the collection, for the card.")
@@ -371,7 +371,7 @@ def throughput(
 @click.option("--licence-reason", help="Why, where the zoo does not know a licence of the data.")
 @click.option("--summary", help="One line for tables.")
 @click.option("--limit", "limits", multiple=True, help="A known limit; repeat.")
-@click.option("--overwrite", is_flag=True, help="Replace weights of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 def export(
     run: Path,
     name: str,
@@ -521,7 +521,7 @@ def probe(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--licence", help="Of the weights, as an SPDX identifier.")
 @click.option("--name", help="Of the collection, for the card.")
-@click.option("--overwrite", is_flag=True, help="Replace a model or an interrupted run.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
 @click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
 def finetune(data: Path, output: Path, **options: Any) -> None:
