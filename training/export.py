@@ -23,7 +23,7 @@ from uscl_zoo.card import (
     licences_of,
     read_card,
 )
-from uscl_zoo.checkpoint import metadata_of, write_backbone
+from uscl_zoo.checkpoint import metadata_of, same_tensors, write_backbone
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import check_output, expanded, locked, written
 from uscl_zoo.records import write_yaml
@@ -125,8 +125,9 @@ def export(
             if (
                 weights_file.exists()
                 and not overwrite
-                # a call that was killed before it could write the card leaves these
-                and store.sha256_of(weights_file) != digest
+                # a call that was killed before it could write the card leaves these; not the same
+                # to the byte, since safetensors writes what the header says in any order
+                and not same_tensors(weights_file, partial)
             ):
                 raise DataError(
                     f"{weights_file}: is there already with other weights; choose another name or "

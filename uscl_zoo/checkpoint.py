@@ -152,6 +152,18 @@ def metadata_of(mean: Channels, std: Channels) -> dict[str, str]:
     return {key: " ".join(map(str, values)) for key, values in (("mean", mean), ("std", std))}
 
 
+def same_tensors(one: Path, other: Path) -> bool:
+    """Whether two safetensors files can be read and hold the same tensors, bit for bit."""
+    try:
+        with _opened(one) as first, _opened(other) as second:
+            return set(first.keys()) == set(second.keys()) and all(
+                torch.equal(first.get_tensor(name), second.get_tensor(name))
+                for name in first.keys()  # noqa: SIM118
+            )
+    except CheckpointError:
+        return False
+
+
 def write_backbone(
     state: Mapping[str, Tensor],
     path: Path,

@@ -469,6 +469,7 @@ class _Journal:
         if self.folder is None:
             return
         if self._stream is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._stream = (self.folder / _CASES).open("a", encoding="utf-8")
             # behind half a line of an earlier call
             self._stream.write("\n")

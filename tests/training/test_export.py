@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,25 @@ def test_a_run_from_before_there_were_sources(small_store: FrameStore, tmp_path:
     (tmp_path / "run" / ABOUT).write_text(json.dumps(about))
     old = export(tmp_path / "run", "resnet18_uscl.trial", tmp_path / "zoo", overwrite=True)
     assert old.training.sources == card.training.sources
+
+
+def test_weights_without_a_card(small_store: FrameStore, tmp_path: Path) -> None:
+    """A call that was killed before the card finishes when made again; others' weights stay."""
+    card = exported(small_store, tmp_path)
+    weights, card_file = (tmp_path / "zoo" / f"{card.name}.{s}" for s in ("safetensors", "yaml"))
+    card_file.unlink()
+    for _ in range(3):  # the header is not the same each time
+        again = export(tmp_path / "run", card.name, tmp_path / "zoo")
+        assert again.weights.sha256 == sha256(weights.read_bytes()).hexdigest()
+        card_file.unlink()
+    weights.write_bytes(b"theirs")
+    with pytest.raises(DataError, match=re.escape(f"{weights}: is there already with other")):
+        export(tmp_path / "run", card.name, tmp_path / "zoo")
+    assert weights.read_bytes() == b"theirs"
+    assert not card_file.exists()
+    export(tmp_path / "run", card.name, tmp_path / "zoo", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "zoo").iterdir()) == [
+        f"{card.name}.corpus.safetensors",
+        f"{card.name}.safetensors",
+        f"{card.name}.yaml",
+    ]

@@ -19,6 +19,7 @@ import pytest
 from conftest import SUBJECT, TINTS, draw_clip, files_of, write_clip
 from PIL import Image
 
+from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.training import prepare as module
 from uscl_zoo.training.frames import FrameStore
@@ -276,6 +277,29 @@ def test_a_killed_call_continues(clips: Path, tmp_path: Path, workers: int) -> N
     assert 4 <= run(clips, tmp_path / "a").reused < 18
     run(clips, tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_two_into_one_store(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One works and the other says so: they would write over each other's frames."""
+    arguments = [str(clips), str(tmp_path / "a"), SUBJECT, "2"]
+    with subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments]) as process:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "a").glob("parts/[0-9a-f]*.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(SystemExit) as stopped:
+            main(["prepare", str(clips), "-o", str(tmp_path / "a"), "--overwrite"])
+        process.send_signal(signal.SIGCONT)
+        assert process.wait() == 0
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"uscl: {tmp_path / 'a'}: another process is writing there")
+    run(clips, tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert FrameStore(tmp_path / "a").frames.any(axis=(1, 2, 3)).all()
 
 
 def test_a_part_of_another_source_is_not_reused(own_clips: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ commands = click.Group(help="Adapt one to classes of your own")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--licence", help="Of the weights, as an SPDX identifier.")
 @click.option("--name", help="Of the collection, for the card.")
-@click.option("--overwrite", is_flag=True, help="Replace a model or an interrupted run.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
 @device_option
 def finetune(data: Path, output: Path, **options: Any) -> None:

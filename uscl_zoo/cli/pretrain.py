@@ -78,7 +78,7 @@ def _execution(device: str | None, threads: int | None, switches: dict[str, Any]
 @click.option("--grey", is_flag=True, help="Keep brightness alone; colour may give away a class.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
 @click.option("--strict", is_flag=True, help="Fail if a source cannot be decoded.")
-@click.option("--overwrite", is_flag=True, help="Replace a finished store.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 @click.option("--name", help="Of the collection, for the card.")
 @click.option("--url", help="Of the collection, for the card.")
 @click.option("--citation", help="Of the collection, for the card.")
@@ -370,7 +370,7 @@ def throughput(
 @click.option("--licence-reason", help="Why, where the zoo does not know a licence of the data.")
 @click.option("--summary", help="One line for tables.")
 @click.option("--limit", "limits", multiple=True, help="A known limit; repeat.")
-@click.option("--overwrite", is_flag=True, help="Replace weights of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 def export(
     run: Path,
     name: str,

@@ -69,7 +69,7 @@ def fetch(names: tuple[str, ...], output: Path | None) -> None:
 @click.option("--licence", help="Of the weights, as an SPDX identifier.")
 @click.option("--summary", help="One line for tables.")
 @click.option("--origin", help="Where the file was published.")
-@click.option("--overwrite", is_flag=True, help="Replace other weights of that name.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 def import_(
     file: Path,
     name: str,
