@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-import uscl_zoo
 from uscl_zoo.errors import CardError, CheckpointError, DataError
 from uscl_zoo.files import sync, written
 from uscl_zoo.records import from_mapping, read_yaml
+from uscl_zoo.release import release
 
 from .recipe import Recipe, settings_of
 
@@ -121,7 +121,7 @@ def code_version() -> str:
         done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    version = f"uscl-zoo {uscl_zoo.__version__}"
+    version = f"uscl-zoo {release()}"
     try:
         # installed into an environment inside somebody's repository, the commit would be theirs
         git("ls-files", "--error-unmatch", here.name)

@@ -12,13 +12,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import uscl_zoo
 from uscl_zoo import store as weights_store
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import statistics_in
 from uscl_zoo.errors import CheckpointError, DataError
+from uscl_zoo.registry import create_model
 
 from .recipe import Recipe, replace
 
@@ -73,7 +73,7 @@ def load_start(reference: str) -> Start:
     if path.is_file():
         return _of_file(reference, path)
     card = model_info(reference)
-    network = uscl_zoo.create_model(card.name, pretrained=True, num_classes=0).eval()
+    network = create_model(card.name, pretrained=True, num_classes=0).eval()
     return Start(
         reference=card.name,
         network=network,

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .registration import register
+from .release import release
 
 if TYPE_CHECKING:
     from .card import Card
@@ -52,18 +53,9 @@ _HOMES = {
 register()
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("uscl-zoo")
-    except PackageNotFoundError:  # a checkout that is not installed, as torch.hub makes
-        return "0+checkout"
-
-
 def _found(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return release()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = f"{__name__}.{_HOMES[name]}"

@@ -36,6 +36,7 @@ from .card import (
 from .errors import CardError, CheckpointError, DataError
 from .files import check_output, expanded, locked, written
 from .records import write_yaml
+from .release import release
 
 #: Keys under which training scripts wrap a state dict.
 _WRAPPERS = ("state_dict", "weight")
@@ -217,7 +218,7 @@ def _described(card: Card, source: Path, weights: Path) -> Card:
         weights=replace(
             card.weights, sha256=store.sha256_of(weights), bytes=weights.stat().st_size
         ),
-        training=replace(card.training, code=f"{came_from} by uscl-zoo {_own_version()}"),
+        training=replace(card.training, code=f"{came_from} by uscl-zoo {release()}"),
     )
 
 
@@ -324,9 +325,3 @@ def _check_archive(file: bytes, path: Path) -> None:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
-def _own_version() -> str:
-    import uscl_zoo  # not at the top: the package is still being imported then
-
-    return uscl_zoo.__version__

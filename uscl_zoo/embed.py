@@ -13,7 +13,6 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,6 +30,7 @@ from .errors import DataError, MissingDependencyError, UsclError
 from .files import check_output, parts_of, written
 from .inference import batched, infer
 from .network import Network, load
+from .release import release
 from .ultrasound.reading import DamageWarning
 from .ultrasound.sources import decode_ahead, files_of, name_sources, state_of
 
@@ -178,7 +178,7 @@ def embed_to(
         network = load(model, device)
         rate = network.rate if rate is None else rate
         told = [digest(network.module), repr(network.transform), rate, pool == "frame"]
-        parts = _Parts(folder, json.dumps([_release(), *told]))
+        parts = _Parts(folder, json.dumps([release(), *told]))
         return _embed_by_parts(
             output,
             parts,
@@ -274,13 +274,6 @@ def digest(network: nn.Module) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def _release() -> str:
-    try:
-        return version("uscl-zoo")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return ""
 
 
 def _survey(

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-import uscl_zoo
 from uscl_zoo import network
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES, Card, Input
 from uscl_zoo.embed import digest
 from uscl_zoo.errors import DataError, UnknownModelError
+from uscl_zoo.registry import create_model
 
 from .infold import METHOD, Setting, method_recipe
 from .probe import random_network
@@ -148,6 +148,6 @@ def _known(architecture: str) -> None:
 
 
 def _load(path: Path, architecture: str) -> nn.Module:
-    network = uscl_zoo.create_model(f"{architecture}_uscl", num_classes=0)
+    network = create_model(f"{architecture}_uscl", num_classes=0)
     network.load_state_dict(read_backbone(path, architecture))
     return network

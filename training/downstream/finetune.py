@@ -25,7 +25,6 @@ from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
-import uscl_zoo
 from uscl_zoo import checkpoint, prediction, publish, store
 from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics, softmax
 from uscl_zoo.card import (
@@ -46,6 +45,7 @@ from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, writt
 from uscl_zoo.inference import batched, infer, logits_and_textures
 from uscl_zoo.prediction import Answer
 from uscl_zoo.records import to_plain, write_text, write_yaml
+from uscl_zoo.registry import create_model
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
 
 from ..execution import device_named
@@ -311,7 +311,7 @@ class _Base:
 
 
 def _backbone(name: str) -> _Base:
-    network: Any = uscl_zoo.create_model(name, pretrained=True, num_classes=0)
+    network: Any = create_model(name, pretrained=True, num_classes=0)
     model = network.pretrained_cfg["architecture"]
     architecture = MODELS.get(model, model)
     if architecture not in ARCHITECTURES:

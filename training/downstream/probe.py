@@ -15,10 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm import tqdm
 
-import uscl_zoo
 from uscl_zoo.card import Input, Metric
 from uscl_zoo.errors import DataError
 from uscl_zoo.inference import batched, infer
+from uscl_zoo.registry import create_model
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
 
 from ..frames import FrameStore, Video
@@ -407,11 +407,11 @@ def penalty_table(name: str, store: FrameStore, seed: int = 0) -> str:
 
 
 def _pretrained(name: str) -> nn.Module:
-    return uscl_zoo.create_model(name, pretrained=True, num_classes=0)
+    return create_model(name, pretrained=True, num_classes=0)
 
 
 def random_network(name: str, seed: int) -> nn.Module:
     """A network as pretraining starts it, with every residual branch alive."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return uscl_zoo.create_model(name, num_classes=0, zero_init_last=False)
+        return create_model(name, num_classes=0, zero_init_last=False)
