@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -19,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors.torch import save
 from torch import nn
-from tqdm import tqdm
 
-from uscl_zoo import checkpoint, prediction, publish, store
-from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics, softmax
+from uscl_zoo import checkpoint, publish, store
+from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics
 from uscl_zoo.card import (
     ARCHITECTURES,
     MODELS,
@@ -42,15 +38,12 @@ from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import folder_of
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
-from uscl_zoo.inference import batched, infer, logits_and_textures
-from uscl_zoo.prediction import Answer
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.registry import create_model
-from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
+from uscl_zoo.ultrasound.transforms import create_transform
 
 from ..execution import device_named
-from ..frames import DESCRIPTION, FrameStore, Video
-from ..pairs import Purpose, stream
+from ..frames import DESCRIPTION, FrameStore
 from ..prepare import Sampling, prepare
 from ..runs import (
     CHECKPOINT,
@@ -60,14 +53,11 @@ from ..runs import (
     load_checkpoint,
 )
 from .collection import Split, collect, split
-from .metrics import Judged, measure
-from .probe import Bootstrap, Score, Task
+from .judging import Verdict, calibrate, judge, pack
 from .seen import Material, seen_by
-from .tuning import MANY, SURVEYED, Rows, Sample, Tuner, fit, fit_temperature, sensible
+from .tuning import MANY, Sample, Tuner, fit, sensible
 
 WORK, STORE, ABOUT = "work", "store", "run.json"
-#: Of the validation frames' distances from the training images.
-QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -176,8 +166,6 @@ def finetune(
         UnknownModelError: if no model is of that name.
         Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
-    from . import report
-
     data, output = expanded(data), expanded(output)
     work, chosen = output / WORK, device_named(device)
     if not 0 <= confidence <= 1:
@@ -379,178 +367,6 @@ def _resume(tuner: Tuner, work: Path, about: dict[str, Any], overwrite: bool) ->
     state = load_checkpoint(work)
     if state is not None:
         tuner.restore(state)
-
-
-def calibrate(
-    tuner: Tuner,
-    validation: Sequence[Video],
-    classes: tuple[str, ...],
-    shape: Input,
-    confidence: float,
-    rate: float,
-) -> tuple[Answers, Statistics]:
-    """Fit on the validation videos what makes answers of logits.
-
-    Args:
-        tuner: trained.
-        validation: videos of subjects not trained on.
-        classes: in the order of the logits.
-        shape: of the input.
-        confidence: below which there is no answer.
-        rate: frames a second that were sampled.
-    """
-    rng = stream(tuner.settings.seed, 0, Purpose.VIDEOS)
-    surveyed = np.sort(rng.permutation(tuner.train.rows)[:SURVEYED])
-    statistics = Statistics.of(_look(tuner, surveyed, shape)[1])
-    sample = Sample.of(validation, classes)
-    logits, textures = _look(tuner, sample.rows, shape)
-    distances = statistics.distance(textures)
-    subjects = int(sample.subject.max()) + 1
-    answers = Answers(
-        classes=classes,
-        temperature=fit_temperature(logits, sample.target, sample.weights(), subjects),
-        confidence=confidence,
-        # a figure of the data, not between two of them
-        threshold=float(np.quantile(distances, QUANTILE, method="higher")),
-        quantile=QUANTILE,
-        validation_frames=len(sample),
-        rate=rate,
-        statistics_sha256=hashlib.sha256(pack(statistics)).hexdigest(),
-    )
-    return answers, statistics
-
-
-def _look(
-    tuner: Tuner, rows: Rows, shape: Input
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Logits and textures of frames, by the way that `uscl predict` goes."""
-    transform = FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
-    shown = tqdm(rows, unit="frame", leave=False, disable=not tuner.show)
-    batches = batched(transform.resize(tuner.frames[row]) for row in shown)
-    found = infer(tuner.network, transform.normalise, batches, logits_and_textures)
-    outputs = np.concatenate(list(found))
-    classes = int(tuner.network.num_classes)  # type: ignore[arg-type]
-    return outputs[:, :classes], outputs[:, classes:]
-
-
-def pack(statistics: Statistics) -> bytes:
-    """The statistics as a safetensors file."""
-    tensors = {"mean": statistics.mean, "precision": statistics.precision}
-    return save({name: torch.from_numpy(array) for name, array in tensors.items()})
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Held-out subjects, judged.
-
-    Attributes:
-        frames: an answer each.
-        clips: an answer each.
-        subjects: an answer each; none where subjects are not known.
-        rows: of the store, of each frame.
-        units: what figures are computed from: frames where they are not clips as well, clips, and
-            subjects where they are known and each is of one class.
-        bootstrap: resampled held-out subjects.
-        figures: by unit and name.
-        labels: by source, and by subject for those of one class.
-    """
-
-    frames: list[Answer]
-    clips: list[Answer]
-    subjects: list[Answer]
-    rows: Rows
-    units: list[Judged]
-    bootstrap: Bootstrap
-    figures: dict[str, dict[str, Score]]
-    labels: dict[str, str]
-
-    def label(self, answer: Answer) -> str:
-        """The true class; empty for a subject of several."""
-        return self.labels.get(str(answer.source or answer.subject), "")
-
-
-def judge(
-    tuner: Tuner,
-    frames: FrameStore,
-    videos: Sequence[Video],
-    answers: Answers,
-    statistics: Statistics,
-    shape: Input,
-    subjects: bool = True,
-    resamples: int = 2000,
-) -> Verdict:
-    """Answer for videos whose class is known, and measure.
-
-    Args:
-        tuner: trained.
-        frames: the store.
-        videos: of subjects that neither trained nor chose anything.
-        answers: how logits become answers.
-        statistics: of the training images.
-        shape: of the input.
-        subjects: whether subjects are known.
-        resamples: of the bootstrap.
-    """
-    sample = Sample.of(videos, answers.classes)
-    logits, textures = _look(tuner, sample.rows, shape)
-    pictures, clips, people = prediction.answer(
-        answers,
-        softmax(logits, answers.temperature),
-        statistics.distance(textures),
-        owner=sample.clip,
-        number=np.concatenate([np.arange(video.count) for video in videos]),
-        time=frames.times[sample.rows],
-        sources=[Path(video.name) for video in videos],
-        subjects=[video.subject if subjects else None for video in videos],
-    )
-    names = tuple(sorted({video.subject for video in videos}))
-    labels = {video.name: video.label or "" for video in videos}
-    of_subject: dict[str, set[str]] = {}
-    for video in videos:
-        of_subject.setdefault(video.subject, set()).add(video.label or "")
-    if subjects:
-        labels |= {who: min(found) for who, found in of_subject.items() if len(found) == 1}
-    owner = {video.name: video.subject for video in videos}
-    bootstrap = Bootstrap.draw(
-        Task(
-            classes=answers.classes,
-            train=tuner.train.rows,
-            test=sample.rows,
-            train_target=tuner.train.target,
-            test_target=sample.target,
-            test_subject=sample.subject,
-            subjects=names,
-        ),
-        resamples,
-        tuner.settings.seed,
-    )
-    units = []
-    for table in (pictures if len(pictures) > len(clips) else [], clips, people):
-        known = [a for a in table if str(a.source or a.subject) in labels]
-        if known:
-            whose = [a.subject or owner[str(a.source)] for a in known]
-            truth = [labels[str(a.source or a.subject)] for a in known]
-            units.append(
-                Judged(
-                    unit=known[0].unit,
-                    classes=answers.classes,
-                    probabilities=np.array([list(a.probabilities.values()) for a in known]),
-                    target=np.array([answers.classes.index(label) for label in truth]),
-                    subject=np.array([names.index(who) for who in whose]),
-                    answered=np.array([a.answer is not None for a in known]),
-                    unlike=np.array([a.unlike for a in known]),
-                )
-            )
-    return Verdict(
-        frames=pictures,
-        clips=clips,
-        subjects=people,
-        rows=sample.rows,
-        units=units,
-        bootstrap=bootstrap,
-        figures={unit.unit: measure(unit, bootstrap) for unit in units},
-        labels=labels,
-    )
 
 
 #: The figures that go on the card; the report has all.

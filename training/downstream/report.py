@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,8 @@ from uscl_zoo.publish import CONFUSION
 from uscl_zoo.records import write_text
 
 from . import pages
+from .judging import Verdict
 from .metrics import BINS, Judged, bins
-
-if TYPE_CHECKING:
-    from .finetune import Verdict
 
 PAGE, HELD_OUT = "report.html", "heldout.csv"
 #: The pictures, in the order of the page, and what is to be seen in them.
