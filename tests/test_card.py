@@ -171,7 +171,7 @@ def test_a_users_card_never_replaces_weights_of_the_zoo(
     theirs = installed()
     weights = replace(theirs.weights, sha256="a" * 64)
     ours = replace(theirs, weights=weights)
-    monkeypatch.setattr("uscl_zoo.card.packaged_cards", lambda: {ours.name: ours})
+    monkeypatch.setattr("uscl_zoo.card._packaged", lambda: ({ours.name: ours}, ()))
     assert all_cards()[ours.name] == ours
 
 

@@ -52,6 +52,7 @@ from ..runs import (
     hardware,
     load_checkpoint,
 )
+from . import report
 from .collection import Split, collect, split
 from .judging import Verdict, calibrate, judge, pack
 from .seen import Material, seen_by
