@@ -36,7 +36,14 @@ def draw(told: dict[str, Any]) -> Figure:
             )
         count, value, low, high = zip(*points, strict=True)
         axes.fill_between(count, low, high, color=colour, alpha=0.12, lw=0)
-        axes.plot(count, value, color=colour, marker="o", ms=4, label=model)
+        axes.plot(
+            count,
+            value,
+            color=colour,
+            marker="o",
+            ms=4,
+            label=Path(model).name.removesuffix(".safetensors"),
+        )
         near = next(o for o in told["outcomes"] if o["model"] == model and o["protocol"] == "knn")
         score = (near.get("subject") or near["clip"])["macro AUROC"]
         beside.errorbar(
