@@ -1,0 +1,73 @@
+"""Cards as timm models: what timm is given of them, and calls.
+
+This is imported while timm is, under the lock of that import. So nothing that imports timm by
+itself may be imported here: another thread may be importing that, and waiting for timm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .card import MODELS, Card
+from .catalogue import ranked_cards
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+    from torch import nn
+
+
+def pretrained_cfg_of(card: Card) -> PretrainedCfg:
+    """What timm has to know of a card. Digest, provenance and metrics stay in the card."""
+    from timm.models import PretrainedCfg
+
+    hub = f"{card.weights.hub_repo}@{card.weights.revision}" if card.weights.hub_repo else None
+    return PretrainedCfg(
+        # tells timm that there are weights; the entry point puts the verified file in its place
+        file=card.weights.file if card.has_weights else None,
+        hf_hub_id=hub,
+        architecture=card.model,
+        tag=card.tag,
+        input_size=card.input.size,
+        interpolation=card.input.interpolation,
+        crop_pct=card.input.crop_pct,
+        crop_mode=card.input.crop_mode,
+        mean=card.input.mean,
+        std=card.input.std,
+        num_classes=0,
+        pool_size=tuple(side // 32 for side in card.input.size[1:]),
+        first_conv="conv1",
+        classifier="fc",
+        license=card.licence,
+        description=card.summary,
+        origin_url="https://github.com/983632847/USCL" if card.is_uscl else card.weights.origin,
+        paper_ids="arXiv:2011.13066" if card.is_uscl else None,
+    )
+
+
+def _entry_point(model: str) -> Callable[..., nn.Module]:
+    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        from .registry import create
+
+        return create(model, pretrained, **kwargs)
+
+    # timm registers a function under its name, in the module it says it is from
+    entry.__name__ = entry.__qualname__ = model
+    entry.__doc__ = f"{model}, a {MODELS[model]} without classifier; `uscl list` says of what."
+    return entry
+
+
+#: The functions that timm and torch.hub create the models with, by name.
+ENTRY_POINTS = {model: _entry_point(model) for model in MODELS}
+
+
+def register_models() -> None:
+    """Put the entry points into timm's registry, with what it has to know of each checkpoint."""
+    from timm.models import generate_default_cfgs, register_model
+
+    # timm looks for an attribute of exactly this name in the module of what it registers
+    globals()["default_cfgs"] = generate_default_cfgs(
+        {card.name: pretrained_cfg_of(card) for card in ranked_cards()}
+    )
+    for entry in ENTRY_POINTS.values():
+        register_model(entry)
