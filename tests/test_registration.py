@@ -27,7 +27,6 @@ def python(code: str, *arguments: str) -> None:
     [
         "import uscl_zoo",
         "import timm, uscl_zoo",
-        "import uscl_zoo.registry",
         # another hook that wraps what finds timm, as tracers do
         "import importlib.util, uscl_zoo\nassert importlib.util.find_spec('timm')",
     ],
