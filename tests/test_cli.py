@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from uscl_zoo.card import packaged_cards, table
+from uscl_zoo.card import Card, packaged_cards, table
 from uscl_zoo.cli import cli, main
 
 
@@ -181,6 +182,11 @@ def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["info", "resnet18_usl"], ["resnet18_usl", "did you mean resnet18_uscl"]),
         (["info", "zzz"], ["zzz", "uscl list"]),
+        (
+            ["info", "resnet18_uscl.lung"],
+            ["resnet18_uscl has resnet18_uscl.pocus,"],
+        ),
+        (["info", "resnet50_uscl.us5"], ["did you mean resnet50_uscl.us4?"]),
         (["where", "resnet18_uscl.us5"], ["resnet18_uscl.us5", "did you mean"]),
         (["embed", "{absent}", "-o", "{tmp}/a.npz"], ["{absent}", "no such file"]),
         (["embed", "{empty}", "-o", "{tmp}/a.npz"], ["{empty}", "no image or video"]),
@@ -407,6 +413,39 @@ def test_where_marks_the_place_that_has_the_file(
     marked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("*")]
     assert len(marked) == 1
     assert "bundled" in marked[0]
+
+
+def test_where_alone_is_where_all_are(
+    bundled: str, installed: Callable[[], Card], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed()
+    assert call("where") == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert {*packaged_cards(), "resnet18_uscl.trial"} < rows.keys()
+    assert rows[bundled][1] == "bundled"
+    assert Path(rows[bundled][-1]).is_file()
+    assert Path(rows["resnet18_uscl.trial"][-1]).parent == home / ".uscl_zoo"
+    assert rows["resnet18_uscl.us4"][1:] == ["to", "be", "imported"]
+    assert rows["your"][-1] == str(home / ".uscl_zoo")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_options_and_names(shell: str) -> None:
+    def ask(instruction: str, words: str = "") -> str:
+        environment = os.environ | {"_USCL_COMPLETE": f"{shell}_{instruction}"}
+        typed = words.rpartition(" ")[2] if shell == "fish" else str(words.count(" "))
+        environment |= {"COMP_WORDS": words, "COMP_CWORD": typed}
+        command = [sys.executable, "-c", "from uscl_zoo.cli import main; main()"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert not done.stderr
+        return done.stdout
+
+    assert "_USCL_COMPLETE" in ask("source")
+    assert "pretrain" in ask("complete", "uscl pre")
+    assert "--subject-pattern" in ask("complete", "uscl finetune --sub")
+    assert "resnet50_uscl.pocus" in ask("complete", "uscl info resnet50")
+    assert "resnet50_uscl.pocus" in ask("complete", "uscl evaluate resnet18_uscl resnet50")
+    assert "resnet18" not in ask("complete", "uscl info resnet50")
 
 
 def test_verify_tells_right_from_wrong_and_absent(

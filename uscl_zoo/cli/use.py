@@ -5,15 +5,13 @@ from __future__ import annotations
 import fnmatch
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from ..errors import DataError
-from .options import FILE, device_option, rate_option
-
-if TYPE_CHECKING:
-    from ..card import Card
+from .options import FILE, MODEL, NAME, device_option, rate_option
+from .weights import whereabouts
 
 commands = click.Group(help="Use a backbone as it is")
 
@@ -33,24 +31,15 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
     for name, card in sorted(all_cards().items()):
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
-        click.echo(f"{name:24}  {_whereabouts(card):14}  {card.summary}")
+        click.echo(f"{name:24}  {whereabouts(card)[0]:14}  {card.summary}")
         click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
         click.echo(f"{'':24}  has seen: {seen(card)}")
         for line in standing(card, brief=True):
             click.echo(f"{'':24}  {line}")
 
 
-def _whereabouts(card: Card) -> str:
-    from .. import store
-
-    if not card.has_weights:
-        return "to be imported"
-    here = next((place.source for place in store.places(card) if place.present), None)
-    return here or ("on the Hub" if card.weights.hub_repo else "missing")
-
-
 @commands.command()
-@click.argument("name")
+@click.argument("name", type=NAME)
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def info(name: str, as_json: bool) -> None:
     """Show the card of a checkpoint."""
@@ -64,7 +53,7 @@ def info(name: str, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("clip", required=False, type=click.Path(path_type=Path, exists=True))
-@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option("--model", type=MODEL, default="resnet18_uscl", show_default=True)
 @click.option("-o", "--output", default="uscl_demo.png", show_default=True, type=FILE)
 def demo(clip: Path | None, model: str, output: Path) -> None:
     """Draw what the network sees in a clip, yours or a synthetic one."""
@@ -82,7 +71,7 @@ def demo(clip: Path | None, model: str, output: Path) -> None:
     type=FILE,
     help=".npz, .csv or .parquet",
 )
-@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option("--model", type=MODEL, default="resnet18_uscl", show_default=True)
 @click.option(
     "--pool", type=click.Choice(["frame", "clip", "subject"]), default="frame", show_default=True
 )
