@@ -15,10 +15,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 
-class _Name(click.ParamType):
+class _Name(click.types.StringParamType):
     """The name of a model or checkpoint, which a shell completes, and maybe a file instead."""
-
-    name = "text"
 
     def __init__(self, or_file: bool) -> None:
         self.or_file = or_file
