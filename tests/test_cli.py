@@ -10,17 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from uscl_zoo import store as weights_store
-from uscl_zoo.card import packaged_cards, table
+from uscl_zoo.card import Card, packaged_cards, table
 from uscl_zoo.catalogue import model_info
-from uscl_zoo.cli import main
+from uscl_zoo.cli import cli, main
 
 
 def call(*arguments: str | Path) -> int:
@@ -31,6 +33,88 @@ def call(*arguments: str | Path) -> int:
         assert isinstance(error.code, int)
         return error.code
     return 0
+
+
+#: Every command there has ever been: scripts of users name them.
+COMMANDS = {
+    *("list", "info", "demo", "embed", "finetune", "predict", "explain"),
+    *("evaluate", "probe", "audit", "shortcut"),
+    *("prepare", "pretrain", "throughput", "export", "corpus"),
+    *("where", "verify", "fetch", "import", "publish"),
+}
+
+
+def test_every_command_is_under_exactly_one_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    options, *headings = re.split(r"^(?=\S.*:$)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    assert options.startswith("Options:")
+    titles = ["Use a", "Adapt one", "Check a", "Pretrain a", "Keep weights"]
+    assert [heading.startswith(title) for heading, title in zip(headings, titles, strict=True)]
+    listed = re.findall(r"^  (\w+)  ", "".join(headings), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+    assert sorted(cli.list_commands(click.Context(cli))) == sorted(COMMANDS)
+    assert "..." not in "".join(headings)
+
+
+def imported(*arguments: str | Path) -> tuple[str, set[str]]:
+    """What a command prints in a Python of its own, and the packages of others it imports."""
+    code = (
+        "import sys\n"
+        "known = set(sys.modules)\n"
+        "from uscl_zoo.cli import main\n"
+        "for command in ' '.join(sys.argv[1:]).split(' + '):\n"
+        "    try:\n"
+        "        main(command.split())\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, command\n"
+        "new = [module for name, module in sys.modules.items() if name not in known]\n"
+        "files = [getattr(module, '__file__', None) or '' for module in new]\n"
+        "parts = [file.split('site-packages/')[1] for file in files if 'site-packages/' in file]\n"
+        "print(*{part.split('/')[0] for part in parts}, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, set(done.stderr.splitlines()[-1].split()) - {"uscl_zoo"}
+
+
+def test_help_and_version_import_click_alone() -> None:
+    helps = " + ".join(f"{name} --help" for name in sorted(COMMANDS))
+    printed, packages = imported(f"--version + --help + -h + {helps}")
+    assert packages == {"click"}
+    assert printed.count("Usage: uscl ") == 2 + len(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["list", "info", "where", "verify", "fetch", "prepare"])
+def test_a_command_pays_for_what_it_uses(command: str, clips: Path, tmp_path: Path) -> None:
+    arguments: dict[str, list[str | Path]] = {
+        "info": ["resnet18_uscl"],
+        "where": ["resnet18_uscl"],
+        "fetch": ["resnet18_uscl", "-o", tmp_path / "fetched"],
+        "prepare": [clips, "-o", tmp_path / "store", "--workers", "1"],
+    }
+    printed, packages = imported(command, *arguments.get(command, []))
+    assert printed
+    heavy = {"torch", "timm", "torchvision", "sklearn", "matplotlib", "tensorboard", "pydicom"}
+    if command != "prepare":
+        heavy |= {"numpy", "scipy", "PIL", "av"}
+    assert packages.isdisjoint(heavy)
+
+
+def test_what_is_not_installed_is_named() -> None:
+    code = (
+        "import sys, uscl_zoo\n"
+        "sys.modules['sklearn'] = None\n"
+        "try:\n"
+        "    uscl_zoo.finetune\n"
+        "except uscl_zoo.UsclError as error:\n"
+        "    print(error)\n"
+        "from uscl_zoo.cli import main\n"
+        "main(['probe', 'resnet18_uscl', '--data', 'store'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    told = "needs sklearn: pip install 'uscl-zoo[training]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, f"finetune {told}", f"uscl: {told}")
 
 
 def write_clip(folder: Path, seed: int, frames: int = 4) -> None:
@@ -100,6 +184,11 @@ def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["info", "resnet18_usl"], ["resnet18_usl", "did you mean resnet18_uscl"]),
         (["info", "zzz"], ["zzz", "uscl list"]),
+        (
+            ["info", "resnet18_uscl.lung"],
+            ["resnet18_uscl has resnet18_uscl.pocus,"],
+        ),
+        (["info", "resnet50_uscl.us5"], ["did you mean resnet50_uscl.us4?"]),
         (["where", "resnet18_uscl.us5"], ["resnet18_uscl.us5", "did you mean"]),
         (["embed", "{absent}", "-o", "{tmp}/a.npz"], ["{absent}", "no such file"]),
         (["embed", "{empty}", "-o", "{tmp}/a.npz"], ["{empty}", "no image or video"]),
@@ -326,6 +415,39 @@ def test_where_marks_the_place_that_has_the_file(
     marked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("*")]
     assert len(marked) == 1
     assert "bundled" in marked[0]
+
+
+def test_where_alone_is_where_all_are(
+    bundled: str, installed: Callable[[], Card], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed()
+    assert call("where") == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert {*packaged_cards(), "resnet18_uscl.trial"} < rows.keys()
+    assert rows[bundled][1] == "bundled"
+    assert Path(rows[bundled][-1]).is_file()
+    assert Path(rows["resnet18_uscl.trial"][-1]).parent == home / ".uscl_zoo"
+    assert rows["resnet18_uscl.us4"][1:] == ["to", "be", "imported"]
+    assert rows["your"][-1] == str(home / ".uscl_zoo")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_options_and_names(shell: str) -> None:
+    def ask(instruction: str, words: str = "") -> str:
+        environment = os.environ | {"_USCL_COMPLETE": f"{shell}_{instruction}"}
+        typed = words.rpartition(" ")[2] if shell == "fish" else str(words.count(" "))
+        environment |= {"COMP_WORDS": words, "COMP_CWORD": typed}
+        command = [sys.executable, "-c", "from uscl_zoo.cli import main; main()"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert not done.stderr
+        return done.stdout
+
+    assert "_USCL_COMPLETE" in ask("source")
+    assert "pretrain" in ask("complete", "uscl pre")
+    assert "--subject-pattern" in ask("complete", "uscl finetune --sub")
+    assert "resnet50_uscl.pocus" in ask("complete", "uscl info resnet50")
+    assert "resnet50_uscl.pocus" in ask("complete", "uscl evaluate resnet18_uscl resnet50")
+    assert "resnet18" not in ask("complete", "uscl info resnet50")
 
 
 def test_verify_tells_right_from_wrong_and_absent(

@@ -50,3 +50,29 @@ def test_every_bundled_file_has_a_card() -> None:
     named = {card.weights.file for card in cards} | {card.weights.licence_file for card in cards}
     bundled = [path for path in store._BUNDLED.iterdir() if path.suffix != ".py" and path.is_file()]
     assert {path.name for path in bundled} <= named
+
+
+def test_every_module_is_in_the_wheel_once(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = sorted(name for name in archive.namelist() if name.endswith(".py"))
+    expected = {path.relative_to(ROOT) for path in (ROOT / "uscl_zoo").rglob("*.py")}
+    # a set, since some releases of Python follow the link to it and some do not
+    expected |= {"uscl_zoo" / path.relative_to(ROOT) for path in (ROOT / "training").rglob("*.py")}
+    assert packed == sorted(map(str, expected))
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import training"], ["-m", "training"]])
+def test_a_checkout_has_training_under_one_name(arguments: list[str]) -> None:
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "use uscl_zoo.training, the one name of this package" in done.stderr.splitlines()[-1]
+    if "-m" in arguments:
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_mypy_and_editors_find_training_in_a_checkout() -> None:
+    link = ROOT / "uscl_zoo" / "training"
+    assert link.is_symlink()
+    assert not link.readlink().is_absolute()
+    assert link.samefile(ROOT / "training")

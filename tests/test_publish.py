@@ -110,7 +110,7 @@ def test_the_hub_reads_the_model_cards_metadata(built: Path) -> None:
         "87 videos, 1,234 frames, 61 subjects",
         "| 0.625 | 0.500 to 0.750 (95 %, bootstrap over subjects) |",
         "difference to ImageNet | clip | -0.125 | -0.250 to +0.062",
-        "`python -m training.downstream.probe`",
+        "`uscl probe`",
         "- Knows nothing.",
         "never trained on: the frames of 2 subjects",
         f'timm.create_model("hf-hub:{REPO}", pretrained=True)',

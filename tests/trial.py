@@ -65,7 +65,7 @@ CARD = Card(
             (0.5, 0.75),
             "95 %, bootstrap over subjects",
             None,
-            "python -m training.downstream.probe",
+            "uscl probe",
             None,
         ),
         Metric(
@@ -77,7 +77,7 @@ CARD = Card(
             (-0.25, 0.0625),
             "95 %, bootstrap over subjects",
             "ImageNet",
-            "python -m training.downstream.probe",
+            "uscl probe",
             None,
         ),
     ),

@@ -66,8 +66,9 @@ def _found(name: str) -> Any:
             raise
         from .errors import MissingDependencyError
 
+        missing = (error.name or "").partition(".")[0]
         raise MissingDependencyError(
-            f"{name} needs {error.name}: pip install 'uscl-zoo[training]'"
+            f"{name} needs {missing}: pip install 'uscl-zoo[training]'"
         ) from error
 
 

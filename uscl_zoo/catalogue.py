@@ -53,6 +53,20 @@ def model_info(name: str) -> Card:
         if damaged.is_file():
             # says what is wrong with it: a good one would be among the cards
             return read_card(damaged)
-    near = difflib.get_close_matches(name, [*cards, *MODELS], n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"
-    raise UnknownModelError(f"no model {name!r} in the zoo; {hint}")
+    raise UnknownModelError(f"no model {name!r} in the zoo; {_advice(name, list(cards.values()))}")
+
+
+def _advice(name: str, cards: list[Card]) -> str:
+    """What somebody may have meant who asked for a name that there is not."""
+    model, _, tag = name.partition(".")
+    tags = {card.tag: card for card in cards if card.model == model}
+    near: list[str]
+    if tags:
+        # of a model that there is, in the spelling of the tag alone: all of its names look alike
+        near = [tags[one].name for one in difflib.get_close_matches(tag, tags, n=3)]
+        if not near:
+            return f"{model} has {', '.join(card.name for card in tags.values())}"
+    else:
+        names = [card.name for card in cards]
+        near = difflib.get_close_matches(name, [*names, *MODELS], n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"

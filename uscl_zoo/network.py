@@ -23,9 +23,9 @@ from .answers import ANSWERS, STATISTICS, Answers, Statistics, read_model, read_
 from .card import ARCHITECTURES, MODELS, Card, Input, all_cards, read_card
 from .catalogue import model_info
 from .checkpoint import Channels
+from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
 from .inference import batched, infer, logits, logits_and_textures, pooled
-from .registry import card_config
 from .ultrasound.transforms import FrameTransform, create_transform
 
 #: How timm asks for a network in a folder, and for one of the Hub.

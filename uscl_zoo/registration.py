@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+
+def _register() -> None:
+    from .entry_points import register_models
+
+    register_models()
 
 
 class _AfterTimm(MetaPathFinder):
@@ -41,7 +46,7 @@ def _register_after(loader: Loader) -> None:
         run(module)
         # the loader of a zip file is that of its other modules as well
         if module.__name__ == "timm":
-            import_module("uscl_zoo.registry")
+            _register()
 
     # not a loader of our own: `timm.__loader__` is to stay one that reads sources and resources
     loader.exec_module = run_and_register  # type: ignore[method-assign]
@@ -50,7 +55,7 @@ def _register_after(loader: Loader) -> None:
 def register() -> None:
     """Register the models with timm: now where timm is imported already, else when it is."""
     if "timm" in sys.modules:
-        import_module("uscl_zoo.registry")
+        _register()
     elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
         # stays there: taken out, it could make an import in another thread miss a finder
         sys.meta_path.insert(0, _AfterTimm())

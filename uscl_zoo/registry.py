@@ -1,4 +1,4 @@
-"""Cards as timm models: importing this module registers them."""
+"""Networks of the zoo, made by timm with the verified weights of their cards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import PretrainedCfg, ResNet, build_model_with_cfg, register_model
-from timm.models import generate_default_cfgs as _generate_default_cfgs
+from timm.models import PretrainedCfg, ResNet, build_model_with_cfg
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from . import checkpoint, store
-from .card import MODELS, Card, Input
-from .catalogue import model_info, ranked_cards
+from .card import MODELS
+from .catalogue import model_info
+from .configs import pretrained_cfg_of
 
 _LAYERS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
@@ -24,57 +24,6 @@ _LAYERS: dict[str, dict[str, Any]] = {
 }
 #: Where timm may take weights from; naming one in a configuration overrides the card.
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id")
-
-
-def _pretrained_cfg(card: Card) -> PretrainedCfg:
-    """What timm has to know of a card. Digest, provenance and metrics stay in the card."""
-    hub = f"{card.weights.hub_repo}@{card.weights.revision}" if card.weights.hub_repo else None
-    return PretrainedCfg(
-        # tells timm that there are weights; the entry point puts the verified file in its place
-        file=card.weights.file if card.has_weights else None,
-        hf_hub_id=hub,
-        architecture=card.model,
-        tag=card.tag,
-        input_size=card.input.size,
-        interpolation=card.input.interpolation,
-        crop_pct=card.input.crop_pct,
-        crop_mode=card.input.crop_mode,
-        mean=card.input.mean,
-        std=card.input.std,
-        num_classes=0,
-        pool_size=tuple(side // 32 for side in card.input.size[1:]),
-        first_conv="conv1",
-        classifier="fc",
-        license=card.licence,
-        description=card.summary,
-        origin_url="https://github.com/983632847/USCL" if card.is_uscl else card.weights.origin,
-        paper_ids="arXiv:2011.13066" if card.is_uscl else None,
-    )
-
-
-def card_config(of: Card | Input) -> dict[str, Any]:
-    """Arguments of `timm.create_model` that have a network say of its input what a card does."""
-    shape = of.input if isinstance(of, Card) else of
-    said: dict[str, Any] = {
-        "input_size": shape.size,
-        "mean": shape.mean,
-        "std": shape.std,
-        "interpolation": shape.interpolation,
-        "crop_pct": shape.crop_pct,
-        "crop_mode": shape.crop_mode,
-    }
-    if isinstance(of, Card):
-        said |= {"license": of.licence, "description": of.summary}
-        said["label_names"] = of.classes or None
-    return {"pretrained_cfg_overlay": said}
-
-
-def _default_cfgs() -> Any:
-    return _generate_default_cfgs({card.name: _pretrained_cfg(card) for card in ranked_cards()})
-
-
-#: timm looks for a module attribute of exactly this name before `register_model` runs.
-default_cfgs = _default_cfgs()
 
 
 def _refuse_foreign(
@@ -141,7 +90,7 @@ class GreyConv2d(nn.Conv2d):
         return super().forward(input * self.scale + self.shift)
 
 
-def _create(
+def create(
     model: str,
     pretrained: bool,
     pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
@@ -149,6 +98,7 @@ def _create(
     cache_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> nn.Module:
+    """What the entry points do; the arguments are those that timm gives them."""
     architecture = MODELS[model]
     overlay = dict(pretrained_cfg_overlay or {})
     if isinstance(pretrained_cfg, PretrainedCfg):
@@ -174,7 +124,7 @@ def _create(
         ResNet,
         model,
         pretrained,
-        pretrained_cfg=_pretrained_cfg(card).to_dict(),
+        pretrained_cfg=pretrained_cfg_of(card).to_dict(),
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=_refuse_foreign(architecture),
         cache_dir=cache_dir,
@@ -193,22 +143,6 @@ def _take_grey(network: nn.Module, mean: Sequence[float], std: Sequence[float]) 
     name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     parent, _, last = name.rpartition(".")
     setattr(network.get_submodule(parent), last, GreyConv2d(first, mean, std))
-
-
-def _entry_point(model: str) -> Callable[..., nn.Module]:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _create(model, pretrained, **kwargs)
-
-    # timm registers a function under its name, in the module it says it is from
-    create.__name__ = create.__qualname__ = model
-    create.__doc__ = f"{model}, a {MODELS[model]} without classifier; `uscl list` says of what."
-    registered: Callable[..., nn.Module] = register_model(create)
-    return registered
-
-
-#: The functions that timm and torch.hub create the models with, by name.
-ENTRY_POINTS = {model: _entry_point(model) for model in MODELS}
-globals().update(ENTRY_POINTS)
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -70,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if debug or (error.name or "").startswith("uscl_zoo"):
             raise
-        # what every command needs comes with uscl-zoo itself, and with this again
-        click.echo(f"uscl: needs {error.name}: pip install 'uscl-zoo[training]'", err=True)
+        # the commands of training alone need more than comes with uscl-zoo or says so itself
+        missing = (error.name or "").partition(".")[0]
+        click.echo(f"uscl: needs {missing}: pip install 'uscl-zoo[training]'", err=True)
         sys.exit(2)
     except (UsclError, OSError) as error:
         if debug:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import FILE, device_option, rate_option
+from .options import FILE, MODEL, device_option, rate_option
 
 commands = click.Group(help="Adapt one to classes of your own")
 
@@ -15,7 +15,9 @@ commands = click.Group(help="Adapt one to classes of your own")
 @commands.command(short_help="Fine-tune a backbone on classes of your own.")
 @click.option("--data", required=True, type=FILE, help="Folder per class, CSV, or store.")
 @click.option("-o", "--output", required=True, type=FILE, help="Folder of the model.")
-@click.option("--model", default="resnet18_uscl", show_default=True, help="To begin with.")
+@click.option(
+    "--model", type=MODEL, default="resnet18_uscl", show_default=True, help="To begin with."
+)
 @click.option(
     "--train",
     type=click.Choice(["head", "last", "all"]),
@@ -121,7 +123,7 @@ def predict(
 
 
 @commands.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("file", type=FILE)
 @click.option(
     "-o",

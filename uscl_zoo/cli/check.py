@@ -9,7 +9,7 @@ import click
 
 from ..card import read_card
 from ..errors import DataError
-from .options import FILE, device_option, rate_option
+from .options import FILE, MODEL, device_option, rate_option
 
 if TYPE_CHECKING:
     from ..training.downstream.datasets import DataSet
@@ -40,7 +40,7 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
 
 
 @commands.command(short_help="Compare models on a data set, subjects never shared.")
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=MODEL)
 @click.option(
     "--dataset",
     required=True,
@@ -223,7 +223,7 @@ def _dataset(
 
 
 @commands.command(short_help="Judge frozen features on held-out subjects.")
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option("--data", required=True, type=FILE, help="A store with held-out subjects.")
 @click.option(
     "--random-seeds",
@@ -306,7 +306,7 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
 
 
 @commands.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("data", nargs=-1, required=True, type=FILE)
 @click.option("-o", "--output", required=True, type=FILE, help=".html")
 @rate_option(None)

@@ -7,11 +7,35 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: A file or folder, whether it is there or not.
 FILE = click.Path(path_type=Path)
+
+
+class _Name(click.types.StringParamType):
+    """The name of a model or checkpoint, which a shell completes, and maybe a file instead."""
+
+    def __init__(self, or_file: bool) -> None:
+        self.or_file = or_file
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from ..card import all_cards
+        from ..catalogue import list_models
+
+        names = [name for name in (*list_models(), *all_cards()) if name.startswith(incomplete)]
+        files = [CompletionItem(incomplete, type="file")] if self.or_file else []
+        return [*map(CompletionItem, names), *files]
+
+
+#: A name of the zoo.
+NAME = _Name(or_file=False)
+#: A name of the zoo, or a file or folder.
+MODEL = _Name(or_file=True)
 
 device_option = click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from ..errors import DataError
-from .options import FILE, device_option, rate_option
-
-if TYPE_CHECKING:
-    from ..card import Card
-    from ..store import Place
+from .options import FILE, MODEL, NAME, device_option, rate_option
+from .weights import whereabouts
 
 commands = click.Group(help="Use a backbone as it is")
 
@@ -42,7 +38,7 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
             if place.trouble:
                 # once each, not for every card
                 troubles.setdefault(place.source, f"{place.source} {place.path}: {place.trouble}")
-        click.echo(f"{name:24}  {_whereabouts(places, card):14}  {card.summary}")
+        click.echo(f"{name:24}  {whereabouts(card, places)[0]:14}  {card.summary}")
         click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
         click.echo(f"{'':24}  has seen: {seen(card)}")
         for line in standing(card, brief=True):
@@ -51,15 +47,8 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
         click.echo(f"uscl: {trouble}", err=True)
 
 
-def _whereabouts(places: Sequence[Place], card: Card) -> str:
-    if not card.has_weights:
-        return "to be imported"
-    here = next((place.source for place in places if place.present), None)
-    return here or ("on the Hub" if card.weights.hub_repo else "missing")
-
-
 @commands.command()
-@click.argument("name")
+@click.argument("name", type=NAME)
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def info(name: str, as_json: bool) -> None:
     """Show the card of a checkpoint."""
@@ -73,7 +62,7 @@ def info(name: str, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("clip", required=False, type=click.Path(path_type=Path, exists=True))
-@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option("--model", type=MODEL, default="resnet18_uscl", show_default=True)
 @click.option("-o", "--output", default="uscl_demo.png", show_default=True, type=FILE)
 def demo(clip: Path | None, model: str, output: Path) -> None:
     """Draw what the network sees in a clip, yours or a synthetic one."""
@@ -91,7 +80,7 @@ def demo(clip: Path | None, model: str, output: Path) -> None:
     type=FILE,
     help=".npz, .csv or .parquet",
 )
-@click.option("--model", default="resnet18_uscl", show_default=True)
+@click.option("--model", type=MODEL, default="resnet18_uscl", show_default=True)
 @click.option(
     "--pool", type=click.Choice(["frame", "clip", "subject"]), default="frame", show_default=True
 )

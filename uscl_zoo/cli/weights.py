@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import UsclError
-from .options import FILE
+from .options import FILE, MODEL, NAME
+
+if TYPE_CHECKING:
+    from ..card import Card
+    from ..store import Place
 
 commands = click.Group(help="Keep weights, and pass them on")
 
 
-@commands.command()
-@click.argument("name")
-def where(name: str) -> None:
-    """Show where weights are looked for, and where they are."""
-    from .. import store
-    from ..catalogue import model_info
+def whereabouts(card: Card, places: Sequence[Place]) -> tuple[str, Path | None]:
+    """Where the weights of a card are, in words, and their file if it is on this machine."""
+    if not card.has_weights:
+        return "to be imported", None
+    here = next((place for place in places if place.present), None)
+    if here is not None:
+        return here.source, here.path
+    return ("on the Hub" if card.weights.hub_repo else "missing"), None
 
+
+@commands.command()
+@click.argument("name", required=False, type=NAME)
+def where(name: str | None) -> None:
+    """Show where weights are: all of them, or every place where those of NAME are looked for."""
+    from .. import store
+    from ..card import home
+    from ..catalogue import model_info, ranked_cards
+
+    if name is None:
+        for card in ranked_cards():
+            words, path = whereabouts(card, store.places(card))
+            click.echo(f"{card.name:24}  {words:14}  {path or ''}".rstrip())
+        click.echo(f"{'your own go into':24}  {'':14}  {home()}")
+        return
     card = model_info(name)
     for place in store.places(card):
         mark, trouble = "*" if place.present else " ", ""
@@ -30,7 +53,7 @@ def where(name: str) -> None:
 
 
 @commands.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=NAME)
 def verify(names: tuple[str, ...]) -> None:
     """Check the weights in reach against their cards."""
     from .. import store
@@ -51,7 +74,7 @@ def verify(names: tuple[str, ...]) -> None:
 
 
 @commands.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, type=NAME)
 @click.option("-o", "--output", type=FILE, help="Folder; by default your own.")
 def fetch(names: tuple[str, ...], output: Path | None) -> None:
     """Copy verified weights and cards, for machines without a network."""
@@ -90,7 +113,7 @@ def import_(
 
 
 @commands.command()
-@click.argument("name")
+@click.argument("name", type=MODEL)
 @click.option("--to", "namespace", required=True, help="User or organisation on the Hub.")
 @click.option("--dry-run", is_flag=True, help="Write the repository to a folder only.")
 @click.option("-o", "--output", type=FILE, help="Folder to keep it in.")
