@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
+import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from uscl_zoo import files
 from uscl_zoo.card import packaged_cards
 from uscl_zoo.cli import main
 from uscl_zoo.files import locked
+from uscl_zoo.records import to_plain
 from uscl_zoo.training.frames import FrameStore
 
 NAME = next(name for name, card in packaged_cards().items() if card.has_weights and card.licence)
@@ -49,146 +50,145 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     Image.new("L", (40, 30), 99).save(folder / "a.png")
     Image.new("L", (40, 30), 50).save(folder / "b.png")
-    Path("t.csv").write_text("Filename,label,patient\na.png,x,1\nb.png,y,2\n")
+    Path("t.csv").write_text(ROWS)
     Path("model").mkdir()
     for name in ("predict.json", "config.json"):
         (Path("model") / name).write_text("{}")
     return tmp_path
 
 
-def theirs(*names: str) -> Path:
-    """Files of others."""
-    for name in names:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("theirs\n")
-    return Path(names[0])
+ROWS = "Filename,label,patient\na.png,x,1\nb.png,y,2\n"
 
 
-def link(name: str, to: str) -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(to)
-    return path
+def put(there: dict[str, str]) -> None:
+    """Files of others by their path, with their content; `-> x` is a link to x."""
+    for name, content in there.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content.startswith("-> "):
+            path.symlink_to(content.removeprefix("-> "))
+        else:
+            path.write_text(content)
 
 
 TABLE = "--csv t.csv --label-column label --subject-column patient"
 
 #: What is there, the command, and the path in its message.
-CASES: dict[str, tuple[Callable[[], object], str, str]] = {
+CASES: dict[str, tuple[dict[str, str], str, str]] = {
     "embed over its table": (
-        lambda: None,
+        {},
         "embed data --csv t.csv --subject-column patient -o t.csv",
         "t.csv",
     ),
-    "embed over another table": (lambda: theirs("u.csv"), "embed data -o u.csv", "u.csv"),
-    "embed over what is no npz": (lambda: theirs("u.npz"), "embed data -o u.npz", "u.npz"),
-    "embed through a link": (lambda: link("l.csv", "t.csv"), "embed data -o l.csv", "l.csv"),
+    "embed over another table": ({"u.csv": "theirs"}, "embed data -o u.csv", "u.csv"),
+    "embed over what is no npz": ({"u.npz": "theirs"}, "embed data -o u.npz", "u.npz"),
+    "embed through a link": ({"l.csv": "-> t.csv"}, "embed data -o l.csv", "l.csv"),
     "embed, parts of others": (
-        lambda: theirs("o.npz.parts/mine.npz"),
+        {"o.npz.parts/mine.npz": "theirs"},
         "embed data -o o.npz",
         "o.npz.parts",
     ),
     "embed, parts through a link": (
-        lambda: (theirs("mine/x"), link("o.npz.parts", "mine")),
+        {"mine/x": "theirs", "o.npz.parts": "-> mine"},
         "embed data -o o.npz",
         "o.npz.parts",
     ),
     "embed into its model": (
-        lambda: None,
+        {},
         "embed data --model local-dir:model -o model/o.npz",
         "model/o.npz",
     ),
     "predict over its model": (
-        lambda: None,
+        {},
         "predict model data -o model/predict.json",
         "model/predict.json",
     ),
     "predict over another table": (
-        lambda: None,
+        {},
         "predict model data -o t.csv",
         "t.csv",
     ),
     "predict over other JSON": (
-        lambda: theirs("u.json"),
+        {"u.json": "theirs"},
         "predict model data -o u.json",
         "u.json",
     ),
     "explain over its input": (
-        lambda: None,
+        {},
         f"explain {NAME} data/a.png -o data/a.png",
         "data/a.png",
     ),
-    "explain over a frame": (lambda: None, f"explain {NAME} data -o data/b.png", "data/b.png"),
-    "explain into its model": (lambda: None, "explain model data -o model/x.png", "model/x.png"),
+    "explain over a frame": ({}, f"explain {NAME} data -o data/b.png", "data/b.png"),
+    "explain into its model": ({}, "explain model data -o model/x.png", "model/x.png"),
     "demo over its input": (
-        lambda: None,
+        {},
         f"demo data/a.png --model {NAME} -o data/a.png",
         "data/a.png",
     ),
     "shortcut over another page": (
-        lambda: theirs("r.html"),
+        {"r.html": "theirs"},
         f"shortcut {NAME} data -o r.html",
         "r.html",
     ),
     "shortcut over a table nobody named": (
-        lambda: theirs("r.csv"),
+        {"r.csv": "theirs"},
         f"shortcut {NAME} data -o r.html",
         "r.csv",
     ),
     "shortcut, parts of others": (
-        lambda: theirs("r.html.parts/thesis.tex"),
+        {"r.html.parts/thesis.tex": "theirs"},
         f"shortcut {NAME} data -o r.html",
         "r.html.parts",
     ),
     **{
         f"prepare over {name}": (
-            partial(theirs, f"out/{name}"),
+            {f"out/{name}": "theirs"},
             f"prepare data {TABLE} -o out",
             f"out/{name}",
         )
         for name in ("frames.npy", "manifest.csv", "skipped.csv", "left_out.csv", "corpus.yaml")
     },
     "prepare, parts of others": (
-        lambda: theirs("out/parts/thesis.tex"),
+        {"out/parts/thesis.tex": "theirs"},
         f"prepare data {TABLE} -o out",
         "out/parts",
     ),
     "prepare over its table": (
-        lambda: Path("t.csv").rename("data/manifest.csv"),
+        {"data/manifest.csv": ROWS},
         f"prepare data {TABLE.replace('t.csv', 'data/manifest.csv')} -o data",
         "data/manifest.csv",
     ),
-    "prepare into a file": (lambda: None, f"prepare data {TABLE} -o t.csv", "t.csv"),
-    "finetune into its data": (lambda: None, "finetune --data data -o data", "data"),
+    "prepare into a file": ({}, f"prepare data {TABLE} -o t.csv", "t.csv"),
+    "finetune into its data": ({}, "finetune --data data -o data", "data"),
     "finetune beside others": (
-        lambda: theirs("out/thesis.tex"),
+        {"out/thesis.tex": "theirs"},
         "finetune --data data -o out",
         "out",
     ),
     "finetune, work of others": (
-        lambda: theirs("out/predict.json", "out/work/thesis.tex"),
+        {"out/predict.json": "theirs", "out/work/thesis.tex": "theirs"},
         "finetune --data data -o out --overwrite",
         "out/work",
     ),
     "finetune over its model": (
-        lambda: None,
+        {},
         "finetune --data data --model local-dir:model -o model --overwrite",
         "model",
     ),
-    "audit over another page": (lambda: theirs("out/report.html"), "audit data -o out", "out"),
-    "audit over another table": (lambda: theirs("out/pairs.csv"), "audit data -o out", "out"),
+    "audit over another page": ({"out/report.html": "theirs"}, "audit data -o out", "out"),
+    "audit over another table": ({"out/pairs.csv": "theirs"}, "audit data -o out", "out"),
     "publish beside others": (
-        lambda: theirs("out/thesis.tex"),
+        {"out/thesis.tex": "theirs"},
         f"publish {NAME} --to me --dry-run -o out",
         "out",
     ),
     "fetch over another card": (
-        lambda: theirs(f"out/{NAME}.yaml"),
+        {f"out/{NAME}.yaml": "theirs"},
         f"fetch {NAME} -o out",
         f"out/{NAME}.yaml",
     ),
     "fetch through a link": (
-        lambda: (theirs("card"), link(f"out/{NAME}.yaml", "../card")),
+        {"card": "theirs", f"out/{NAME}.yaml": "-> ../card"},
         f"fetch {NAME} -o out",
         f"out/{NAME}.yaml",
     ),
@@ -197,8 +197,8 @@ CASES: dict[str, tuple[Callable[[], object], str, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_lost(place: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
-    make, command, named = CASES[case]
-    make()
+    there, command, named = CASES[case]
+    put(there)
     before = snapshot(place)
     assert run(*command.split()) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -210,7 +210,7 @@ def test_nothing_is_lost(place: Path, capsys: pytest.CaptureFixture[str], case: 
 def test_a_run_replaces_nothing_of_others(
     place: Path, small_store: FrameStore, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    theirs(f"out/{name}")
+    put({f"out/{name}": "theirs"})
     before = snapshot(place)
     recipe = ("--recipe", "pocus_resnet18", "--data", small_store.folder)
     assert run("pretrain", *recipe, "-o", "out", "--device", "cpu") == 2
@@ -222,7 +222,7 @@ def test_a_run_replaces_nothing_of_others(
 def test_an_evaluation_replaces_nothing_of_others(
     place: Path, small_store: FrameStore, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    theirs(f"out/{name}")
+    put({f"out/{name}": "theirs"})
     before = snapshot(place)
     data = ("--dataset", small_store.folder, "--all-subjects")
     assert run("evaluate", "random", *data, "-o", "out", "--device", "cpu") == 2
@@ -287,10 +287,6 @@ class TestUnreadable:
         monkeypatch: pytest.MonkeyPatch,
     ) -> str:
         """Breaks one; what has to be named."""
-        import os
-
-        from huggingface_hub import constants
-
         own = home / ".uscl_zoo"
         if request.param == "home":
             own.write_text("a file")
@@ -302,7 +298,7 @@ class TestUnreadable:
             (tmp_path / "cache").write_text("a file")
             monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
             card = packaged_cards()[NAME]
-            plain = json.loads(json.dumps(files_of_card(card)))
+            plain = to_plain(card)
             plain["weights"] |= {"hub_repo": "a/b", "revision": "0" * 40}
             plain["name"] = "resnet18_uscl.hub"
             own.mkdir()
@@ -334,9 +330,3 @@ class TestUnreadable:
         assert run("where", NAME) == 0
         assert run("verify", NAME) == 0
         assert f"{NAME}: verified" in capsys.readouterr().out
-
-
-def files_of_card(card: object) -> object:
-    from uscl_zoo.records import to_plain
-
-    return to_plain(card)

@@ -288,7 +288,12 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
     """
     target = expanded(folder) / card.weights.file
     card_file = target.with_name(f"{card.name}.yaml")
-    check_output(card_file)
+    try:
+        check_output(card_file)
+    except WriteError as error:
+        raise WeightsNotFoundError(
+            f"{target.parent}: cannot be written to ({error.strerror}); name another folder"
+        ) from error
     _refuse_other_card(card_file, card)
     # before anything is copied: weights must not go without their licence
     along = [path for path in (licence_of(card), corpus_of(card)) if path is not None]

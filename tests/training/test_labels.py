@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -269,3 +270,17 @@ def test_a_subject_counts_for_its_most_frequent_label() -> None:
 def test_subjects_without_a_label_are_a_class_of_their_own() -> None:
     given = {f"v{i}": Annotation(f"s{i}") for i in range(10)}
     assert len(hold_out(given, 0.2, seed=0)) == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_no_table(tmp_path: Path, kind: str) -> None:
+    """A pipe would be waited for, a device never ends."""
+    path = tmp_path / "t.csv"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(UnreadableError, match=f"^{path}: cannot be read"):
+        read_table(path, "Filename")
