@@ -186,7 +186,7 @@ def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "zzz"], ["zzz", "uscl list"]),
         (
             ["info", "resnet18_uscl.lung"],
-            ["resnet18_uscl has resnet18_uscl.pocus,"],
+            ["resnet18_uscl has resnet18_uscl.open, resnet18_uscl.pocus,"],
         ),
         (["info", "resnet50_uscl.us5"], ["did you mean resnet50_uscl.us4?"]),
         (["where", "resnet18_uscl.us5"], ["resnet18_uscl.us5", "did you mean"]),
@@ -324,10 +324,13 @@ def test_from_clips_to_a_model(
 def test_list_says_who_may_use_what(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("list", "resnet18_*") == 0
     told = capsys.readouterr().out
-    imagenet, pocus, us4 = re.split(r"^(?=resnet)", told, flags=re.MULTILINE)[1:]
+    imagenet, default, pocus, us4 = re.split(r"^(?=resnet)", told, flags=re.MULTILINE)[1:]
     assert "in a product: yes, under MIT" in imagenet
     assert "has seen: ImageNet-1k" in imagenet
     assert "beside ImageNet" not in imagenet
+    assert "in a product: yes, under CC-BY-4.0" in default
+    assert "has seen: BUS-BRA (breast; 1,598 images" in default
+    assert "ahead of resnet18_imagenet.mit: +0.063 [+0.044, +0.082] macro AUROC" in default
     assert "in a product: no: CC-BY-NC-SA-4.0 forbids commercial use" in pocus
     assert "has seen: POCUS lung ultrasound (lung; 108 videos" in pocus
     assert "level with random initialisation, mean of 3 seeds: +0.219 [-0.008, +0.367]" in pocus

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..card import read_card
 from ..errors import DataError
 from .options import FILE, MODEL, device_option, rate_option
 
@@ -135,6 +134,7 @@ def evaluate(
     import shlex
     import sys
 
+    from ..card import read_card
     from ..training.downstream import results
     from ..training.downstream.evaluate import SHARES
     from ..training.downstream.evaluate import evaluate as run
