@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.records import open_file
+from uscl_zoo.files import open_file
 
 FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
 #: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from .errors import DataError, UnreadableError
-from .records import open_file
+from .files import open_file
 
 #: Lines of a list in a message.
 _LISTED = 20

@@ -8,6 +8,7 @@ link at the final name itself is refused: whoever made it meant another file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import DataError, UsclError, reason
 
@@ -385,3 +387,24 @@ def _in_words(path: Path, partial: Path) -> Iterator[None]:
             if about not in (path, *path.parents) and partial not in (about, *about.parents):
                 raise  # of an input that was being read
         raise WriteError(path, reason(error)) from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read, at once or not at all: a pipe would be waited for, a device never ends.
+
+    Raises:
+        OSError: if it is neither a regular file nor a link to one, or cannot be opened.
+    """
+    neither = OSError(errno.EINVAL, "neither a file nor a folder")
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        # a socket, or a device that is not there
+        if error.errno == errno.ENXIO:
+            raise neither from error
+        raise
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")  # noqa: PTH123
+    os.close(handle)
+    raise neither

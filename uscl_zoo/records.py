@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-import os
 import re
-import stat
 import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from .errors import CardError
-from .files import written
+from .files import open_file, written
 
 T = TypeVar("T")
 
@@ -57,27 +54,6 @@ def _check_yaml(text: str) -> None:
             raise yaml.YAMLError(f"has a number of {len(event.value):,} characters")
         if depth > _DEEPEST:
             raise yaml.YAMLError(f"is nested more than {_DEEPEST} deep")
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a file to read, at once or not at all: a pipe would be waited for, a device never ends.
-
-    Raises:
-        OSError: if it is neither a regular file nor a link to one, or cannot be opened.
-    """
-    neither = OSError(errno.EINVAL, "neither a file nor a folder")
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        handle = os.open(path, flags)
-    except OSError as error:
-        # a socket, or a device that is not there
-        if error.errno == errno.ENXIO:
-            raise neither from error
-        raise
-    if stat.S_ISREG(os.fstat(handle).st_mode):
-        return open(handle, "rb")  # noqa: PTH123
-    os.close(handle)
-    raise neither
 
 
 def read_small(path: Path, most: int, kind: str) -> str:

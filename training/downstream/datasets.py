@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.records import open_file
+from uscl_zoo.files import open_file
 from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MissingDependencyError, UnreadableError, quietly, reason
-from ..records import open_file
+from ..files import open_file
 from . import acquisition, encapsulated, jpeg, pixels
 from .acquisition import CLOCK
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted

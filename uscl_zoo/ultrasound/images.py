@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
 from ..errors import MissingDependencyError, UnreadableError, quietly, reason
-from ..records import open_file
+from ..files import open_file
 from . import jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 from .rgb import to_frame

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import DataError, UnreadableError, one_line, reason
-from ..records import open_file
+from ..files import open_file
 from . import dicom, images, video
 from .clip import Clip, DamageWarning, Facts, Frame, OnDamage, Wanted
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import MissingDependencyError, UnreadableError, reason
-from ..records import open_file
+from ..files import open_file
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 
 if TYPE_CHECKING:
