@@ -236,7 +236,7 @@ def test_an_import_does_not_replace_its_file(
     """What was imported, imported again from where it lies."""
     own = home / ".uscl_zoo" / "resnet18_uscl.mine.safetensors"
     own.parent.mkdir()
-    bundled = packaged_cards()["resnet18_uscl.pocus"].weights.file
+    bundled = packaged_cards()["resnet18_uscl.open"].weights.file
     own.write_bytes((Path(files.__file__).parent / "weights" / bundled).read_bytes())
     before = snapshot(home)
     assert run("import", own, "--as", "resnet18_uscl.mine", "--overwrite") == 2

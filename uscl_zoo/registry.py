@@ -164,5 +164,9 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """
     if ":" not in name:  # timm's own schemes, e.g. `local-dir:`, are timm's to judge
         model_info(name)
+    if isinstance(kwargs.get("pretrained_cfg"), dict):
+        # what it leaves out is this checkpoint's; timm would forget the tag, and take the default's
+        given = kwargs.pop("pretrained_cfg")
+        kwargs["pretrained_cfg_overlay"] = given | (kwargs.get("pretrained_cfg_overlay") or {})
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     return model
