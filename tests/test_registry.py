@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -467,3 +468,15 @@ def test_a_checkpoint_path_with_other_tensors_is_refused(create: Create, tmp_pat
     path = foreign_file(tmp_path / "foreign.safetensors", "renamed")
     with pytest.raises(RuntimeError, match="Missing key"):
         create("resnet18_uscl", checkpoint_path=str(path))
+
+
+def test_weights_that_left_the_wheel_say_how_to_make_them_again(create: Create) -> None:
+    with pytest.raises(WeightsNotFoundError, match="make it again: uscl prepare, uscl pretrain"):
+        create("resnet18_uscl.pocus", pretrained=True)
+
+
+def test_they_load_where_their_file_is_put(home: Path, create: Create) -> None:
+    (home / ".uscl_zoo").mkdir()
+    file = PACKAGED["resnet18_uscl.pocus"].weights.file
+    shutil.copy(Path(__file__).parent / "weights" / file, home / ".uscl_zoo")
+    assert create("resnet18_uscl.pocus", pretrained=True).num_features == 512
