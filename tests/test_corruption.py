@@ -323,9 +323,9 @@ def card_bomb(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def card_padded(path: Path, rng: random.Random, marker: Path) -> None:
-    """A valid card, but for its size: reading YAML takes a second a megabyte."""
+    """A valid card, but for its size: more than the four mebibytes that may be read."""
     with path.open("a") as stream:
-        stream.write("# lol\n" * rng.randint(2**18, 2**22))
+        stream.write("# lol\n" * rng.randint(2**20, 2**22))
 
 
 def card_garbage(path: Path, rng: random.Random, marker: Path) -> None:
