@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save
+from scipy.stats import t as student  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from uscl_zoo import prediction
@@ -59,14 +60,33 @@ def calibrate(
         classes=classes,
         temperature=fit_temperature(logits, sample.target, sample.weights(), subjects),
         confidence=confidence,
-        # a figure of the data, not between two of them
-        threshold=float(np.quantile(distances, QUANTILE, method="higher")),
+        threshold=threshold_of(distances),
         quantile=QUANTILE,
         validation_frames=len(sample),
         rate=rate,
         statistics_sha256=hashlib.sha256(pack(statistics)).hexdigest(),
     )
     return answers, statistics
+
+
+def threshold_of(distances: npt.NDArray[np.float64], quantile: float = QUANTILE) -> float:
+    """The distance above which an image is of another kind than these.
+
+    Of many frames the quantile, a figure of the data. The largest of N is passed by one in N + 1
+    more; of few it is therefore at least what one more stays below with that probability, if
+    logarithms of distances are normal (a prediction interval by Student's t).
+
+    Args:
+        distances: (N,), of validation frames, N at least 1.
+        quantile: below 1.
+    """
+    highest = float(np.quantile(distances, quantile, method="higher"))
+    count = len(distances)
+    if count < 2 or count * (1 - quantile) >= 1:
+        return highest
+    logs = np.log(np.maximum(distances, 1e-12))
+    wide = float(student.ppf(quantile, count - 1)) * logs.std(ddof=1) * np.sqrt(1 + 1 / count)
+    return max(highest, float(np.exp(logs.mean() + wide)))
 
 
 def _look(

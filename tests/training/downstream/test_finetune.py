@@ -27,6 +27,7 @@ from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.training.downstream import finetune as module
 from uscl_zoo.training.downstream.collection import collect, split
 from uscl_zoo.training.downstream.finetune import finetune
+from uscl_zoo.training.downstream.judging import threshold_of
 from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
 from uscl_zoo.training.downstream.probe import PENALTIES, Bootstrap, Task, fit_predict
 from uscl_zoo.training.downstream.tuning import (
@@ -483,3 +484,22 @@ def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) ->
     assert module._warnings(parts, small_store, base, "mine") == []
     told = module._warnings(parts, small_store, base, card.training.sources[0].name)
     assert told[0].startswith("in corpus (by name; none of 6 files recognised): resnet18_uscl")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20, 60])
+def test_of_few_validation_frames_the_next_is_not_unlike(count: int) -> None:
+    rng = np.random.default_rng(count)
+    flagged, largest = [], []
+    for _ in range(400):
+        distances = np.exp(rng.normal(0, 0.2, count))
+        others = np.exp(rng.normal(0, 0.2, 50))
+        flagged.append((others > threshold_of(distances)).mean())
+        largest.append((others > distances.max()).mean())
+    assert np.mean(flagged) < 0.02
+    assert np.mean(largest) == pytest.approx(1 / (count + 1), abs=0.03)
+
+
+def test_of_many_the_threshold_is_a_figure_of_theirs() -> None:
+    distances = np.exp(np.random.default_rng(0).normal(0, 0.2, 500))
+    assert threshold_of(distances) == np.sort(distances)[495]
+    assert threshold_of(distances[:1]) == distances[0]
