@@ -22,6 +22,8 @@ T = TypeVar("T")
 #: Bytes of YAML. A card names every subject that was held out: 50,000 take two mebibytes, which
 #: libyaml reads in half a second.
 _LARGEST = 1 << 22
+#: Keys and values, which take a second.
+_MOST = 100_000
 #: Mappings and lists within each other; cards have five.
 _DEEPEST = 50
 #: Characters of a number, whose digits take the square of their time.
@@ -37,8 +39,11 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def _check_yaml(text: str) -> None:
     """Refuse what would take long or fill memory, by the events of the parser alone."""
-    depth = 0
+    depth = values = 0
     for event in yaml.parse(text, _Loader):
+        values += isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent))
+        if values > _MOST:
+            raise yaml.YAMLError(f"has more than {_MOST:,} values")
         if isinstance(event, yaml.AliasEvent):
             # a few aliases of aliases can stand for terabytes
             raise yaml.YAMLError("has an alias; write the value out")

@@ -272,7 +272,10 @@ ABSURD = {
     "questions": "? " * (N // 2),
     "indents": "\n".join(" " * i + "a:" for i in range(480)),
     "aliases": "a: &a [1]\nb: *a\n",
-    "too long": "a: 1\n" + "#" * N,
+    "too long": "a: 1\n" + "#" * (32 * N),
+    "many empty items": "a:\n" + "-\n" * (15 * N),
+    "a long flow": "a: [" + "1," * (15 * N) + "]",
+    "many short items": "- a\n" * (7 * N),
 }
 
 
