@@ -324,7 +324,7 @@ def test_a_network_without_residual_blocks_is_refused_before_any_work(
 
 
 def test_a_folder_without_a_network_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no network that timm can load .*config\.json"):
+    with pytest.raises(DataError, match=r"holds no model, .*config\.json"):
         contender(f"local-dir:{tmp_path}", TINY)
 
 
@@ -338,7 +338,7 @@ def test_random_networks_differ_by_seed() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("resnet18_usc", "no file, no model of timm"),
+        ("resnet18_usc", "no file or folder, no model of timm"),
         ("random:vgg16", "should be one of resnet18, resnet50"),
     ],
 )
