@@ -91,7 +91,7 @@ def test_the_figures_of_a_card_are_what_its_command_prints(
     words[words.index("-o") + 1] = str(tmp_path / "report")
     # of the command's shares, the one that the goals are set by
     words[words.index("--shares") + 1] = "10,100"
-    description = tmp_path / "card.yaml"
+    description = tmp_path / f"{card.name}.yaml"
     write_yaml(description, replace(card, metrics=()))
     main([*words, "--card", str(description)])
 
