@@ -40,7 +40,8 @@ _PATH = click.Path(path_type=Path)
     help="Without --csv: labels from the prefix of the name (default), the joint ones of US-4, "
     "those of one of its sub-datasets, or none.",
 )
-@click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, help="Fail if a row has no file.")
 @click.option("--class", "classes", multiple=True, help="A declared class; repeat. Default: all.")
 @click.option("--unlabelled", multiple=True, help="A label to drop, keeping its videos; repeat.")
 @click.option("--licence", "licences", multiple=True, metavar="SPDX", help="To keep; repeat.")
@@ -70,6 +71,7 @@ def prepare(
     licence_column: str | None,
     label_scheme: str | None,
     subject_pattern: str | None,
+    every_row: bool,
     classes: tuple[str, ...],
     unlabelled: tuple[str, ...],
     licences: tuple[str, ...],
@@ -109,7 +111,9 @@ def prepare(
         "--url": url,
         "--citation": citation,
     }
-    whose = _of_corpus(corpus_name, roots, told) or _of_folders(file_column, told, only_annotated)
+    whose = _of_corpus(corpus_name, roots, told) or _of_folders(
+        file_column, told | {"--every-row": every_row}, only_annotated
+    )
     report = run(
         **whose,
         output=output,
@@ -122,8 +126,11 @@ def prepare(
         holdout=holdout,
         seed=seed,
         strict=strict,
+        subject_pattern=subject_pattern,
+        every_row=every_row,
         overwrite=overwrite,
         workers=workers,
+        tell=lambda text: click.echo(text, err=True),
     )
     _report(report, output, f"row in {table}" if table else "row")
 
@@ -158,8 +165,10 @@ def _of_folders(file_column: str, told: Mapping[str, Any], only_annotated: bool)
     scheme, pattern = told["--label-scheme"], told["--subject-pattern"]
     annotate: Callable[[str], labels.Annotation | None] | labels.Table
     if told["--csv"] is not None:
-        if scheme is not None or pattern is not None:
-            raise DataError("--csv and --label-scheme or --subject-pattern exclude each other")
+        if scheme is not None:
+            raise DataError("--csv and --label-scheme exclude each other")
+        if pattern is not None and told["--subject-column"] is not None:
+            raise DataError("--subject-column and --subject-pattern exclude each other")
         annotate = labels.read_table(
             told["--csv"], file_column, *(told[column] for column in columns)
         )
@@ -169,10 +178,12 @@ def _of_folders(file_column: str, told: Mapping[str, Any], only_annotated: bool)
                 raise DataError(f"{column} {told[column]}: needs --csv")
         if only_annotated:
             raise DataError("--only-annotated: needs --csv or --corpus")
+        if told["--every-row"]:
+            raise DataError("--every-row: needs --csv or --corpus")
 
         def annotate(video: str) -> labels.Annotation:
             known = scheme if scheme in labels.LABEL_SCHEMES else None
-            found = labels.from_name(video, known, pattern)
+            found = labels.from_name(video, known)
             return labels.Annotation(found.subject) if scheme == "none" else found
 
     origin = {key: told[f"--{key}"] for key in ("name", "url", "citation")}
@@ -496,11 +507,10 @@ def probe(
 @click.option("--file-column", default="Filename", show_default=True, help="Names, stems or paths.")
 @click.option("--label-column", help="Class of the file.")
 @click.option("--subject-column", help="Patient; a subject is never split.")
-@click.option("--subject-pattern", help="Of a folder: regex whose group is the subject.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, help="Of a CSV: fail if a row has no file.")
 @click.option("--class", "classes", multiple=True, help="One of the only classes; repeat.")
-@click.option(
-    "--exclude", multiple=True, default=["*_mask*"], show_default=True, help="File names; repeat."
-)
+@click.option("--exclude", multiple=True, help="File names; repeat. Masks are left out anyway.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
 @click.option("--size", type=click.IntRange(32, 4096), help="By default the backbone's.")
 @click.option("--holdout", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
@@ -613,7 +623,8 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
 @click.option("--file-column", help="Of --dataset csv, like the next two.")
 @click.option("--label-column")
 @click.option("--subject-column")
-@click.option("--subject-pattern", help="Of --dataset folder: regex whose group is the subject.")
+@click.option("--subject-pattern", help="Of folder and csv: regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, default=None, help="Of csv: fail if a row has no file.")
 @click.option("--resamples", type=click.IntRange(min=100), default=2000, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
@@ -640,7 +651,7 @@ def evaluate(
     seed: int,
     workers: int | None,
     device: str | None,
-    **columns: str | None,
+    **columns: Any,
 ) -> None:
     """Compare MODELs on a data set: the same folds and code, and intervals over subjects.
 
@@ -726,8 +737,11 @@ def _dataset(
 @click.option("--file-column", help="Of a CSV: names, stems or paths; default Filename.")
 @click.option("--label-column", help="Of a CSV: class of the file.")
 @click.option("--subject-column", help="Of a CSV: patient.")
-@click.option("--subject-pattern", help="Of a folder: regex whose group is the subject.")
-@click.option("--exclude", multiple=True, help="File names; repeat. Default: *_mask*.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
+@click.option(
+    "--every-row", is_flag=True, default=None, help="Of a CSV: fail if a row has no file."
+)
+@click.option("--exclude", multiple=True, help="File names; repeat. Masks are left out anyway.")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any) -> None:
     """Find what is in DATA twice: near-duplicates within and across data sets, splits and classes.

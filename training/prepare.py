@@ -32,7 +32,7 @@ from uscl_zoo.ultrasound.sources import files_of, state_of
 
 from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, ORIGIN, FrameStore, manifest_of
-from .labels import Annotation, Table, hold_out, unify
+from .labels import Annotation, SubjectPattern, Table, hold_out, unify
 from .sources import CorpusPlan, Item, items_in, items_named, items_of
 from .spdx import allows, canonical
 
@@ -101,10 +101,13 @@ def prepare(
     holdout: float = 0.2,
     seed: int = 0,
     strict: bool = False,
+    subject_pattern: str | None = None,
+    every_row: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
     origin: dict[str, str | None] | None = None,
     progress: bool = True,
+    tell: Callable[[str], None] = reading.warn,
 ) -> Report:
     """Decode videos into a FrameStore.
 
@@ -116,8 +119,9 @@ def prepare(
         videos: files and folders, which are searched; sources by the names to give them; or a
             corpus, which has tables of its own.
         output: folder of the store.
-        annotate: subject, label and licence of a video by its name, None where it has no row; or
-            a table, whose rows also say which stills and folders are items of their own.
+        annotate: subject, label and licence of a video by its name, None where it has no row; or,
+            of files and folders, a table, whose rows also say which stills and folders are items
+            of their own.
         sampling: rate and size; 3 frames a second of 224x224 by default.
         classes: the declared classes; None declares every label found.
         unlabelled: labels to drop.
@@ -127,10 +131,14 @@ def prepare(
         holdout: share of the subjects of each class to hold out.
         seed: of the choice of held-out subjects.
         strict: fail if any source cannot be decoded.
+        subject_pattern: of subjects, see `SubjectPattern`; None for those that `annotate` tells.
+        every_row: fail if a row of a table has no file.
         overwrite: replace a finished store.
         workers: processes; None for one a core.
         origin: name, url and citation of the collection, for the card. A corpus has its own.
         progress: show a bar.
+        tell: is given a line for whatever of files and tables is left out, lost or bent; a
+            `DamageWarning` unless given.
 
     Returns:
         The store and what was left out of it.
@@ -143,7 +151,8 @@ def prepare(
     sampling = sampling or Sampling()
     plan = videos if isinstance(videos, CorpusPlan) else None
     # labels first: a typo in a column should not cost an hour of decoding
-    items, left_out = _items(videos, annotate)
+    pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
+    items, left_out = _items(videos, annotate, pattern, every_row, tell)
     items, unwanted = _choose(items, licences, only_annotated)
     left_out = [*left_out, *unwanted]
     if not items:
@@ -230,19 +239,24 @@ def prepare(
 def _items(
     videos: Sequence[Path] | Mapping[str, Path] | CorpusPlan,
     annotate: Callable[[str], Annotation | None] | Table | None,
+    pattern: SubjectPattern | None,
+    every_row: bool,
+    tell: Callable[[str], None],
 ) -> tuple[dict[str, Item], list[tuple[str, str]]]:
     """What is to become a video, by name, and what cannot be one, with the reason."""
     if isinstance(videos, CorpusPlan):
         if annotate is not None:
             raise DataError(f"{videos.name}: a corpus has tables of its own")
-        items, left_out = items_of(videos)
+        items, left_out = items_of(videos, every_row=every_row, tell=tell)
     else:
         if annotate is None:
             raise DataError(f"{', '.join(map(str, videos))}: whose are they? `annotate` says")
-        if isinstance(videos, Mapping):
-            items = items_named(videos, annotate)
+        if not isinstance(videos, Mapping):
+            items = items_in(videos, annotate, pattern=pattern, every_row=every_row, tell=tell)
+        elif isinstance(annotate, Table) or pattern is not None:
+            raise DataError("sources that have names take neither a table nor a subject pattern")
         else:
-            items = items_in(videos, annotate)
+            items = items_named(videos, annotate)
         left_out = []
     if not items:
         told = videos.name if isinstance(videos, CorpusPlan) else ", ".join(map(str, videos))

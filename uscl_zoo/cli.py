@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import click
 
-from .errors import DataError, UsclError
+from .errors import DataError, UsclError, one_line
 
 #: Commands that live elsewhere: name → module, attribute, help for the overview.
 _LAZY = {
@@ -171,6 +171,7 @@ def info(name: str, as_json: bool) -> None:
 @click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
 @click.option("--subject-column", help="Patient, of the table.")
 @click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, help="Fail if a row has no file.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
@@ -184,6 +185,7 @@ def embed(
     file_column: str,
     subject_column: str | None,
     subject_pattern: str | None,
+    every_row: bool,
     rate: float,
     batch_size: int,
     workers: int | None,
@@ -194,31 +196,20 @@ def embed(
     Run it again after an interruption and it continues.
     """
     from . import embed as embedding
-    from .annotations import read_table, subject_of
+    from .annotations import read_table
 
-    unknown: list[str] = []
-    subjects: embedding.Subjects | None = None
+    subjects: embedding.Subjects | None = subject_pattern
     if table is not None:
         if subject_pattern is not None:
             raise DataError("--csv and --subject-pattern exclude each other")
         if subject_column is None:
             raise DataError("--csv: needs --subject-column")
-        rows = read_table(table, file_column, subject_column=subject_column)
-
-        def subjects(name: str) -> str | None:
-            row = rows.find(name)
-            if row is None:
-                unknown.append(name)
-            return row.subject if row else None
-
+        subjects = read_table(table, file_column, subject_column=subject_column)
     elif subject_column is not None:
         raise DataError(f"--subject-column {subject_column}: needs --csv")
-    elif subject_pattern is not None:
-
-        def subjects(name: str) -> str | None:
-            return subject_of(name, subject_pattern)
-
-    elif pool == "subject":
+    elif every_row:
+        raise DataError("--every-row: needs --csv")
+    elif subjects is None and pool == "subject":
         raise DataError("--pool subject: needs --csv with --subject-column, or --subject-pattern")
 
     done = embedding.embed_to(
@@ -231,15 +222,12 @@ def embed(
         device,
         subjects=subjects,
         workers=workers,
+        every_row=every_row,
     )
     for source, reason in done.skipped:
-        click.echo(f"skipped {source}: {reason}", err=True)
-    if unknown:
-        click.echo(
-            f"{len(unknown)} files have no row in {table}, each its own subject; "
-            f"the first: {unknown[0]}",
-            err=True,
-        )
+        click.echo(one_line(f"skipped {source}: {reason}"), err=True)
+    for note in done.notes:
+        click.echo(note, err=True)
     earlier = f", {done.resumed} of them done before the interruption" if done.resumed else ""
     click.echo(
         f"{done.path}: {done.rows} {pool}s of {done.sources} files{earlier}, "
@@ -306,7 +294,7 @@ def shortcut(
 
     result = shortcuts.shortcut(model, data, output, rate, device)
     for source, reason in result.skipped:
-        click.echo(f"skipped {source}: {reason}", err=True)
+        click.echo(one_line(f"skipped {source}: {reason}"), err=True)
     for name, value in result.summary():
         click.echo(f"{value:>8}  {name}")
     click.echo(f"{output}: written, and {output.with_suffix('.csv').name}")
@@ -316,7 +304,7 @@ def shortcut(
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=".csv or .json")
-@click.option("--subject-pattern", help="Regex whose group, in a file's path, is the subject.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
 @click.option("--confidence", type=click.FloatRange(0, 1), help="Below it: cannot tell.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Frames a second.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -346,7 +334,7 @@ def predict(
         device=device,
     )
     for source, reason in result.skipped:
-        click.echo(f"skipped {source}: {reason}", err=True)
+        click.echo(one_line(f"skipped {source}: {reason}"), err=True)
     if output is None:
         for answer in (*result.clips, *result.subjects):
             click.echo(str(answer))

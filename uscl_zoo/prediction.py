@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,11 +27,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import checkpoint, store
+from .annotations import SubjectPattern, known
 from .card import Card, read_card
 from .embed import written_whole
 from .errors import CardError, CheckpointError, DataError, DigestError, UnreadableError
 from .records import from_mapping, read_json, to_plain
-from .ultrasound.reading import find, sample
+from .ultrasound.reading import sample
+from .ultrasound.sources import Named, name_sources
 from .ultrasound.transforms import FrameTransform, create_transform
 
 #: Files of a model beside `model.safetensors`, `config.json` and its card.
@@ -397,8 +398,8 @@ def predict(
     Args:
         model: a folder that `uscl finetune` wrote, or one that is loaded.
         paths: files and folders, as for `ultrasound.reading.find`.
-        subjects: whom a file shows: a regular expression whose first group is the subject within
-            its path, a mapping by path or file name, or a function of the path.
+        subjects: whom a file shows: a pattern, see `annotations.SubjectPattern`, a mapping by path
+            or file name, or a function of the path.
         confidence: probability below which the answer is "cannot tell"; the model's own if None.
         rate: frames a second to sample from videos; the model's own if None.
         batch_size: frames at a time.
@@ -416,9 +417,12 @@ def predict(
     if confidence is not None and not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
     whose = _subjects(subjects)
-    sources = find(paths)
-    if not sources:
+    found = [source for source, _ in name_sources(paths)]
+    if not found:
         raise DataError("there is nothing to classify: name a file or folder")
+    sources = [source.path for source in found]
+    # a wrong pattern should not cost an hour of work
+    told = [known(whose(source)) for source in found]
     classifier = model if isinstance(model, Classifier) else Classifier(model, device)
     answers = classifier.answers
     if confidence is not None:
@@ -449,7 +453,7 @@ def predict(
         number=number,
         time=time,
         sources=sources,
-        subjects=[whose(source) for source in sources],
+        subjects=told,
     )
     return Predictions(classifier.folder, answers, *tables, skipped)
 
@@ -534,27 +538,15 @@ def answer(
 
 def _subjects(
     given: str | Mapping[str, str] | Callable[[Path], str | None] | None,
-) -> Callable[[Path], str | None]:
+) -> Callable[[Named], str | None]:
     if given is None:
-        return lambda path: None
+        return lambda source: None
     if isinstance(given, str):
-        try:
-            pattern = re.compile(given)
-        except re.error as error:
-            raise DataError(
-                f"the subject pattern {given!r} is no regular expression ({error})"
-            ) from error
-        if pattern.groups < 1:
-            raise DataError(f"the subject pattern {given!r} has no group, as in '(P[0-9]+)_'")
-
-        def search(path: Path) -> str | None:
-            found = pattern.search(path.as_posix())
-            return found.group(1) if found else None
-
-        return search
+        pattern = SubjectPattern(given)
+        return lambda source: pattern(source.within)
     if isinstance(given, Mapping):
-        return lambda path: given.get(str(path), given.get(path.name))
-    return given
+        return lambda source: given.get(str(source.path), given.get(source.path.name))
+    return lambda source: given(source.path)
 
 
 def check_suffix(path: str | Path) -> Path:

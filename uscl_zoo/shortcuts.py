@@ -278,7 +278,7 @@ def shortcut(
         MissingDependencyError: if a library that a file or the beam needs is not installed.
     """
     output = None if output is None else check_suffix(output)
-    sources = list(name_sources(paths))
+    sources = [source.path for source, _ in name_sources(paths)]
     if not sources:
         raise DataError("there is nothing to look at: name a file or folder")
     scorer = Scorer.of(model, device)

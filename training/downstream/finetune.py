@@ -102,7 +102,8 @@ def finetune(
     subject_column: str | None = None,
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
-    exclude: Sequence[str] = ("*_mask*",),
+    exclude: Sequence[str] = (),
+    every_row: bool = False,
     rate: float = 3.0,
     size: int | None = None,
     holdout: float = 0.2,
@@ -138,12 +139,13 @@ def finetune(
         output: folder of the model.
         model: to begin with: a checkpoint of the zoo, or timm's `local-dir:` or `hf-hub:`.
         train: `head`, `last` or `all`, see `Settings`; None to choose by the number of subjects.
-        file_column: as for `collect`, like the next five.
+        file_column: as for `collect`, like the next six.
         label_column: of a CSV.
         subject_column: of a CSV.
-        subject_pattern: of a folder.
+        subject_pattern: of a folder or CSV.
         classes: the only ones to take.
         exclude: patterns of file names to leave out.
+        every_row: whether a row of a CSV without a file is an error.
         rate: frames a second to take from videos.
         size: height and width of the frames; None for what the backbone was trained on.
         holdout: share of the subjects of each class to be judged on.
@@ -191,6 +193,19 @@ def finetune(
         tell(text)
 
     if (data / DESCRIPTION).is_file():
+        given = {
+            "--label-column": label_column,
+            "--subject-column": subject_column,
+            "--subject-pattern": subject_pattern,
+            "--class": classes,
+            "--exclude": exclude,
+            "--every-row": every_row,
+        }
+        if wrong := [option for option, value in given.items() if value]:
+            raise DataError(
+                f"{data}: is a store, whose labels and subjects are told; {wrong[0]} "
+                "is of a folder or CSV"
+            )
         frames, subjects = FrameStore(data), True
         rate = float(frames.description["sampling"]["rate"])
         shape = dataclasses.replace(shape, size=(3, *frames.frames.shape[1:3]))
@@ -203,6 +218,7 @@ def finetune(
             subject_pattern=subject_pattern,
             classes=classes,
             exclude=exclude,
+            every_row=every_row,
         )
         for text in collection.notes:
             note(text)
