@@ -12,6 +12,7 @@ import click
 from uscl_zoo import licences
 from uscl_zoo.card import Card, home, licences_of
 from uscl_zoo.errors import DataError
+from uscl_zoo.files import expanded
 
 from . import labels
 from .frames import DESCRIPTION, FrameStore
@@ -715,7 +716,7 @@ def _dataset(
         if everyone:
             raise DataError(f"--all-subjects: is of a store, and all of {name} are judged anyway")
         return load(name, data, target=target, folds=folds, **columns)
-    if not (Path(name).expanduser() / DESCRIPTION).is_file():
+    if not (expanded(name) / DESCRIPTION).is_file():
         raise DataError(
             f"--dataset {name}: is no store of `uscl prepare`, and none of {', '.join(DATASETS)}"
         )
@@ -724,7 +725,7 @@ def _dataset(
     for option, value in given.items():
         if value is not None:
             raise DataError(f"--{option.replace('_', '-')} {value}: is not of a store")
-    return load_store(Path(name).expanduser(), classes=classes, everyone=everyone)
+    return load_store(expanded(name), classes=classes, everyone=everyone)
 
 
 @click.command(short_help="Find near-duplicates within and across data sets.")

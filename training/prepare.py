@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
+from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.beam import opencv
@@ -402,7 +403,7 @@ def _decode_all(
         for source, error in _outcomes(todo, workers):
             if error is not None:
                 skipped.append((str(source), error))
-                bar.write(f"skipped {error}")
+                bar.write(f"skipped {error}", file=sys.stderr)
             bar.update()
     return sorted(skipped), reused
 
@@ -447,7 +448,7 @@ def _end_with_parent() -> None:
 
 def _part(parts: Path, name: str) -> Path:
     """Where the part of a video lives; its name is hashed because it may hold folders."""
-    return parts / hashlib.sha256(name.encode()).hexdigest()[:32]
+    return parts / hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
@@ -621,5 +622,5 @@ def _write_reasons(path: Path, what: str, reasons: Sequence[tuple[str, str]]) ->
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow([what, "reason"])
-    table.writerows(reasons)
+    table.writerows([cell(name), cell(reason)] for name, reason in reasons)
     write_text(path, text.getvalue())

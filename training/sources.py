@@ -16,6 +16,7 @@ from typing import Any
 
 from uscl_zoo.annotations import Annotation, SubjectPattern, Table, fold, known, read_table
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.files import expanded
 from uscl_zoo.records import from_mapping, read_yaml
 from uscl_zoo.rows import survey
 from uscl_zoo.ultrasound.reading import warn
@@ -138,7 +139,7 @@ def load_corpus(name_or_file: str, roots: Mapping[str, Path] | None = None) -> C
     """
     path = CORPORA / f"{name_or_file}.yaml"
     if not path.is_file():
-        path = Path(name_or_file).expanduser()
+        path = expanded(name_or_file)
         if not path.is_file():
             raise CardError(
                 f"no corpus {name_or_file!r}: give a YAML file or one of "
@@ -154,7 +155,7 @@ def load_corpus(name_or_file: str, roots: Mapping[str, Path] | None = None) -> C
     resolved = {}
     for key, folder in plan.roots.items():
         given = (roots or {}).get(key)
-        where = given.expanduser() if given is not None else path.parent / folder
+        where = expanded(given) if given is not None else path.parent / folder
         if not where.is_dir():
             raise DataError(f"{where}: no such folder; say where it is, --root {key}=FOLDER")
         resolved[key] = str(where.resolve())

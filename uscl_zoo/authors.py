@@ -34,6 +34,7 @@ from .card import (
     read_card,
 )
 from .errors import CardError, CheckpointError, DataError
+from .files import expanded
 from .records import write_yaml
 
 #: Keys under which training scripts wrap a state dict.
@@ -88,8 +89,8 @@ def import_checkpoint(
         CardError: if the name is not one of the zoo's kind.
         DataError: if other weights of that name are in the way.
     """
-    path = Path(path).expanduser()
-    folder = Path(folder).expanduser() if folder else home()
+    path = expanded(path)
+    folder = expanded(folder) if folder else home()
     card = _card(name, licence, summary, origin)
     state = read_backbone(path, card.architecture)
     weights = folder / card.weights.file

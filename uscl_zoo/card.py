@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from . import licences
-from .errors import CardError
+from .errors import CardError, DataError
+from .files import expanded
 from .records import from_mapping, read_yaml
 
 #: The models of the zoo, each an entry point of timm, and the timm model that implements each.
@@ -263,9 +264,12 @@ class Card:
 
 
 def home() -> Path:
-    """The user's own folder of cards and weights: `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`."""
-    named = os.environ.get("USCL_ZOO_WEIGHTS")
-    return Path(named).expanduser() if named else Path("~/.uscl_zoo").expanduser()
+    """The user's own folder of cards and weights: `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`.
+
+    Raises:
+        DataError: if they have no home folder.
+    """
+    return expanded(os.environ.get("USCL_ZOO_WEIGHTS") or "~/.uscl_zoo")
 
 
 def read_card(path: Path) -> Card:
@@ -392,7 +396,12 @@ def user_cards(folder: Path | None = None) -> dict[str, Card]:
     One damaged file should not cost the user the zoo: it is left out with a warning.
     """
     cards = {}
-    for path in sorted((folder or home()).glob("*.yaml")):
+    try:
+        folder = folder or home()
+    except DataError as error:
+        warnings.warn(f"left out of the zoo: {error}", stacklevel=2)
+        return {}
+    for path in sorted(folder.glob("*.yaml")):
         try:
             cards[path.stem] = read_card(path)
         except CardError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import click
 
 from .errors import DataError, UsclError, one_line
+from .names import escape_unprintable
 
 #: Commands that live elsewhere: name → module, attribute, help for the overview.
 _LAZY = {
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: an error a user can mend is one line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    escape_unprintable(sys.stdout, sys.stderr)
     try:
         # --debug is taken anywhere, since it is added after something has gone wrong
         status = cli.main(
@@ -271,7 +273,7 @@ def explain(
     if not outputs:
         stem = f"{file.stem if file.suffix else file.resolve().name}_explained"
         outputs = (Path(f"{stem}.png"), *([Path(f"{stem}.mp4")] if len(result) > 1 else []))
-    click.echo(f"{result.title}; {result.subtitle}")
+    click.echo(one_line(f"{result.title}; {result.subtitle}"))
     for output in outputs:
         click.echo(f"{result.save(output)}: written")
 
@@ -337,7 +339,7 @@ def predict(
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
     if output is None:
         for answer in (*result.clips, *result.subjects):
-            click.echo(str(answer))
+            click.echo(one_line(str(answer)))
         return
     result.save(output)
     told = sum(answer.answer is not None for answer in result.clips)

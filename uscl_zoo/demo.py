@@ -33,6 +33,7 @@ from .drawing import (
 from .embed import embed_frames
 from .embeddings import written_whole
 from .errors import DataError
+from .files import expanded
 from .registry import create_model, model_info
 from .ultrasound.clip import Frame
 from .ultrasound.phantom import lung_clip
@@ -66,7 +67,7 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         UnknownModelError: if no model is of that name.
         WeightsNotFoundError: if its weights are not in reach.
     """
-    output = Path(output).expanduser()
+    output = expanded(output)
     if output.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
         raise DataError(f"{output}: the name should end in .png, .jpg or .webp")
     card = model_info(model_name)

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from .drawing import FAINT, INK, RULE, Box, Page, coloured
 from .embeddings import written_whole
-from .errors import DataError, MissingDependencyError
+from .errors import DataError, MissingDependencyError, one_line
+from .files import expanded
 from .scores import Scorer
 from .ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
 from .ultrasound.reading import read, sample
@@ -104,7 +105,7 @@ class Explanation:
             if self.beam.kind == UNKNOWN
             else f"{100 * self.outside:.0f} % of the evidence lies outside the beam, not drawn"
         )
-        return f"{_short(self.source.name)}, {count}; {_short(self.network)}; {where}"
+        return f"{_short(one_line(self.source.name))}, {count}; {_short(self.network)}; {where}"
 
     def overlay(self, index: int) -> Image.Image:
         """One frame with its evidence in colour."""
@@ -254,7 +255,7 @@ def explain(
     if label is not None and label not in scorer.classes:
         known = ", ".join(scorer.classes) or "none: it has no classifier"
         raise DataError(f"{scorer.name}: has no class {label!r}; its classes are {known}")
-    path = Path(path).expanduser()
+    path = expanded(path)
     found = beam(read(path))
     if found.kind == UNKNOWN or found.confidence < DOUBTFUL:
         height, width = found.mask.shape
@@ -415,7 +416,7 @@ def check_suffix(path: str | Path) -> Path:
         DataError: naming the suffixes it can.
         MissingDependencyError: for MP4 without PyAV.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix.lower() not in (STRIP, *FILMS):
         raise DataError(f"{path}: the name should end in {STRIP}, {' or '.join(FILMS)}")
     if path.suffix.lower() == ".mp4":

@@ -30,7 +30,16 @@ from . import checkpoint, store
 from .annotations import SubjectPattern, known
 from .card import Card, read_card
 from .embed import written_whole
-from .errors import CardError, CheckpointError, DataError, DigestError, UnreadableError
+from .errors import (
+    CardError,
+    CheckpointError,
+    DataError,
+    DigestError,
+    UnreadableError,
+    one_line,
+)
+from .files import expanded
+from .names import cell
 from .records import from_mapping, read_json, to_plain
 from .ultrasound.reading import sample
 from .ultrasound.sources import Named, name_sources
@@ -190,7 +199,7 @@ class Answer:
         else:
             said = share if self.answer else f"cannot tell ({share})"
         many = f"; {self.frames} frames, agreement {self.agreement:.2f}" if self.frames > 1 else ""
-        return f"{name}: {said}{many}"
+        return one_line(f"{name}: {said}{many}")
 
 
 @dataclass(frozen=True)
@@ -231,18 +240,22 @@ class Predictions:
     def _write_json(self, path: Path) -> None:
         def plain(answer: Answer) -> dict[str, Any]:
             row: dict[str, Any] = to_plain(answer)
-            row["source"] = None if answer.source is None else str(answer.source)
+            row["source"] = None if answer.source is None else one_line(str(answer.source))
+            row["subject"] = None if answer.subject is None else one_line(answer.subject)
             # NaN is no JSON
             row["time"] = None if answer.time is None or np.isnan(answer.time) else answer.time
             return row
 
         content = {
-            "model": str(self.model),
+            "model": one_line(str(self.model)),
             "how": to_plain(self.answers),
             "subjects": [plain(answer) for answer in self.subjects],
             "clips": [plain(answer) for answer in self.clips],
             "frames": [plain(answer) for answer in self.frames],
-            "skipped": [{"source": str(s), "reason": reason} for s, reason in self.skipped],
+            "skipped": [
+                {"source": one_line(str(source)), "reason": one_line(reason)}
+                for source, reason in self.skipped
+            ],
         }
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -268,18 +281,18 @@ def write_rows(
         writer.writerow(
             [
                 answer.unit,
-                answer.source if answer.source is not None else "",
-                answer.subject if answer.subject is not None else "",
+                cell(answer.source),
+                cell(answer.subject),
                 answer.frame if answer.frame is not None else "",
                 "" if untimed else f"{answer.time:.6g}",
                 answer.frames,
-                answer.answer or "",
-                answer.best,
+                cell(answer.answer),
+                cell(answer.best),
                 f"{answer.agreement:.4g}",
                 f"{answer.distance:.4g}",
                 int(answer.unlike),
                 *(f"{answer.probabilities[label]:.6g}" for label in classes),
-                *([] if truth is None else [truth(answer)]),
+                *([] if truth is None else [cell(truth(answer))]),
             ]
         )
 
@@ -308,7 +321,7 @@ class Classifier:
             DigestError: if a file is not the one the others were made with.
             CheckpointError: if weights or statistics are not the network's.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         self.card, self.answers = read_model(self.folder)
         located = store.locate(self.card, folder=self.folder, download=False)
         classes = len(self.answers.classes)
@@ -555,7 +568,7 @@ def check_suffix(path: str | Path) -> Path:
     Raises:
         DataError: naming the suffixes it can.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: the name should end in {' or '.join(SUFFIXES)}")
     return path

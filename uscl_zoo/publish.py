@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from . import checkpoint, licences, prediction, store
 from .card import Card, Metric, Source, licences_of, origin_in_words, standing
 from .errors import CardError, DataError, HubError
+from .files import expanded
 from .records import write_text, write_yaml
 from .registry import model_info
 
@@ -147,7 +148,7 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
             f"{card.name}: its card states no licence, so others may not use it; ask the authors "
             "of the weights, and set `licence` on the card"
         )
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: is not an empty folder; name another")
     located = store.locate(card, folder=tuned)
@@ -185,7 +186,7 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
 
 def _find(name: str) -> tuple[Card, Path | None]:
     """The card of a checkpoint of the zoo, or of a model's folder, and that folder."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if (folder / prediction.ANSWERS).is_file():
         return prediction.read_model(folder)[0], folder
     return model_info(name), None

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .annotations import Annotation, Table, known
 from .errors import DataError, one_line
+from .files import expanded
 from .ultrasound import images, reading
 from .ultrasound.clip import OnDamage
 from .ultrasound.sources import Named, name_sources, named
@@ -308,7 +309,7 @@ def survey(
             if (real := source.path.resolve()) not in seen:
                 seen.add(real)
                 sources[source.path] = root
-        masks |= dict.fromkeys(drawn, Path(area).expanduser())
+        masks |= dict.fromkeys(drawn, expanded(area))
     for path in masks.keys() & sources.keys():
         del masks[path]
     items, matched = _as_rows_have_it(sources, masks, table)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .embed import infer, pooled, prepare
 from .errors import DataError
+from .files import expanded
 from .records import read_json
 from .ultrasound.transforms import FrameTransform
 
@@ -54,7 +55,7 @@ class Scorer:
         folder, temperature = None, 1.0
         name = type(model).__name__ if isinstance(model, nn.Module) else str(model)
         if not isinstance(model, nn.Module):
-            folder = Path(str(model).removeprefix("local-dir:")).expanduser()
+            folder = expanded(str(model).removeprefix("local-dir:"))
             if folder.is_dir():
                 model, name = f"local-dir:{folder}", folder.resolve().name
                 # `uscl finetune` keeps it there

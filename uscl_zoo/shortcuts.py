@@ -24,7 +24,9 @@ from tqdm.auto import tqdm
 
 from .embed import digest
 from .embeddings import written_whole
-from .errors import DataError, MissingDependencyError, UsclError
+from .errors import DataError, MissingDependencyError, UsclError, one_line
+from .files import expanded
+from .names import cell
 from .scores import Scorer
 from .ultrasound.beam import UNKNOWN
 from .ultrasound.cleaning import clean
@@ -157,10 +159,10 @@ class Shortcuts:
             head += [f"class_{when}", *(f"p_{name}_{when}" for name in self.classes)]
         writer.writerow(head)
         for case in self.cases:
-            row = [case.source, case.frames, case.beam, f"{case.confidence:.3g}"]
+            row = [cell(case.source), case.frames, case.beam, f"{case.confidence:.3g}"]
             row += [f"{v:.6g}" for v in (case.blanked, case.removed, case.outside, case.moved)]
             for values in (case.before, case.after) if self.classes else ():
-                row += [self.classes[int(np.argmax(values))], *(f"{v:.6g}" for v in values)]
+                row += [cell(self.classes[int(np.argmax(values))]), *(f"{v:.6g}" for v in values)]
             writer.writerow(row)
         return text.getvalue()
 
@@ -172,18 +174,18 @@ class Shortcuts:
         rows = "".join(f"<tr><td>{html.escape(name)}<td>{value}" for name, value in self.summary())
         blocks = "".join(self._block(case) for case in self.cases[:PICTURED])
         skipped = "".join(
-            f"<li>{html.escape(str(source))}: {html.escape(reason)}"
+            f"<li>{html.escape(one_line(str(source)))}: {html.escape(one_line(reason))}"
             for source, reason in self.skipped
         )
         if skipped:
             skipped = f"<h2>Left out</h2><ul>{skipped}</ul>"
         return _HTML.format(
-            network=html.escape(self.network),
+            network=html.escape(one_line(self.network)),
             rate=f"{self.rate:g}",
             most=MOST_FRAMES,
             unit=self.unit,
             rows=rows,
-            table=html.escape(table),
+            table=html.escape(one_line(table)),
             shown=min(PICTURED, len(self.cases)),
             blocks=blocks,
             skipped=skipped,
@@ -210,7 +212,7 @@ class Shortcuts:
             )
         mark = " class=changed" if case.changed else ""
         return (
-            f"<section{mark}><h3>{html.escape(str(case.source))}</h3><p>{figures}<br>{about}"
+            f"<section{mark}><h3>{html.escape(one_line(str(case.source)))}</h3><p>{figures}<br>{about}"
             f"<div>{''.join(pictures)}</div></section>\n"
         )
 
@@ -466,7 +468,7 @@ def check_suffix(path: str | Path) -> Path:
     Raises:
         DataError: if it does not end in `.html`.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix.lower() != ".html":
         raise DataError(f"{path}: the name should end in .html")
     return path

@@ -49,6 +49,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from .card import Card, home, packaged_folder
 from .errors import DigestError, UsclError, WeightsNotFoundError
+from .files import expanded
 from .records import write_text, write_yaml
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ def places(
         cache_dir: as for `locate`.
     """
     weights = card.weights
-    named = (Path(folder).expanduser() if folder else home()) / weights.file
+    named = (expanded(folder) if folder else home()) / weights.file
     bundled = _BUNDLED / weights.file
     # lexists: a dangling link in the user's folder is a mistake to report, not an absent file
     found = [
@@ -233,7 +234,7 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
         DigestError: if the weights, or a file of that name in the folder, are not the card's.
         OSError: if the fingerprints cannot be read.
     """
-    target = Path(folder).expanduser() / card.weights.file
+    target = expanded(folder) / card.weights.file
     # before anything is copied: weights must not go without their licence
     along = [path for path in (licence_of(card), corpus_of(card)) if path is not None]
     if os.path.lexists(target):
@@ -277,7 +278,7 @@ def corpus_of(card: Card, folder: str | Path | None = None) -> Path | None:
     """
     if card.corpus is None:
         return None
-    for place in (Path(folder).expanduser() if folder else home(), packaged_folder()):
+    for place in (expanded(folder) if folder else home(), packaged_folder()):
         path = place / card.corpus.file
         if not path.is_file():
             continue
@@ -307,7 +308,7 @@ def licence_of(card: Card, folder: str | Path | None = None) -> Path | None:
     name = card.weights.licence_file
     if name is None:
         return None
-    looked = (Path(folder).expanduser() if folder else home(), _BUNDLED)
+    looked = (expanded(folder) if folder else home(), _BUNDLED)
     for place in looked:
         if (place / name).is_file():
             return place / name
@@ -637,7 +638,7 @@ def _fingerprint(stat: os.stat_result) -> Fingerprint:
 
 def _memory() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "uscl_zoo" / "verified.json"
+    return expanded(cache) / "uscl_zoo" / "verified.json"
 
 
 def _recollections() -> dict[str, object]:

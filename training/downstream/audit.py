@@ -31,6 +31,8 @@ from uscl_zoo.errors import (
     UsclError,
     one_line,
 )
+from uscl_zoo.files import expanded
+from uscl_zoo.names import cell
 from uscl_zoo.records import write_text
 from uscl_zoo.store import corpus_of
 from uscl_zoo.ultrasound import reading
@@ -220,8 +222,9 @@ class Audit:
             row: list[object] = [one.how, " ".join(one.across), one.distance]
             row.append("" if one.correlation is None else f"{one.correlation:.4f}")
             for source, frame in zip((one.first, one.second), one.frames, strict=True):
-                row += [source.data, source.name, source.subject, source.label, source.split, frame]
-            table.writerow(["" if cell is None else cell for cell in row])
+                told = source.data, source.name, source.subject, source.label, source.split
+                row += [*map(cell, told), "" if frame is None else frame]
+            table.writerow(["" if value is None else value for value in row])
         write_text(folder / PAIRS, out.getvalue())
         write_text(folder / PAGE, self._page(progress))
 
@@ -371,7 +374,7 @@ def audit(
 
 def _corpus(argument: str) -> tuple[str, Corpus] | None:
     """Name and fingerprints of a card, if the argument is one."""
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.suffix == ".yaml" and path.is_file():
         card, folder = read_card(path), path.parent
     elif argument in all_cards() and not path.exists():
@@ -389,13 +392,13 @@ def _corpus(argument: str) -> tuple[str, Corpus] | None:
 
 def _open(argument: str, names: set[str], columns: Mapping[str, Any]) -> Data:
     known, _, rest = argument.partition(":")
-    path = Path(rest if known in DATASETS and rest else argument).expanduser()
+    path = expanded(rest if known in DATASETS and rest else argument)
     if not path.exists():
         raise UnreadableError(
             f"{argument}: no such file, folder or card; a data set is NAME:DIR, of "
             f"{', '.join(DATASETS)}"
         )
-    own = path.resolve().name
+    own = one_line(path.resolve().name)
     own = f"{known}:{own}" if known in DATASETS and rest and known != own else own
     name = next(n for n in (own, *(f"{own} {i}" for i in range(2, 99))) if n not in names)
     if (path / DESCRIPTION).is_file():
@@ -498,7 +501,7 @@ def _fingerprint(data: Data, rate: float, workers: int | None, progress: bool) -
             except (UsclError, OSError) as error:
                 taken.prints.append(Prints.join([]))
                 taken.digests.append(None)
-                taken.skipped.append((str(path), str(error)))
+                taken.skipped.append((one_line(str(path)), str(error)))
             bar.update()
     return taken
 

@@ -17,6 +17,7 @@ from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES, Card, Input, all_cards, read_card
 from uscl_zoo.checkpoint import statistics_in
 from uscl_zoo.errors import DataError, UnknownModelError, UsclError
+from uscl_zoo.files import expanded
 from uscl_zoo.registry import model_info
 
 from .infold import METHOD, Setting, method_recipe
@@ -214,7 +215,7 @@ def _fixed(
 
 def _of_folder(spec: str) -> Contender:
     """A network of timm with the weights beside its `config.json`."""
-    folder = Path(spec.removeprefix(LOCAL)).expanduser()
+    folder = expanded(spec.removeprefix(LOCAL))
     try:
         network: Any = timm.create_model(f"{LOCAL}{folder}", pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError, KeyError) as error:

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from uscl_zoo.annotations import Table
-from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.errors import DataError, UnreadableError, one_line
+from uscl_zoo.files import expanded
 from uscl_zoo.rows import assign, told_lost
 from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
@@ -154,7 +155,7 @@ def load(
     if name not in _LOADERS:
         raise DataError(f"no data set {name!r}; known are {', '.join(DATASETS)}")
     known = _LOADERS[name]
-    data = Path(data).expanduser()
+    data = expanded(data)
     if not data.exists():
         raise UnreadableError(f"{data}: no such file or folder; {_where(known)}")
     if target is not None and target not in known.targets:
@@ -166,7 +167,7 @@ def load(
     target = target or known.targets[0]
     collection, official = known.read(known, data, target, folds, **columns)
     return DataSet(
-        name=known.name or data.resolve().stem,
+        name=known.name or one_line(data.resolve().stem),
         collection=collection,
         folds=official,
         url=known.url,

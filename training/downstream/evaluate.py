@@ -20,6 +20,7 @@ from uscl_zoo import store as files
 from uscl_zoo.embed import written_whole
 from uscl_zoo.errors import DataError, MissingDependencyError
 from uscl_zoo.gradcam import heat_maps
+from uscl_zoo.names import say
 from uscl_zoo.scores import Scorer
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
@@ -153,7 +154,7 @@ def evaluate(
     workers: int | None = None,
     device: str | None = None,
     progress: bool = True,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = say,
 ) -> Evaluation:
     """Judge models on a data set, each frame by what was fitted without its subject.
 

@@ -38,7 +38,9 @@ from uscl_zoo.card import (
     read_card,
 )
 from uscl_zoo.embed import written_whole
-from uscl_zoo.errors import DataError
+from uscl_zoo.errors import DataError, one_line
+from uscl_zoo.files import expanded
+from uscl_zoo.names import say
 from uscl_zoo.prediction import ANSWERS, STATISTICS, Answer, Answers, Statistics
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.registry import model_info
@@ -123,7 +125,7 @@ def finetune(
     workers: int | None = None,
     device: str | None = None,
     progress: bool = True,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = say,
 ) -> Finetuned:
     """Fine-tune a backbone on one's own classes and leave a model that answers.
 
@@ -175,7 +177,7 @@ def finetune(
     """
     from . import report
 
-    data, output = Path(data).expanduser(), Path(output).expanduser()
+    data, output = expanded(data), expanded(output)
     work, chosen = output / WORK, device_named(device)
     if not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
@@ -231,7 +233,7 @@ def finetune(
             seed=seed,
             overwrite=overwrite,
             workers=workers,
-            origin={"name": name or data.resolve().stem, "url": None, "citation": None},
+            origin={"name": name or one_line(data.resolve().stem), "url": None, "citation": None},
             progress=progress,
         )
         frames, subjects = prepared.store, collection.subjects
@@ -239,7 +241,7 @@ def finetune(
             note(f"skipped: {reason}")
         if len(prepared.skipped) > 5:
             note(f"skipped: {len(prepared.skipped) - 5} more")
-    name = name or str(frames.description["origin"].get("name") or data.resolve().stem)
+    name = name or one_line(frames.description["origin"].get("name") or data.resolve().stem)
     parts, labels = split(frames, validation, seed), frames.labels
     for text in _warnings(parts, frames, base, name):
         note(text)

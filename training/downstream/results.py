@@ -15,8 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from uscl_zoo.embed import written_whole
+from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text
 
+from ..plots import literal
 from . import pages, pictures
 from .evaluate import Evaluation, Outcome
 from .protocols import PROTOCOLS
@@ -38,8 +40,9 @@ def write(found: Evaluation, output: Path, command: str) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     drawn: list[tuple[str, bytes, str]] = []
-    for name, figure, caption in pictures.of(found):
-        drawn.append((name, _png(figure), caption))
+    with literal():
+        for name, figure, caption in pictures.of(found):
+            drawn.append((name, _png(figure), caption))
     for name, content, _ in drawn:
         with written_whole(output / name) as partial:
             partial.write_bytes(content)
@@ -291,7 +294,9 @@ def _answers(found: Evaluation) -> str:
     stream = io.StringIO(newline="")
     table = csv.writer(stream, lineterminator="\n")
     classes = found.folds.classes
-    table.writerow(["protocol", "model", "seed", "clip", "subject", "fold", "class", *classes])
+    table.writerow(
+        ["protocol", "model", "seed", "clip", "subject", "fold", "class", *map(cell, classes)]
+    )
     for outcome in found.outcomes:
         for seed, probabilities in enumerate(outcome.probabilities):
             clips = next(one for one in units(probabilities, found.folds) if one.unit == "clip")
@@ -299,8 +304,8 @@ def _answers(found: Evaluation) -> str:
                 found.folds.videos, found.folds.fold, clips.probabilities, strict=True
             ):
                 said = [f"{value:.4f}" for value in row]
-                own = [video.name, video.subject, int(fold) + 1, video.label]
-                table.writerow([outcome.protocol, outcome.model, seed, *own, *said])
+                who = [cell(video.name), cell(video.subject), int(fold) + 1, cell(video.label)]
+                table.writerow([outcome.protocol, cell(outcome.model), seed, *who, *said])
     return stream.getvalue()
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import DataError, UnreadableError, one_line, reason
+from ..files import expanded
 from ..records import open_file
 from . import dicom, images, video
 from .clip import Clip, DamageWarning, Facts, Frame, OnDamage, Wanted
@@ -102,7 +103,7 @@ def find(
     """
     sources: dict[str, Path] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(path).expanduser()
+        path = expanded(path)
         left_out: list[Path] = []
         drawn: list[Path] = []
         # in a folder of masks that is named itself, they are what is wanted
@@ -201,7 +202,7 @@ def _frames(
     All are decoded, most from the one before; but to make an image of a decoded frame takes as long
     again, and is left out for those that nobody wants.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if frame_rate is not None and not 0 < frame_rate < math.inf:
         raise DataError(f"frame_rate should be a positive number of frames a second: {frame_rate}")
 
@@ -233,7 +234,7 @@ def read(path: str | Path, *, frame_rate: float | None = None, threads: int = 1)
         UnreadableError: naming the file and the reason, if not a single frame can be decoded.
         MissingDependencyError: if the library for that kind of file is not installed.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     decode = partial(iterate, path, frame_rate=frame_rate, threads=threads)
     next(decode())
     told = {"video": video.facts, "image": images.facts, "dicom": dicom.facts}.get(_kind(path))

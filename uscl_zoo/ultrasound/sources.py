@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from PIL import Image
 
 from ..errors import one_line
+from ..files import expanded
 from .clip import OnDamage
 from .reading import find, sample, warn
 
@@ -75,7 +76,7 @@ def name_sources(
     """
     found: dict[Path, tuple[Named, Path]] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        root = Path(path).expanduser()
+        root = expanded(path)
         for source in find(root, on_damage=on_damage, masks=masks):
             found.setdefault(source.resolve(), (named(source, root), root))
     return list(found.values())
