@@ -77,7 +77,7 @@ def _assign(table: Table, files: Mapping[Path, Sequence[str]]) -> Matched:
             break
         index = _Index(files, bend)
         for key in list(left):
-            for spelt in keys[key] if bend_key is None else [bend_key(key)]:
+            for spelt in keys[key] if bend_key is None else bend_key(key):
                 if owner := index.find(bend(spelt)):
                     owners[key] = owner
                     del left[key]
@@ -165,7 +165,7 @@ _SPACES = "with spaces around it"
 
 def _bends(
     keys: Iterable[str],
-) -> Iterator[tuple[str, Callable[[str], str] | None, Callable[[str], str]]]:
+) -> Iterator[tuple[str, Callable[[str], list[str]] | None, Callable[[str], str]]]:
     """What is tried in turn: in words, what it does to a key first, and to either."""
     yield "", None, str
     moved = _moved(keys)
@@ -190,8 +190,11 @@ def _plain(key: str, home: Path) -> list[str]:
     return [absolute(home / key).as_posix(), posixpath.normpath(key)]
 
 
-def _moved(keys: Iterable[str]) -> Callable[[str], str]:
-    """Make relative, of a path with a drive or root, what is below the folder all such share."""
+def _moved(keys: Iterable[str]) -> Callable[[str], list[str]]:
+    """Make relative, of a path with a drive or root, what is below the folder all such share.
+
+    As much of that folder as there is here is kept.
+    """
 
     def parts(key: str) -> tuple[str, ...] | None:
         windows = PureWindowsPath(key)
@@ -199,16 +202,16 @@ def _moved(keys: Iterable[str]) -> Callable[[str], str]:
             return windows.parts
         return PurePosixPath(key).parts if key.startswith("/") else None
 
-    rooted = [of[:-1] for key in keys if (of := parts(key)) is not None]
+    rooted = [[part.casefold() for part in of[:-1]] for of in map(parts, keys) if of is not None]
     # `zip` ends with the shortest
     alike = (len(set(column)) == 1 for column in zip(*rooted, strict=False))
     shared = sum(1 for _ in itertools.takewhile(bool, alike))
 
-    def relative(key: str) -> str:
+    def relative(key: str) -> list[str]:
         of = parts(key)
-        if of is not None:
-            return "/".join(of[max(shared, 1) :])
-        return posixpath.normpath(key.replace("\\", "/"))
+        if of is None:
+            return [posixpath.normpath(key.replace("\\", "/"))]
+        return ["/".join(of[start:]) for start in range(1, max(shared, 1) + 1)]
 
     return relative
 

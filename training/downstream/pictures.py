@@ -129,7 +129,7 @@ def draw_efficiency(found: Evaluation) -> Figure:
             marker=".",
             linewidth=1.2,
             elinewidth=0.7,
-            label=in_legend(model),
+            label=model,
         )
     axes.axhline(1 / len(found.folds.classes), color="0.6", linestyle=":", linewidth=1)
     shares = [share for share, _ in points]
