@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 from PIL import Image
 from uscl_zoo.training.downstream.audit import audit
 from uscl_zoo.training.downstream.collection import Collection, collect, is_wanted, sides
+from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation, unify
 
+from uscl_zoo.cli import main
+from uscl_zoo.embed import embed
 from uscl_zoo.errors import DataError
 
 
@@ -182,3 +187,99 @@ def test_a_pattern_and_a_table(tmp_path: Path) -> None:
     assert subjects(found) == {"p1/a.png": "p1", "p2/b.png": "p2"}
     with pytest.raises(DataError, match="exclude each other"):
         collect(table, label_column="label", subject_column="who", subject_pattern="(p)")
+
+
+# ------------------------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> Path:
+    """Within the folder of another patient, two of two files each."""
+    names = [f"{label}/P{i}_{part}.png" for label, i in (("a", 1), ("b", 2)) for part in "xy"]
+    return draw(tmp_path / "P0_export", *names)
+
+
+def embedded(data: Path, whole: bool) -> list[str]:
+    paths = [data] if whole else sorted(data.rglob("*.png"))
+    network = timm.create_model("resnet18", num_classes=0)
+    done = embed(network, paths, "clip", progress=False, subjects=PATTERN)
+    return done.subjects or []
+
+
+def prepared(data: Path, whole: bool) -> list[str]:
+    paths = [data] if whole else sorted(data.rglob("*.png"))
+    given = ["prepare", *map(str, paths), "-o", str(data.parent / "store"), "--workers", "1"]
+    main([*given, "--holdout", "0", "--label-scheme", "none", "--subject-pattern", PATTERN])
+    return [video.subject for video in FrameStore(data.parent / "store").videos]
+
+
+def tabled(data: Path, whole: bool) -> list[str]:
+    files = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*.png"))]
+    lines = ["Filename,label", *(f"{file},{file[0]}" for file in files)]
+    (data / "t.csv").write_text("\n".join(lines) + "\n")
+    given = ["prepare", str(data), "-o", str(data.parent / "of table"), "--workers", "1"]
+    given += ["--csv", str(data / "t.csv"), "--label-column", "label"]
+    main([*given, "--holdout", "0", "--subject-pattern", PATTERN])
+    return [video.subject for video in FrameStore(data.parent / "of table").videos]
+
+
+def collected(data: Path, whole: bool) -> list[str]:
+    return list(subjects(collect(data, subject_pattern=PATTERN)).values())
+
+
+def audited(data: Path, whole: bool) -> list[str]:
+    (one,) = audit([str(data)], subject_pattern=PATTERN, progress=False).data
+    return [str(source.subject) for source in one.sources]
+
+
+PATTERN = r"(P\d)_"
+
+
+@pytest.mark.parametrize("command", [embedded, prepared, tabled, collected, audited])
+def test_patterns_are_searched_within_the_folder(
+    patients: Path, command: Callable[[Path, bool], list[str]]
+) -> None:
+    assert command(patients, True) == ["P1", "P1", "P2", "P2"]
+
+
+@pytest.mark.parametrize("command", [embedded, prepared])
+def test_patterns_are_searched_in_a_path_as_given(
+    patients: Path, command: Callable[[Path, bool], list[str]]
+) -> None:
+    assert command(patients, False) == ["P0"] * 4
+
+
+@pytest.mark.parametrize("command", ["embed", "prepare", "finetune", "evaluate", "audit"])
+def test_every_row_is_asked_for_in_every_command(
+    patients: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = patients / "t.csv"
+    table.write_text("Filename,label,who\nP1_x.png,a,1\nP2_x.png,b,2\nP9_x.png,b,2\n")
+    of_table = ["--label-column", "label", "--subject-column", "who"]
+    output = ["-o", str(patients / "out.csv")]
+    given = {
+        "embed": [str(patients), "--csv", str(table), *of_table[2:], *output],
+        "prepare": [str(patients), "--csv", str(table), *of_table, *output],
+        "finetune": ["--data", str(table), *of_table, *output],
+        "evaluate": ["random", "--dataset", "csv", "--data", str(table), *of_table, *output],
+        "audit": [str(table), *of_table],
+    }
+    named = [] if command in ("embed", "prepare") else ["--file-column", "Filename"]
+    with pytest.raises(SystemExit) as ended:
+        main([command, *given[command], *named, "--every-row"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert told[-1].endswith("1 of 3 rows have no file: 'P9_x.png'")
+    assert not (patients / "out.csv").exists()
+
+
+def test_options_of_a_table_are_not_of_a_folder(
+    patients: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (["prepare", str(patients)], ["embed", str(patients)]):
+        with pytest.raises(SystemExit):
+            main([*given, "-o", str(patients / "out.csv"), "--every-row"])
+        assert "--every-row: needs --csv" in capsys.readouterr().err
+    for option in ({"every_row": True}, {"label_column": "x"}, {"subject_column": "x"}):
+        with pytest.raises(DataError, match="is of a CSV, and this is a folder"):
+            collect(patients, **option)  # type: ignore[arg-type]
