@@ -138,7 +138,7 @@ def test_consoles_that_cannot_print_them(tuned: Path, odd: Path, encoding: str) 
     (odd / "no-é-image.png").write_bytes(b"x")
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     program = "import sys; from uscl_zoo.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, "predict", tuned, odd, "--device", "cpu"]
+    command = [sys.executable, "-c", program, "predict", str(tuned), str(odd), "--device", "cpu"]
     ended = subprocess.run(command, env=environment, capture_output=True, check=False)
     (odd / "no-é-image.png").unlink()
     assert ended.returncode == 0, ended.stderr.decode(errors="replace")

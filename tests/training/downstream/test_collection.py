@@ -282,4 +282,4 @@ def test_options_of_a_table_are_not_of_a_folder(
         assert "--every-row: needs --csv" in capsys.readouterr().err
     for option in ({"every_row": True}, {"label_column": "x"}, {"subject_column": "x"}):
         with pytest.raises(DataError, match="is of a CSV, and this is a folder"):
-            collect(patients, **option)  # type: ignore[arg-type]
+            collect(patients, **option)
