@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -128,7 +128,7 @@ def _alike(path: str) -> str:
 
 
 _TREES = st.lists(_PATHS, min_size=1, max_size=8, unique_by=_alike)
-_BENDS = {
+_BENDS: dict[str, Callable[[str], str]] = {
     "windows": lambda path: "E:\\scans\\" + path.replace("/", "\\"),
     "spaces": lambda path: " " + path.replace("/", " / "),
     "upper": str.upper,
@@ -264,6 +264,15 @@ def test_images_with_masks_are_no_clip(tmp_path: Path) -> None:
         Image.new("L", (20, 20), i).save(tmp_path / f"p{i}.png")
     names = [source.name for source, _ in name_sources(tmp_path, on_damage=print)]
     assert names == ["p0.png", "p1.png", "p2.png"]
+
+
+def test_images_with_masks_in_the_next_folder_are_no_clip(tmp_path: Path) -> None:
+    for i in range(3):
+        for name in (f"images/p{i}.png", f"masks/p{i}.png", f"clips/a/f{i}.png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (20, 20), i).save(tmp_path / name)
+    names = [source.name for source, _ in name_sources(tmp_path, on_damage=print)]
+    assert names == ["clips/a", "images/p0.png", "images/p1.png", "images/p2.png"]
 
 
 # ---------------------------------------------------------------------------- subjects

@@ -359,9 +359,16 @@ def entries(folder: Path) -> list[Path]:
 
 
 def _search(
-    folder: Path, visited: set[Path], left_out: list[Path], masks: list[Path] | None
+    folder: Path,
+    visited: set[Path],
+    left_out: list[Path],
+    masks: list[Path] | None,
+    has_masks: bool = False,
 ) -> Iterator[Path]:
-    """The sources of a folder; those that are masks are added to `masks`, where it is given."""
+    """The sources of a folder; those that are masks are added to `masks`, where it is given.
+
+    Whether it has masks may be known from the folders beside it.
+    """
     real = folder.resolve()
     if real in visited:  # symbolic links can make rings
         return
@@ -371,7 +378,7 @@ def _search(
     folders = {entry for entry in own if entry.is_dir()}
     sources = {entry for entry in own if entry not in folders and _is_source(entry)}
     left_out += [entry for entry in own if entry not in folders and entry not in sources]
-    has_masks = False
+    below: list[Path] = []
     if masks is not None:
         drawn = {entry for entry in sources if _MASK.fullmatch(entry.stem)}
         masks += sorted(drawn, key=natural_key)
@@ -380,7 +387,7 @@ def _search(
         for entry in below:
             masks += _files_in(entry, visited)
             folders.remove(entry)
-        has_masks = bool(drawn or below)
+        has_masks = has_masks or bool(drawn or below)
     # images with masks are of a collection, and one merged by mistake is worse than one divided
     files = [entry for entry in own if entry in sources]
     if not folders and not has_masks and _are_one_clip(files):
@@ -388,7 +395,7 @@ def _search(
         return
     for entry in own:
         if entry in folders:
-            yield from _search(entry, visited, left_out, masks)
+            yield from _search(entry, visited, left_out, masks, bool(below))
         elif entry in sources:
             yield entry
 
