@@ -235,6 +235,10 @@ def test_without_a_home_the_package_says_what_it_lacks() -> None:
     assert int(ended.stdout) > 0
     assert "there is no such home folder; set HOME" in ended.stderr
     ended = homeless("from uscl_zoo.cli import main", "main(['where', 'resnet18_uscl'])")
+    assert ended.returncode == 0, ended.stderr
+    assert "there is no such home folder; set HOME" in ended.stdout
+    assert "\n* bundled" in ended.stdout
+    ended = homeless("from uscl_zoo.cli import main", "main(['fetch', 'resnet18_uscl'])")
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     assert "there is no such home folder; set HOME" in ended.stderr.splitlines()[-1]
