@@ -109,7 +109,7 @@ def test_stills_videos_and_dicom_in_one_folder(
     videos = data / "pocus" / "videos" / "convex"
     taken = [next(videos.glob(f"*.{suffix}")) for suffix in ("avi", "gif", "mov", "mp4", "mpeg")]
     taken += [data / "dicom" / "US1_J2KR.dcm", data / "dicom" / "OBXXXX1A_rle_2frame.dcm"]
-    taken += [next((data / "busi" / "normal").glob("*.png"))]
+    taken += [next((data / "busi" / "normal").glob("*.jpg"))]
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for path in taken:

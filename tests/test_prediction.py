@@ -134,6 +134,21 @@ def test_images_like_the_training_ones_are_not_flagged(classifier: Network, tmp_
     assert none.subjects == []
 
 
+def test_a_pattern_is_searched_as_in_every_command(classifier: Network, tmp_path: Path) -> None:
+    """Within the folder given, whose own path may name another; or in a file's path as given."""
+    data = tmp_path / "P0_export"
+    for name in ("P1_x", "P2_x"):
+        write_clip(data / name, draw_clip(1, 2, (90, 90, 90)))
+    whole = ask(classifier, data, subjects=r"(P\d)_")
+    assert [person.subject for person in whole.subjects] == ["P1", "P2"]
+    files = ask(classifier, *sorted(data.rglob("*.*")), subjects=r"(P\d)_")
+    assert [person.subject for person in files.subjects] == ["P0"]
+    with pytest.raises(DataError, match=r"P1_x: the subject pattern '\(Q\)' finds no group in it"):
+        ask(classifier, data, subjects="(Q)")
+    nobody = ask(classifier, data, subjects=lambda path: "NaN")
+    assert nobody.subjects == []
+
+
 def test_subjects_by_name_or_function(classifier: Network, classes: Path) -> None:
     files = [classes / "Cov" / "1.png", classes / "Reg" / "2.png"]
     named = ask(classifier, *files, subjects={"1.png": "p", str(files[1]): "q"})

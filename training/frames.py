@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import open_file
+from uscl_zoo.names import cell, plain
 
 FRAMES, MANIFEST, DESCRIPTION = "frames.npy", "manifest.csv", "store.json"
 #: Columns of the manifest. `frame` is the index within the video, `time` is in seconds.
@@ -38,6 +39,8 @@ ORIGIN = "origin"
 #: A further column of stores of `uscl prepare --clean`: the geometry of the beam, as JSON.
 BEAM = "beam"
 SPLITS = ("train", "heldout")
+#: Columns of names, which may hold anything and are written by `names.cell`.
+_TEXTS = frozenset({"video", "subject", "label", "source", "licence"})
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,14 @@ def manifest_of(rows: Iterable[Sequence[object]], columns: Sequence[str] = COLUM
         rows: a frame each, with a value a column.
         columns: their names.
     """
+    texts = [column in _TEXTS for column in columns]
     table = io.StringIO(newline="")
     manifest = csv.writer(table, lineterminator="\n")
     manifest.writerow(columns)
-    manifest.writerows(rows)
+    manifest.writerows(
+        [cell(str(value)) if text else value for value, text in zip(row, texts, strict=True)]
+        for row in rows
+    )
     return table.getvalue()
 
 
@@ -243,13 +250,13 @@ def _read_manifest(path: Path) -> tuple[npt.NDArray[np.float64], list[Video]]:
                 raise ValueError(f"row {first + 2} of {MANIFEST} has the split {row[split]!r}")
             videos.append(
                 Video(
-                    name=row[name],
+                    name=plain(row[name]),
                     # one string for all videos of a subject, and so on
-                    subject=sys.intern(row[subject]),
-                    label=sys.intern(row[label]) or None,
+                    subject=sys.intern(plain(row[subject])),
+                    label=sys.intern(plain(row[label])) or None,
                     split=sys.intern(row[split]),
-                    source=row[source],
-                    licence=sys.intern(row[licence]) or None,
+                    source=plain(row[source]),
+                    licence=sys.intern(plain(row[licence])) or None,
                     first=first,
                     count=len(times) - first,
                     origin=None if origin is None else sys.intern(row[origin]),

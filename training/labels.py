@@ -7,13 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from uscl_zoo.annotations import Annotation, Table, read_table, subject_of
+from uscl_zoo.annotations import Annotation, SubjectPattern, Table, fold, known, read_table
 from uscl_zoo.errors import DataError
 
 __all__ = [
     "LABEL_SCHEMES",
     "US4_CLASSES",
     "Annotation",
+    "SubjectPattern",
     "Table",
     "from_name",
     "hold_out",
@@ -54,7 +55,7 @@ _PREFIX = re.compile(r"([A-Za-z]+\d*)[-_ ]")
 
 
 def from_name(
-    name: str, scheme: str | None = None, subject_pattern: str | None = None
+    name: str, scheme: str | None = None, subject_pattern: str | SubjectPattern | None = None
 ) -> Annotation:
     """Read label and subject off a name such as `Cov-Atlas-Day+1.gif` or `Rb2_x_mp4`.
 
@@ -63,8 +64,8 @@ def from_name(
         scheme: a key of `LABEL_SCHEMES`: `us4` folds the prefixes of US-4 into its twelve joint
             classes; `us4-butterfly`, `us4-clust`, `us4-fibrosis` and `us4-lusms` keep those of one
             sub-dataset and leave videos of the others unlabelled. None keeps every prefix.
-        subject_pattern: regular expression whose first group is the subject; without it every
-            video is its own subject, which is safe only if no subject has two.
+        subject_pattern: see `SubjectPattern`; without it every video is its own subject, which is
+            safe only if no subject has two.
 
     Raises:
         DataError: for a prefix that the scheme does not know, or a name without the pattern.
@@ -72,16 +73,20 @@ def from_name(
     stem = PurePosixPath(name).name
     match = _PREFIX.match(stem)
     label: str | None = match.group(1) if match else None
-    if scheme is not None:
-        known = {key.casefold(): value for key, value in LABEL_SCHEMES[scheme].items()}
-        if label is None or label.casefold() not in known:
+    if label is not None and known(label) is None:
+        label = None
+    elif scheme is not None:
+        meanings = {key.casefold(): value for key, value in LABEL_SCHEMES[scheme].items()}
+        if label is None or label.casefold() not in meanings:
             raise DataError(
                 f"{name}: the prefix {label!r} is none of {scheme}'s: "
                 f"{', '.join(LABEL_SCHEMES[scheme])}"
             )
-        label = known[label.casefold()]
-    subject = name if subject_pattern is None else subject_of(name, subject_pattern)
-    return Annotation(subject=subject, label=label)
+        label = meanings[label.casefold()]
+    if isinstance(subject_pattern, str):
+        subject_pattern = SubjectPattern(subject_pattern)
+    subject = None if subject_pattern is None else subject_pattern(name)
+    return Annotation(subject=subject or name, label=label)
 
 
 def unify(
@@ -89,7 +94,7 @@ def unify(
     classes: Sequence[str] | None = None,
     unlabelled: Sequence[str] = (),
 ) -> dict[str, Annotation]:
-    """Give every label one spelling and check it against the declared classes.
+    """Give every label one spelling, see `fold`, and check it against the declared classes.
 
     Args:
         annotations: by video.
@@ -99,27 +104,27 @@ def unify(
     Raises:
         DataError: for a label that nobody declared.
     """
-    dropped = {label.casefold() for label in unlabelled}
+    dropped = {fold(label) for label in unlabelled}
     if classes is None:
         counts = Counter(a.label for a in annotations.values() if a.label is not None)
         # of `regular` and `Regular`, the more frequent spelling wins
         spelling: dict[str, str] = {}
         for spelt, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-            spelling.setdefault(spelt.casefold(), spelt)
+            spelling.setdefault(fold(spelt), spelt)
     else:
-        spelling = {label.casefold(): label for label in classes}
+        spelling = {fold(label): label for label in classes}
     unified = {}
     for name, row in annotations.items():
         label = row.label
-        if label is not None and label.casefold() in dropped:
+        if label is not None and fold(label) in dropped:
             label = None
         elif label is not None:
-            if label.casefold() not in spelling:
+            if fold(label) not in spelling:
                 raise DataError(
                     f"{name}: label {label!r} is not among the declared classes "
                     f"({', '.join(classes or ())}); declare it or add --unlabelled {label!r}"
                 )
-            label = spelling[label.casefold()]
+            label = spelling[fold(label)]
         unified[name] = Annotation(row.subject, label, row.licence)
     return unified
 

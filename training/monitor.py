@@ -278,6 +278,8 @@ def picture(
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE  # slow to import
 
+    from .plots import in_legend
+
     train = _choose(train_videos, SHOWN, recipe)
     videos = [*train, *_choose(heldout_videos, SHOWN, recipe)]
     shown = embed(network, feed, recipe, videos, DRAWN, precision, size)
@@ -300,12 +302,15 @@ def picture(
         colour = "0.7" if name == "no label" else f"C{i % 10}"
         for held, marker, size in ((False, "o", 9), (True, "^", 26)):
             dots = flat[(which == i) & (heldout == held)]
-            label = f"{name}, {'held out' if held else 'trained on'}"
+            label = in_legend(f"{name}, {'held out' if held else 'trained on'}")
             if len(dots):
                 by_class.scatter(*dots.T, s=size, marker=marker, color=colour, label=label, lw=0)
-    by_class.legend(
+    legend = by_class.legend(
         fontsize=8, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0.0)
     )
+    for text in legend.get_texts():
+        # names of classes are no formulas
+        text.set_parse_math(False)
     by_class.set_title("by class")
     for i in range(len(videos)):
         # a line through the frames in the order of time

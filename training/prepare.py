@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.files import WriteError, check_folder, is_ours, locked, sweep, written
+from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.beam import opencv
@@ -35,7 +36,7 @@ from uscl_zoo.ultrasound.sources import files_of, state_of
 
 from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, ORIGIN, FrameStore, manifest_of
-from .labels import Annotation, Table, hold_out, unify
+from .labels import Annotation, SubjectPattern, Table, hold_out, unify
 from .sources import CorpusPlan, Item, items_in, items_named, items_of
 from .spdx import allows, canonical
 
@@ -108,10 +109,13 @@ def prepare(
     holdout: float = 0.2,
     seed: int = 0,
     strict: bool = False,
+    subject_pattern: str | None = None,
+    every_row: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
     origin: dict[str, str | None] | None = None,
     progress: bool = True,
+    tell: Callable[[str], None] = reading.warn,
 ) -> Report:
     """Decode videos into a FrameStore.
 
@@ -123,8 +127,9 @@ def prepare(
         videos: files and folders, which are searched; sources by the names to give them; or a
             corpus, which has tables of its own.
         output: folder of the store.
-        annotate: subject, label and licence of a video by its name, None where it has no row; or
-            a table, whose rows also say which stills and folders are items of their own.
+        annotate: subject, label and licence of a video by its name, None where it has no row; or,
+            of files and folders, a table, whose rows also say which stills and folders are items
+            of their own.
         sampling: rate and size; 3 frames a second of 224x224 by default.
         classes: the declared classes; None declares every label found.
         unlabelled: labels to drop.
@@ -134,10 +139,14 @@ def prepare(
         holdout: share of the subjects of each class to hold out.
         seed: of the choice of held-out subjects.
         strict: fail if any source cannot be decoded.
+        subject_pattern: of subjects, see `SubjectPattern`; None for those that `annotate` tells.
+        every_row: fail if a row of a table has no file.
         overwrite: replace a finished store.
         workers: processes; None for one a core.
         origin: name, url and citation of the collection, for the card. A corpus has its own.
         progress: show a bar.
+        tell: is given a line for whatever of files and tables is left out, lost or bent; a
+            `DamageWarning` unless given.
 
     Returns:
         The store and what was left out of it.
@@ -153,7 +162,8 @@ def prepare(
     with locked(output):
         plan = videos if isinstance(videos, CorpusPlan) else None
         # labels first: a typo in a column should not cost an hour of decoding
-        items, left_out = _items(videos, annotate)
+        pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
+        items, left_out = _items(videos, annotate, pattern, every_row, tell)
         items, unwanted = _choose(items, licences, only_annotated)
         left_out = [*left_out, *unwanted]
         if not items:
@@ -263,19 +273,24 @@ def _inputs(
 def _items(
     videos: Sequence[Path] | Mapping[str, Path] | CorpusPlan,
     annotate: Callable[[str], Annotation | None] | Table | None,
+    pattern: SubjectPattern | None,
+    every_row: bool,
+    tell: Callable[[str], None],
 ) -> tuple[dict[str, Item], list[tuple[str, str]]]:
     """What is to become a video, by name, and what cannot be one, with the reason."""
     if isinstance(videos, CorpusPlan):
         if annotate is not None:
             raise DataError(f"{videos.name}: a corpus has tables of its own")
-        items, left_out = items_of(videos)
+        items, left_out = items_of(videos, every_row=every_row, tell=tell)
     else:
         if annotate is None:
             raise DataError(f"{', '.join(map(str, videos))}: whose are they? `annotate` says")
-        if isinstance(videos, Mapping):
-            items = items_named(videos, annotate)
+        if not isinstance(videos, Mapping):
+            items = items_in(videos, annotate, pattern=pattern, every_row=every_row, tell=tell)
+        elif isinstance(annotate, Table) or pattern is not None:
+            raise DataError("sources that have names take neither a table nor a subject pattern")
         else:
-            items = items_in(videos, annotate)
+            items = items_named(videos, annotate)
         left_out = []
     if not items:
         told = videos.name if isinstance(videos, CorpusPlan) else ", ".join(map(str, videos))
@@ -421,7 +436,7 @@ def _decode_all(
         for source, error in _outcomes(todo, workers):
             if error is not None:
                 skipped.append((str(source), error))
-                bar.write(f"skipped {error}")
+                bar.write(f"skipped {error}", file=sys.stderr)
             bar.update()
     return sorted(skipped), reused
 
@@ -466,7 +481,7 @@ def _end_with_parent() -> None:
 
 def _part(parts: Path, name: str) -> Path:
     """Where the part of a video lives; its name is hashed because it may hold folders."""
-    return parts / hashlib.sha256(name.encode()).hexdigest()[:32]
+    return parts / hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
@@ -641,5 +656,5 @@ def _write_reasons(path: Path, what: str, reasons: Sequence[tuple[str, str]]) ->
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow([what, "reason"])
-    table.writerows(reasons)
+    table.writerows([cell(name), cell(reason)] for name, reason in reasons)
     write_text(path, text.getvalue())

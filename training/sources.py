@@ -10,15 +10,17 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from uscl_zoo.annotations import Annotation, Table, read_table, subject_of
+from uscl_zoo.annotations import Annotation, SubjectPattern, Table, fold, known, read_table
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.files import expanded
 from uscl_zoo.records import from_mapping, read_yaml
-from uscl_zoo.ultrasound import images, reading
-from uscl_zoo.ultrasound.sources import files_of
+from uscl_zoo.rows import survey
+from uscl_zoo.ultrasound.reading import warn
+from uscl_zoo.ultrasound.sources import Named
 
 from .labels import LABEL_SCHEMES, from_name
 from .spdx import canonical
@@ -52,8 +54,7 @@ class Source:
         where: values by column of the rows that are this source's.
         label_scheme: without a table: `prefix` of the name, or one of `LABEL_SCHEMES`.
         labels: the corpus' label by the source's wording, null for none; without it, as they are.
-        subject_pattern: without a subject column: regular expression of the name within `folder`,
-            whose first group is the subject.
+        subject_pattern: without a subject column: a `SubjectPattern` of the path within `folder`.
         cohort: two sources of one cohort show the same people; by default each is its own.
         rate: frames a second, where it is not that of the store.
         near_duplicates: whether subjects that share a picture are taken for one.
@@ -138,7 +139,7 @@ def load_corpus(name_or_file: str, roots: Mapping[str, Path] | None = None) -> C
     """
     path = CORPORA / f"{name_or_file}.yaml"
     if not path.is_file():
-        path = Path(name_or_file).expanduser()
+        path = expanded(name_or_file)
         if not path.is_file():
             raise CardError(
                 f"no corpus {name_or_file!r}: give a YAML file or one of "
@@ -154,7 +155,7 @@ def load_corpus(name_or_file: str, roots: Mapping[str, Path] | None = None) -> C
     resolved = {}
     for key, folder in plan.roots.items():
         given = (roots or {}).get(key)
-        where = given.expanduser() if given is not None else path.parent / folder
+        where = expanded(given) if given is not None else path.parent / folder
         if not where.is_dir():
             raise DataError(f"{where}: no such folder; say where it is, --root {key}=FOLDER")
         resolved[key] = str(where.resolve())
@@ -208,161 +209,87 @@ def _check(plan: CorpusPlan, where: str) -> None:
 
 
 def items_in(
-    areas: Sequence[Path], annotate: Callable[[str], Annotation | None] | Table
+    areas: Sequence[Path],
+    annotate: Callable[[str], Annotation | None] | Table,
+    *,
+    pattern: SubjectPattern | None = None,
+    every_row: bool = False,
+    tell: Callable[[str], None] = warn,
 ) -> dict[str, Item]:
     """The items of files and folders, by their path within the folder they were found in.
 
     Args:
         areas: files and folders, which are searched.
         annotate: a table, whose rows say what an item is as well; or what is known by name.
+        pattern: of subjects; None for those of `annotate`.
+        every_row: whether a row without a file is an error.
+        tell: is given a line for whatever is left out, lost or bent.
 
     Raises:
         DataError: if two would have one name, or a row does not name one file.
     """
-    if isinstance(annotate, Table):
-        return {name: _plain(name, path, row) for name, path, row in named(areas, annotate)}
-    return items_named({name: path for name, path, _ in named(areas, None)}, annotate)
+    items = {}
+    for source, row in found_in(areas, annotate, every_row=every_row, tell=tell):
+        item = _plain(source.name, source.path, row)
+        if pattern is not None:
+            whose = replace(item.annotation, subject=pattern(source.within) or source.name)
+            item = replace(item, annotation=whose)
+        items[source.name] = item
+    return items
 
 
 def items_named(
-    sources: Mapping[str, Path], annotate: Callable[[str], Annotation | None] | Table
+    sources: Mapping[str, Path], annotate: Callable[[str], Annotation | None]
 ) -> dict[str, Item]:
     """Items that have their names already."""
-    find = annotate.find if isinstance(annotate, Table) else annotate
-    return {name: _plain(name, path, find(name)) for name, path in sources.items()}
+    return {name: _plain(name, path, annotate(name)) for name, path in sources.items()}
 
 
 def _plain(name: str, path: Path, row: Annotation | None) -> Item:
-    return Item(path, row or Annotation(subject=name), row is not None)
+    if row is None:
+        return Item(path, Annotation(subject=name), False)
+    row = Annotation(known(row.subject) or name, known(row.label), row.licence)
+    return Item(path, row)
 
 
-def named(
-    areas: Sequence[Path], table: Table | None
-) -> Iterator[tuple[str, Path, Annotation | None]]:
-    """Name, path and row of each item of some files and folders."""
-    found: dict[Path, Path] = {}
-    # `a` and `a/b` may both be named: a video in both is still one video
-    seen: set[Path] = set()
-    for area in (Path(area).expanduser() for area in areas):
-        for path in reading.find(area):
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                found[path] = area
-    rows: dict[Path, Annotation] = {}
-    if table is not None:
-        found, rows = _by_rows(found, table)
+def found_in(
+    areas: Sequence[Path],
+    annotate: Callable[[str], Annotation | None] | Table | None,
+    *,
+    every_row: bool = False,
+    tell: Callable[[str], None] = warn,
+) -> Iterator[tuple[Named, Annotation | None]]:
+    """The items of some files and folders, and what is known of each."""
+    table = annotate if isinstance(annotate, Table) else None
+    found = survey(areas, table, every_row=every_row, on_damage=tell)
+    for note in found.notes:
+        tell(note)
     taken: dict[str, Path] = {}
-    for path, area in found.items():
-        name = _name(path, area)
-        if name in taken:
+    for source in found.sources:
+        if source.name in taken:
             raise DataError(
-                f"{path} and {taken[name]} would both be named {name!r}; "
+                f"{source.path} and {taken[source.name]} would both be named {source.name!r}; "
                 "prepare their common folder instead"
             )
-        taken[name] = path
-        yield name, path, rows.get(path)
-
-
-def _name(path: Path, area: Path) -> str:
-    if path == area:
-        # `.` has no name of its own
-        return path.name or path.resolve().name
-    return path.relative_to(area).as_posix()
-
-
-def _by_rows(
-    found: Mapping[Path, Path], table: Table
-) -> tuple[dict[Path, Path], dict[Path, Annotation]]:
-    """The items as a table has them, each with the folder it was found in, and their rows.
-
-    A still with a row is an item, though its folder looks like a clip; a folder with a row is one,
-    though it does not.
-    """
-    home = table.path.parent.resolve()
-    resolved: dict[Path, Path] = {}
-
-    def names(path: Path, area: Path) -> list[str]:
-        # that of a folder once, and a link as it is named
-        if path.parent not in resolved:
-            resolved[path.parent] = path.parent.resolve()
-        own = resolved[path.parent] / path.name if path.name else path.resolve()
-        inside = [own.relative_to(home).as_posix()] if own.is_relative_to(home) else []
-        return [_name(path, area), *inside]
-
-    folders = _folders_of_stills(found)
-    candidates = {path: names(path, area) for path, area in found.items()}
-    candidates |= {path: names(path, found[files[0]]) for path, files in folders.items()}
-    keys = table.assign(candidates)
-    for folder, files in folders.items():
-        if folder in keys:
-            _refuse_both(table, folder, [file for file in files if file in keys])
-    whole = {file: folder for folder, files in folders.items() if folder in keys for file in files}
-
-    inside = {
-        clip: {image: names(image, area) for image in _images_in(clip)}
-        for clip, area in found.items()
-        if clip.is_dir()
-    }
-    for clip, own in inside.items():
-        if clip in keys:
-            _refuse_both(table, clip, [i for i in own if not table.rows.keys().isdisjoint(own[i])])
-    loose = {
-        image: of for clip, own in inside.items() if clip not in keys for image, of in own.items()
-    }
-    used = set(keys.values())
-    left = dataclasses.replace(
-        table, rows={key: row for key, row in table.rows.items() if key not in used}
-    )
-    keys |= left.assign(loose)
-    apart = {image.parent for image in loose if image in keys}
-
-    items: dict[Path, Path] = {}
-    for path, area in found.items():
-        if path in apart:
-            items.update(dict.fromkeys(_images_in(path), area))
+        taken[source.name] = source.path
+        if annotate is None or isinstance(annotate, Table):
+            yield source, found.rows.get(source.path)
         else:
-            items[whole.get(path, path)] = area
-    return items, {path: table.rows[key] for path, key in keys.items()}
-
-
-def _folders_of_stills(found: Mapping[Path, Path]) -> dict[Path, list[Path]]:
-    """Folders of nothing but stills, which a row may name though their names look like no clip."""
-    stills: dict[Path, list[Path]] = defaultdict(list)
-    mixed: set[Path] = set()
-    for path, area in found.items():
-        above = [path.parent, *path.parent.parents] if path != area else []
-        above = above[: above.index(area) + 1] if area in above else above[:1]
-        if path.suffix.lower() in images.SUFFIXES and not path.is_dir():
-            if above:
-                stills[path.parent].append(path)
-            above = above[1:]
-        mixed.update(above)
-    return {folder: files for folder, files in stills.items() if folder not in mixed}
-
-
-def _images_in(folder: Path) -> list[Path]:
-    files = (file for file in files_of(folder) if file.suffix.lower() in images.SUFFIXES)
-    return sorted(files, key=reading.natural_key)
-
-
-def _refuse_both(table: Table, folder: Path, files: Sequence[Path]) -> None:
-    if files:
-        raise DataError(
-            f"{table.path}: {folder} has a row, and so have {len(files)} images in it; keep one or "
-            f"the other: {_listed(sorted(files))}"
-        )
-
-
-def _listed(files: Sequence[Path]) -> str:
-    more = f" and {len(files) - _LISTED} more" if len(files) > _LISTED else ""
-    return ", ".join(map(str, files[:_LISTED])) + more
+            yield source, annotate(source.name)
 
 
 # --------------------------------------------------------------------------- what is in a corpus
 
 
-def items_of(plan: CorpusPlan) -> tuple[dict[str, Item], list[tuple[str, str]]]:
+def items_of(
+    plan: CorpusPlan, *, every_row: bool = False, tell: Callable[[str], None] = warn
+) -> tuple[dict[str, Item], list[tuple[str, str]]]:
     """The items of a corpus by name, `KEY/path`, and those left out, with the reason.
+
+    Args:
+        plan: of the corpus.
+        every_row: as for `items_in`.
+        tell: as for `items_in`.
 
     Raises:
         DataError: if a row does not name one file, two sources claim one, or a label has no
@@ -370,7 +297,7 @@ def items_of(plan: CorpusPlan) -> tuple[dict[str, Item], list[tuple[str, str]]]:
     """
     items: dict[str, Item] = {}
     for key, source in plan.sources.items():
-        items |= _of_source(key, source, plan)
+        items |= _of_source(key, source, plan, every_row, tell)
     claims: dict[Path, list[str]] = defaultdict(list)
     for name, item in items.items():
         claims[item.path.resolve()].append(name)
@@ -402,7 +329,9 @@ def items_of(plan: CorpusPlan) -> tuple[dict[str, Item], list[tuple[str, str]]]:
     return kept, left
 
 
-def _of_source(key: str, source: Source, plan: CorpusPlan) -> dict[str, Item]:
+def _of_source(
+    key: str, source: Source, plan: CorpusPlan, every_row: bool, tell: Callable[[str], None]
+) -> dict[str, Item]:
     root = Path(plan.roots[source.root])
     table = None
     if source.table is not None:
@@ -416,16 +345,19 @@ def _of_source(key: str, source: Source, plan: CorpusPlan) -> dict[str, Item]:
         )
     licences = _folded(plan.licences) | _folded(source.licences)
     labels = None if source.labels is None else _folded(source.labels)
+    pattern = source.subject_pattern
+    whose = None if pattern is None else SubjectPattern(pattern)
     items = {}
-    for name, path, row in named([root / source.folder], table):
-        annotated = row is not None
+    areas = [root / source.folder]
+    for found, row in found_in(areas, table, every_row=every_row, tell=tell):
+        name, path, annotated = found.name, found.path, row is not None
         if table is None:
             row, annotated = _by_name(name, source), True
-        subject = name
+        subject: str | None = None
         if row is not None and source.subject_column is not None:
             subject = row.subject
-        elif source.subject_pattern is not None:
-            subject = subject_of(name, source.subject_pattern)
+        elif whose is not None:
+            subject = whose(found.within)
         label = row.label if row is not None else None
         if label is not None and labels is not None:
             if _fold(label) not in labels:
@@ -438,7 +370,7 @@ def _of_source(key: str, source: Source, plan: CorpusPlan) -> dict[str, Item]:
         items[f"{key}/{name}"] = Item(
             path=path,
             annotation=Annotation(
-                f"{source.cohort or key}/{subject}", label, _licence(wording, licences)
+                f"{source.cohort or key}/{subject or name}", label, _licence(wording, licences)
             ),
             annotated=annotated,
             origin=key,
@@ -469,5 +401,5 @@ def _folded(words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fold(word: str) -> str:
-    """Case and spaces are no difference, and `CC BY-NC -SA` is `CC BY-NC-SA`."""
-    return re.sub(r"\s*-\s*", "-", " ".join(word.split())).casefold()
+    """As `fold`, and `CC BY-NC -SA` is `CC BY-NC-SA`."""
+    return re.sub(r"\s*-\s*", "-", fold(word))

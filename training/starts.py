@@ -18,6 +18,7 @@ from uscl_zoo.card import ARCHITECTURES
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import statistics_in
 from uscl_zoo.errors import CheckpointError, DataError
+from uscl_zoo.files import expanded
 from uscl_zoo.registry import create_model
 
 from .recipe import Recipe, replace
@@ -69,7 +70,7 @@ def load_start(reference: str) -> Start:
     """
     if reference.startswith(TIMM):
         return _of_timm(reference)
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if path.is_file():
         return _of_file(reference, path)
     card = model_info(reference)

@@ -1,33 +1,24 @@
-"""Who is in a video: from a table, or from the name of the file."""
+"""Who is in a video and what it shows: tables, and what their words mean."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from .errors import DataError, UnreadableError
+from .errors import DataError, UnreadableError, one_line
 from .files import open_file
 
-#: Lines of a list in a message.
-_LISTED = 20
-
-#: How a row may name a file, the surest first.
-_SPELLINGS: tuple[Callable[[str], str], ...] = (
-    str,
-    lambda name: PurePosixPath(name).name,
-    lambda name: PurePosixPath(name).stem,
-    str.casefold,
-    lambda name: PurePosixPath(name).name.casefold(),
-    lambda name: PurePosixPath(name).stem.casefold(),
+#: What stands where nobody knows, in lower case.
+_UNKNOWN = frozenset(
+    {"", "-", "?", "#n/a", "<na>", "n.a.", "n/a", "na", "nan", "null", "unknown", "unk"}
 )
-#: Of these, how many regard case.
-_EXACT = 3
+#: What may stand between the cells of a table that is no CSV.
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -41,100 +32,39 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Table:
-    """Annotations by file, read from a CSV.
+    """Annotations by file, read from a CSV; `rows.assign` finds the files.
 
     Attributes:
         path: of the CSV, for messages.
-        rows: annotations by file stem, file name or relative path, as the file column has them.
-        contradictory: keys with rows that disagree; an error only if such a file is prepared.
+        rows: annotations by file stem, file name or path, as the file column has them.
+        contradictory: keys with rows that disagree; an error only if they have a file.
         repeated: keys with several rows, whether they disagree or not.
+        spaced: keys that had spaces around them.
     """
 
     path: Path
     rows: Mapping[str, Annotation]
     contradictory: frozenset[str] = frozenset()
     repeated: frozenset[str] = frozenset()
+    spaced: frozenset[str] = frozenset()
 
-    def find(self, name: str) -> Annotation | None:
-        """The annotation of a video: by relative path, file name or stem, then ignoring case.
 
-        Raises:
-            DataError: if the table has two rows for it that disagree.
-        """
-        path = PurePosixPath(name)
-        for wanted in (name, path.name, path.stem):
-            if wanted in self.rows:
-                return self._only([wanted])
-        for wanted in (name, path.name, path.stem):
-            keys = self._folded.get(wanted.casefold())
-            if keys:
-                return self._only(keys)
+def known(word: object) -> str | None:
+    """A label or subject as it is written: one line, composed (NFC), without spaces around it.
+
+    Returns:
+        None for `NA`, `NaN`, `unknown` and the like, in any case: nobody knows.
+    """
+    if word is None or word != word:  # NaN, as pandas has it
         return None
+    told = one_line(" ".join(unicodedata.normalize("NFC", str(word)).split()))
+    return None if told.casefold() in _UNKNOWN else told
 
-    def assign(self, files: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
-        """Give each file its row: a row names one file, and a file has one row at most.
 
-        Args:
-            files: the names of each, as paths from the folders that a row may count from.
-
-        Returns:
-            The key of the row of each file that has one, in the order of the files.
-
-        Raises:
-            DataError: listing the rows that name several files, and the files with several rows.
-        """
-        indices: list[dict[str, list[Path]]] = []
-        for spelling in _SPELLINGS:
-            index: dict[str, list[Path]] = defaultdict(list)
-            for file, names in files.items():
-                for spelt in dict.fromkeys(map(spelling, names)):
-                    index[spelt].append(file)
-            indices.append(index)
-        keys: dict[Path, list[str]] = defaultdict(list)
-        several: list[str] = []
-        for key in self.rows:
-            named = self._named(key, indices)
-            if len(named) > 1:
-                several.append(f"{key!r}: {', '.join(map(str, named))}")
-            for file in named:
-                keys[file].append(key)
-                if key in self.repeated:
-                    keys[file].append(key)
-        if several:
-            raise DataError(
-                f"{self.path}: {len(several)} rows name several files each; a row should have the "
-                f"path of its file: {_listed(several)}"
-            )
-        doubled = [
-            f"{file}: {', '.join(map(repr, of))}" for file, of in keys.items() if len(of) > 1
-        ]
-        if doubled:
-            raise DataError(
-                f"{self.path}: {len(doubled)} files have two rows; keep one of each: "
-                f"{_listed(doubled)}"
-            )
-        return {file: keys[file][0] for file in files if file in keys}
-
-    @staticmethod
-    def _named(key: str, indices: Sequence[Mapping[str, list[Path]]]) -> list[Path]:
-        for place, index in enumerate(indices):
-            found = index.get(key if place < _EXACT else key.casefold())
-            if found:
-                return found
-        return []
-
-    @cached_property
-    def _folded(self) -> dict[str, list[str]]:
-        folded: dict[str, list[str]] = defaultdict(list)
-        for key in self.rows:
-            folded[key.casefold()].append(key)
-        return folded
-
-    def _only(self, keys: Sequence[str]) -> Annotation:
-        rows = {self.rows[key] for key in keys}
-        if len(rows) > 1 or not self.contradictory.isdisjoint(keys):
-            raise DataError(f"{self.path}: two rows for {keys[0]!r} disagree; keep one")
-        return rows.pop()
+def fold(word: str) -> str:
+    """What two spellings of one word have in common, whatever their case, spaces and accents."""
+    composed = unicodedata.normalize("NFC", " ".join(word.split()))
+    return unicodedata.normalize("NFC", composed.casefold())
 
 
 def read_table(
@@ -151,8 +81,8 @@ def read_table(
     Args:
         path: of the CSV.
         file_column: paths, names or stems of files.
-        label_column: class of the file.
-        subject_column: whom it shows; without one, and in an empty cell, each row its own.
+        label_column: class of the file; `NA`, `unknown` and the like are none, see `known`.
+        subject_column: whom it shows; without one, and where it is unknown, each row its own.
         licence_column: licence of the file.
         where: values by column that a row must have to be read.
 
@@ -170,7 +100,8 @@ def read_table(
             for column in named_columns:
                 if column is not None and column not in columns:
                     named = ", ".join(repr(c) for c in columns if c)
-                    raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
+                    hint = _hint(columns)
+                    raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}{hint}")
             lines = list(reader)
     except OSError as error:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
@@ -188,14 +119,17 @@ def read_table(
     rows: dict[str, Annotation] = {}
     contradictory: set[str] = set()
     repeated: set[str] = set()
+    spaced: set[str] = set()
     for line in lines:
         key = cell(line, file_column)
         if key is None:
             continue
+        if key != line[file_column]:
+            spaced.add(key)
         licence = cell(line, licence_column)
         row = Annotation(
-            subject=cell(line, subject_column) or key,
-            label=cell(line, label_column),
+            subject=known(cell(line, subject_column)) or one_line(key),
+            label=known(cell(line, label_column)),
             # "CC BY-NC -SA 4.0" and "CC BY-NC-SA 4.0" are one licence
             licence=re.sub(r"\s*-\s*", "-", licence) if licence else None,
         )
@@ -203,30 +137,50 @@ def read_table(
             repeated.add(key)
         if rows.setdefault(key, row) != row:
             contradictory.add(key)
-    return Table(path, rows, frozenset(contradictory), frozenset(repeated))
+    return Table(path, rows, *map(frozenset, (contradictory, repeated, spaced)))
 
 
-def subject_of(name: str, pattern: str) -> str:
-    """Read a subject off a name.
+def _hint(columns: Iterable[str]) -> str:
+    """What to do about a table whose cells are parted by something else; empty if they are not."""
+    head = "".join(columns)
+    for separator, name in _SEPARATORS.items():
+        if separator in head:
+            return f"; its cells seem to be parted by {name}: save it as CSV with commas"
+    return ""
 
-    Args:
-        name: path of the video within its folder.
-        pattern: regular expression whose first group is the subject.
 
-    Raises:
-        DataError: for a name without the pattern, or a pattern that is none.
+class SubjectPattern:
+    """A regular expression whose first group is the subject.
+
+    It is searched in the path of a source within the folder given, or in a file's path as given
+    where a file was given.
     """
-    try:
-        found = re.search(pattern, name)
-    except re.error as error:
-        raise DataError(
-            f"the subject pattern {pattern!r} is no regular expression ({error})"
-        ) from error
-    if not found or not found.groups() or not found.group(1):
-        raise DataError(f"{name}: the subject pattern {pattern!r} finds no group in it")
-    return found.group(1)
 
+    def __init__(self, pattern: str) -> None:
+        """Compile a pattern.
 
-def _listed(lines: Sequence[str]) -> str:
-    more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    return "; ".join(lines[:_LISTED]) + more
+        Raises:
+            DataError: if it is no regular expression, or has no group.
+        """
+        self.pattern = pattern
+        try:
+            self._compiled = re.compile(pattern)
+        except re.error as error:
+            raise DataError(
+                f"the subject pattern {pattern!r} is no regular expression ({error})"
+            ) from error
+        if self._compiled.groups < 1:
+            raise DataError(
+                f"the subject pattern {pattern!r} has no group, as in '(P[0-9]+)_': it finds nobody"
+            )
+
+    def __call__(self, within: str) -> str | None:
+        """The subject of a source; None where the group says that nobody knows.
+
+        Raises:
+            DataError: for a path without the pattern.
+        """
+        found = self._compiled.search(within)
+        if not found or not found.group(1):
+            raise DataError(f"{within}: the subject pattern {self.pattern!r} finds no group in it")
+        return known(found.group(1))

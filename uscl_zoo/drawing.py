@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import one_line
+
 Floats = NDArray[np.floating[Any]]
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -89,6 +91,7 @@ class Page:
         upright: bool = False,
     ) -> None:
         """Words at a point, which `anchor` places as Pillow does; upright ones read upwards."""
+        words = one_line(words)
         font = ImageFont.load_default(size=size * self.scale)
         x, y = self._pixels(at)
         if not upright:
@@ -103,6 +106,7 @@ class Page:
 
     def tag(self, at: tuple[float, float], words: str) -> None:
         """Words in a coloured box, whose right edge is given."""
+        words = one_line(words)
         font = ImageFont.load_default(size=14 * self.scale)
         width = font.getlength(words) / self.scale + 22
         right, middle = at

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from .annotations import SubjectPattern, Table
 from .checkpoint import folder_of
 from .embeddings import BEGINS, Embeddings, average_subjects, check_suffix, concatenate, write
 from .errors import DataError, MissingDependencyError, UsclError
@@ -31,8 +32,9 @@ from .files import check_output, parts_of, written
 from .inference import batched, infer
 from .network import Network, load
 from .release import release
+from .rows import own_subjects, survey
 from .ultrasound.reading import DamageWarning
-from .ultrasound.sources import decode_ahead, files_of, name_sources, state_of
+from .ultrasound.sources import Named, decode_ahead, files_of, state_of
 
 __all__ = [
     "Embeddings",
@@ -45,8 +47,9 @@ __all__ = [
 ]
 
 Pool = Literal["frame", "clip", "subject"]
-#: Names a subject by the path of a source within its folder; None where it is not known.
-Subjects = Callable[[str], str | None]
+#: A pattern, see `annotations.SubjectPattern`; a table; or what names a subject by the path of a
+#: source within its folder, None where it is not known.
+Subjects = str | Table | Callable[[str], str | None]
 
 # Rows, and seconds, after which what is done is put on disk.
 _PART_ROWS, _PART_SECONDS = 8192, 30.0
@@ -65,6 +68,7 @@ class Written:
         sources: how many files and folders they are of.
         resumed: how many of these an earlier, interrupted call had done.
         skipped: sources that could not be read, and why.
+        notes: what of a table was bent or lost, in words.
     """
 
     path: Path
@@ -73,6 +77,7 @@ class Written:
     sources: int
     resumed: int
     skipped: list[tuple[Path, str]]
+    notes: tuple[str, ...] = ()
 
 
 def embed(
@@ -86,6 +91,7 @@ def embed(
     *,
     subjects: Subjects | None = None,
     workers: int | None = None,
+    every_row: bool = False,
 ) -> Embeddings:
     """Embed images, DICOM files, videos and folders of them.
 
@@ -105,9 +111,11 @@ def embed(
         device: to compute on. If None, a network stays where it is, and one named goes to a GPU
             where there is one. A network given is left on the device.
         progress: show a bar.
-        subjects: names the subject of a source by its path within the folder given, e.g.
-            `lambda name: name[:4]`; a source whose subject is None is its own.
+        subjects: a pattern, see `annotations.SubjectPattern`; a table of `annotations.read_table`;
+            or what names the subject of a source by its path within the folder given, e.g.
+            `lambda name: name[:4]`. A source whose subject is None or unknown is its own.
         workers: threads that decode; None for one a core.
+        every_row: whether a row of the table without a file is an error.
 
     Raises:
         DataError: if nothing can be read, or an argument is out of range.
@@ -115,7 +123,9 @@ def embed(
         UnknownModelError: if no model is of that name.
         MissingDependencyError: if there are videos or DICOM files whose library is not installed.
     """
-    sources, whose = _survey(paths, pool, subjects)
+    sources, whose, notes = _survey(paths, pool, subjects, every_row)
+    for note in notes:
+        warnings.warn(note, DamageWarning, stacklevel=2)
     network = load(model, device)
     skipped: list[tuple[Path, str]] = []
     blocks = []
@@ -142,6 +152,7 @@ def embed_to(
     *,
     subjects: Subjects | None = None,
     workers: int | None = None,
+    every_row: bool = False,
 ) -> Written:
     """Embed as `embed` does, into a file; a call that was interrupted continues where it was.
 
@@ -161,6 +172,7 @@ def embed_to(
         progress: see there.
         subjects: see there.
         workers: see there.
+        every_row: see there.
 
     Raises:
         DataError: as `embed` and `Embeddings.save`; if the output is an input, `OUTPUT.parts` is
@@ -170,7 +182,7 @@ def embed_to(
         MissingDependencyError: as `embed` and `Embeddings.save`.
     """
     output = check_suffix(output)
-    sources, whose = _survey(paths, pool, subjects)
+    sources, whose, notes = _survey(paths, pool, subjects, every_row)
     home = None if isinstance(model, nn.Module) else folder_of(model)
     inputs = chain.from_iterable(map(files_of, sources))
     check_output(output, inputs, [home] if home else [], BEGINS[output.suffix.lower()])
@@ -185,6 +197,7 @@ def embed_to(
             network,
             sources,
             whose,
+            notes,
             pool=pool,
             rate=rate,
             batch_size=batch_size,
@@ -199,6 +212,7 @@ def _embed_by_parts(
     network: Network,
     sources: Sequence[Path],
     whose: Sequence[str] | None,
+    notes: tuple[str, ...],
     *,
     pool: Pool,
     rate: float,
@@ -234,7 +248,7 @@ def _embed_by_parts(
     else:
         write(output, blocks, skipped)
     parts.remove()
-    return Written(output, rows, width, len(found), resumed, skipped)
+    return Written(output, rows, width, len(found), resumed, skipped, notes)
 
 
 def embed_frames(
@@ -277,19 +291,41 @@ def digest(network: nn.Module) -> str:
 
 
 def _survey(
-    paths: str | Path | Iterable[str | Path], pool: str, subjects: Subjects | None
-) -> tuple[list[Path], list[str] | None]:
+    paths: str | Path | Iterable[str | Path],
+    pool: str,
+    subjects: Subjects | None,
+    every_row: bool,
+) -> tuple[list[Path], list[str] | None, tuple[str, ...]]:
     """Find the sources, and whose they are: a wrong column should not cost an hour of work."""
     if pool not in ("frame", "clip", "subject"):
         raise DataError(f"pool should be 'frame', 'clip' or 'subject', not {pool!r}")
     if pool == "subject" and subjects is None:
         raise DataError("pool 'subject' needs subjects: from a table, or a pattern of names")
-    named = name_sources(paths)
-    if not named:
+    table = subjects if isinstance(subjects, Table) else None
+    pattern = SubjectPattern(subjects) if isinstance(subjects, str) else None
+    found = survey(paths, table, every_row=every_row)
+    sources, notes = found.sources, list(found.notes)
+    if not sources:
         raise DataError("there is nothing to embed: name a file or folder")
     if subjects is None:
-        return list(named), None
-    return list(named), [subjects(name) or name for name in named.values()]
+        return [source.path for source in sources], None, ()
+
+    def whose(source: Named) -> str | None:
+        if pattern is not None:
+            return pattern(source.within)
+        if callable(subjects):
+            return subjects(source.name)
+        row = found.rows.get(source.path)
+        return row.subject if row else None
+
+    if table is not None:
+        unknown = [source.name for source in sources if source.path not in found.rows]
+        if unknown:
+            notes.append(
+                f"{len(unknown)} files have no row in {table.path}, each its own subject; "
+                f"the first: {unknown[0]}"
+            )
+    return [source.path for source in sources], own_subjects(sources, whose), tuple(notes)
 
 
 def _none_readable(sources: Sequence[Path], skipped: list[tuple[Path, str]]) -> DataError:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, MissingDependencyError
-from .files import check_output, written
+from .errors import DataError, MissingDependencyError, one_line
+from .files import check_output, expanded, written
+from .names import cell
 
 #: What embeddings can be written as.
 SUFFIXES = (".npz", ".csv", ".parquet")
@@ -55,6 +56,8 @@ class Embeddings:
         """Write one row a frame, clip or subject, whole or not at all.
 
         `.npz` holds the attributes under their names, paths as text, and loads without pickle.
+        In names, what is no UTF-8 or breaks a line is escaped, and in CSV a leading `=`, which a
+        spreadsheet would calculate, has a quote before it.
         `.csv` has the columns source, subject if there are subjects, frame, time_s, frames_averaged
         and feature_0 …, with the digits that give back the same float32; an unknown time is left
         empty. `.parquet` has the same columns, features as float32.
@@ -157,8 +160,8 @@ def _write_npz(
     rows, width = 0, 0
     for block in blocks():
         rows, width = rows + len(block), block.features.shape[1]
-        texts["sources"] = max([texts["sources"], *(len(str(path)) for path in block.sources)])
-        texts["subjects"] = max([texts["subjects"], *map(len, block.subjects or ())])
+        texts["sources"] = max([texts["sources"], *map(len, _texts(block.sources))])
+        texts["subjects"] = max([texts["subjects"], *map(len, _texts(block.subjects or ()))])
     columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
         "features": (np.dtype(np.float32), (rows, width)),
         "frames": (np.dtype(np.int64), (rows,)),
@@ -178,12 +181,17 @@ def _write_npz(
                 np.lib.format.write_array_header_1_0(stream, about)
                 for block in blocks():
                     values = getattr(block, name)
-                    if name == "sources":
-                        values = [str(source) for source in values]
+                    if name in texts:
+                        values = _texts(values)
                     stream.write(np.ascontiguousarray(values, dtype).tobytes())
         with archive.open("skipped.npy", "w") as stream:
-            lines = np.array([(str(source), reason) for source, reason in skipped], np.str_)
+            lines = np.array([_texts(line) for line in skipped], np.str_)
             np.lib.format.write_array(stream, lines.reshape(-1, 2), allow_pickle=False)
+
+
+def _texts(names: Iterable[str | Path]) -> list[str]:
+    """Names as files hold them: what is no UTF-8 in a path, or breaks a line, is escaped."""
+    return [one_line(str(name)) for name in names]
 
 
 def _names(block: Embeddings) -> list[str]:
@@ -199,10 +207,10 @@ def _write_csv(path: Path, blocks: Iterator[Embeddings]) -> None:
             if not number:
                 writer.writerow(_names(block))
             for i, vector in enumerate(block.features):
-                whose = [] if block.subjects is None else [block.subjects[i]]
+                whose = [] if block.subjects is None else [cell(block.subjects[i])]
                 seconds = "" if math.isnan(block.times[i]) else f"{block.times[i]:.6g}"
                 numbers = (f"{value:.9g}" for value in vector)
-                about = [block.sources[i], *whose, block.frames[i], seconds, block.counts[i]]
+                about = [cell(block.sources[i]), *whose, block.frames[i], seconds, block.counts[i]]
                 writer.writerow([*about, *numbers])
 
 
@@ -213,9 +221,9 @@ def _write_parquet(path: Path, blocks: Iterator[Embeddings]) -> None:
     with contextlib.ExitStack() as stack:
         writer: Any = None
         for block in blocks:
-            whose = [] if block.subjects is None else [block.subjects]
+            whose = [] if block.subjects is None else [list(map(one_line, block.subjects))]
             columns = [
-                [str(source) for source in block.sources],
+                _texts(block.sources),
                 *whose,
                 block.frames,
                 # unknown is null, as it is empty in the CSV
@@ -236,7 +244,7 @@ def check_suffix(path: str | Path) -> Path:
         DataError: naming the suffixes that can be.
         MissingDependencyError: for Parquet without pyarrow.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: the name should end in {', '.join(SUFFIXES[:-1])} or .parquet")

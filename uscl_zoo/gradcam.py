@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from .drawing import FAINT, INK, RULE, Box, Page, coloured
-from .errors import DataError, MissingDependencyError
+from .errors import DataError, MissingDependencyError, one_line
 from .files import check_output, expanded, written
 from .network import Network, load
 from .ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
@@ -109,7 +109,7 @@ class Explanation:
             if self.beam.kind == UNKNOWN
             else f"{100 * self.outside:.0f} % of the evidence lies outside the beam, not drawn"
         )
-        return f"{_short(self.source.name)}, {count}; {_short(self.network)}; {where}"
+        return f"{_short(one_line(self.source.name))}, {count}; {_short(self.network)}; {where}"
 
     def overlay(self, index: int) -> Image.Image:
         """One frame with its evidence in colour."""
@@ -264,7 +264,7 @@ def explain(
     if label is not None and label not in network.classes:
         known = ", ".join(network.classes) or "none: it has no classifier"
         raise DataError(f"{network.name}: has no class {label!r}; its classes are {known}")
-    path = Path(path).expanduser()
+    path = expanded(path)
     found = beam(read(path))
     if found.kind == UNKNOWN or found.confidence < DOUBTFUL:
         height, width = found.mask.shape

@@ -25,6 +25,7 @@ from .catalogue import model_info
 from .checkpoint import Channels
 from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
+from .files import expanded
 from .inference import batched, infer, logits, logits_and_textures, pooled
 from .ultrasound.transforms import FrameTransform, create_transform
 
@@ -195,7 +196,7 @@ def load(
 
 def _named(reference: str, statistics: tuple[Channels, Channels] | None) -> Network:
     if reference.startswith(LOCAL):
-        return _of_folder(reference, Path(reference.removeprefix(LOCAL)).expanduser())
+        return _of_folder(reference, expanded(reference.removeprefix(LOCAL)))
     if reference.startswith(HUB):
         return _of_timm(reference, "hub")
     unknown = None
@@ -205,7 +206,7 @@ def _named(reference: str, statistics: tuple[Channels, Channels] | None) -> Netw
         unknown = error
     else:
         return _of_card(card, reference, "zoo", card.name, None)
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if path.is_dir():
         return _of_folder(reference, path)
     if path.suffix in (".yaml", ".yml") and path.is_file():

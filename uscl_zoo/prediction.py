@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .annotations import SubjectPattern, known
 from .answers import Answers, Floats
-from .errors import DataError, UnreadableError
+from .errors import DataError, UnreadableError, one_line
 from .files import check_output, expanded, written
+from .names import cell
 from .network import Network, load
 from .records import from_mapping, to_plain
-from .ultrasound.reading import find, sample
-from .ultrasound.sources import files_of
+from .ultrasound.reading import sample
+from .ultrasound.sources import Named, files_of, name_sources
 
 SUFFIXES = (".csv", ".json")
 #: How these files begin.
@@ -72,7 +73,7 @@ class Answer:
         else:
             said = share if self.answer else f"cannot tell ({share})"
         many = f"; {self.frames} frames, agreement {self.agreement:.2f}" if self.frames > 1 else ""
-        return f"{name}: {said}{many}"
+        return one_line(f"{name}: {said}{many}")
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,22 @@ class Predictions:
     def _write_json(self, path: Path) -> None:
         def plain(answer: Answer) -> dict[str, Any]:
             row: dict[str, Any] = to_plain(answer)
-            row["source"] = None if answer.source is None else str(answer.source)
+            row["source"] = None if answer.source is None else one_line(str(answer.source))
+            row["subject"] = None if answer.subject is None else one_line(answer.subject)
             # NaN is no JSON
             row["time"] = None if answer.time is None or np.isnan(answer.time) else answer.time
             return row
 
         content = {
-            "model": str(self.model),
+            "model": one_line(str(self.model)),
             "how": to_plain(self.answers),
             "subjects": [plain(answer) for answer in self.subjects],
             "clips": [plain(answer) for answer in self.clips],
             "frames": [plain(answer) for answer in self.frames],
-            "skipped": [{"source": str(s), "reason": reason} for s, reason in self.skipped],
+            "skipped": [
+                {"source": one_line(str(source)), "reason": one_line(reason)}
+                for source, reason in self.skipped
+            ],
         }
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -157,18 +162,18 @@ def write_rows(
         writer.writerow(
             [
                 answer.unit,
-                answer.source if answer.source is not None else "",
-                answer.subject if answer.subject is not None else "",
+                cell(answer.source),
+                cell(answer.subject),
                 answer.frame if answer.frame is not None else "",
                 "" if untimed else f"{answer.time:.6g}",
                 answer.frames,
-                answer.answer or "",
-                answer.best,
+                cell(answer.answer),
+                cell(answer.best),
                 f"{answer.agreement:.4g}",
                 f"{answer.distance:.4g}",
                 int(answer.unlike),
                 *(f"{answer.probabilities[label]:.6g}" for label in classes),
-                *([] if truth is None else [truth(answer)]),
+                *([] if truth is None else [cell(truth(answer))]),
             ]
         )
 
@@ -189,8 +194,8 @@ def predict(
     Args:
         model: a folder that `uscl finetune` wrote, or one that is loaded.
         paths: files and folders, as for `ultrasound.reading.find`.
-        subjects: whom a file shows: a regular expression whose first group is the subject within
-            its path, a mapping by path or file name, or a function of the path.
+        subjects: whom a file shows: a pattern, see `annotations.SubjectPattern`, a mapping by path
+            or file name, or a function of the path.
         confidence: probability below which the answer is "cannot tell"; the model's own if None.
         rate: frames a second to sample from videos; the model's own if None.
         batch_size: frames at a time.
@@ -206,9 +211,12 @@ def predict(
     if confidence is not None and not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
     whose = _subjects(subjects)
-    sources = find(paths)
-    if not sources:
+    found = [source for source, _ in name_sources(paths)]
+    if not found:
         raise DataError("there is nothing to classify: name a file or folder")
+    sources = [source.path for source in found]
+    # a wrong pattern should not cost an hour of work
+    told = [known(whose(source)) for source in found]
     network = model if isinstance(model, Network) else load(model, device)
     answers = network.answers
     if answers is None:
@@ -243,7 +251,7 @@ def predict(
         number=number,
         time=time,
         sources=sources,
-        subjects=[whose(source) for source in sources],
+        subjects=told,
     )
     return Predictions(network.folder or Path(), answers, *tables, skipped)
 
@@ -328,27 +336,15 @@ def answer(
 
 def _subjects(
     given: str | Mapping[str, str] | Callable[[Path], str | None] | None,
-) -> Callable[[Path], str | None]:
+) -> Callable[[Named], str | None]:
     if given is None:
-        return lambda path: None
+        return lambda source: None
     if isinstance(given, str):
-        try:
-            pattern = re.compile(given)
-        except re.error as error:
-            raise DataError(
-                f"the subject pattern {given!r} is no regular expression ({error})"
-            ) from error
-        if pattern.groups < 1:
-            raise DataError(f"the subject pattern {given!r} has no group, as in '(P[0-9]+)_'")
-
-        def search(path: Path) -> str | None:
-            found = pattern.search(path.as_posix())
-            return found.group(1) if found else None
-
-        return search
+        pattern = SubjectPattern(given)
+        return lambda source: pattern(source.within)
     if isinstance(given, Mapping):
-        return lambda path: given.get(str(path), given.get(path.name))
-    return given
+        return lambda source: given.get(str(source.path), given.get(source.path.name))
+    return lambda source: given(source.path)
 
 
 def check_suffix(path: str | Path) -> Path:

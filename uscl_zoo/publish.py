@@ -23,7 +23,7 @@ from . import answers, checkpoint, licences, store
 from .card import Card, Metric, Source, licences_of, origin_in_words, standing
 from .catalogue import model_info
 from .errors import CardError, DataError, HubError
-from .files import check_folder, written_folder
+from .files import check_folder, expanded, written_folder
 from .records import write_text, write_yaml
 
 CONFIG, README, FIGURE = "config.json", "README.md", "similarity.png"
@@ -172,7 +172,7 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
 
 def _find(name: str) -> tuple[Card, Path | None]:
     """The card of a checkpoint of the zoo, or of a model's folder, and that folder."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if (folder / answers.ANSWERS).is_file():
         return answers.read_model(folder)[0], folder
     return model_info(name), None

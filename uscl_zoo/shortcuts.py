@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 
 from .checkpoint import folder_of
 from .embed import digest
-from .errors import DataError, MissingDependencyError, UsclError
+from .errors import DataError, MissingDependencyError, UsclError, one_line
 from .files import check_output, expanded, parts_of
+from .names import cell
 from .network import Network, load
 from .records import write_text
 from .ultrasound.beam import UNKNOWN
@@ -163,10 +164,10 @@ class Shortcuts:
             head += [f"class_{when}", *(f"p_{name}_{when}" for name in self.classes)]
         writer.writerow(head)
         for case in self.cases:
-            row = [case.source, case.frames, case.beam, f"{case.confidence:.3g}"]
+            row = [cell(case.source), case.frames, case.beam, f"{case.confidence:.3g}"]
             row += [f"{v:.6g}" for v in (case.blanked, case.removed, case.outside, case.moved)]
             for values in (case.before, case.after) if self.classes else ():
-                row += [self.classes[int(np.argmax(values))], *(f"{v:.6g}" for v in values)]
+                row += [cell(self.classes[int(np.argmax(values))]), *(f"{v:.6g}" for v in values)]
             writer.writerow(row)
         return text.getvalue()
 
@@ -178,18 +179,18 @@ class Shortcuts:
         rows = "".join(f"<tr><td>{html.escape(name)}<td>{value}" for name, value in self.summary())
         blocks = "".join(self._block(case) for case in self.cases[:PICTURED])
         skipped = "".join(
-            f"<li>{html.escape(str(source))}: {html.escape(reason)}"
+            f"<li>{html.escape(one_line(str(source)))}: {html.escape(one_line(reason))}"
             for source, reason in self.skipped
         )
         if skipped:
             skipped = f"<h2>Left out</h2><ul>{skipped}</ul>"
         return _HTML.format(
-            network=html.escape(self.network),
+            network=html.escape(one_line(self.network)),
             rate=f"{self.rate:g}",
             most=MOST_FRAMES,
             unit=self.unit,
             rows=rows,
-            table=html.escape(table),
+            table=html.escape(one_line(table)),
             shown=min(PICTURED, len(self.cases)),
             blocks=blocks,
             skipped=skipped,
@@ -216,7 +217,7 @@ class Shortcuts:
             )
         mark = " class=changed" if case.changed else ""
         return (
-            f"<section{mark}><h3>{html.escape(str(case.source))}</h3><p>{figures}<br>{about}"
+            f"<section{mark}><h3>{html.escape(one_line(str(case.source)))}</h3><p>{figures}<br>{about}"
             f"<div>{''.join(pictures)}</div></section>\n"
         )
 
@@ -285,7 +286,7 @@ def shortcut(
         MissingDependencyError: if a library that a file or the beam needs is not installed.
     """
     output = None if output is None else check_suffix(output)
-    sources = list(name_sources(paths))
+    sources = [source.path for source, _ in name_sources(paths)]
     if not sources:
         raise DataError("there is nothing to look at: name a file or folder")
     if output is None:

@@ -351,7 +351,7 @@ def corpus_of(card: Card, folder: str | Path | None = None) -> Path | None:
     """
     if card.corpus is None:
         return None
-    for place in (Path(folder).expanduser() if folder else home(), packaged_folder()):
+    for place in (expanded(folder) if folder else home(), packaged_folder()):
         path = place / card.corpus.file
         if not path.is_file():
             continue
@@ -381,7 +381,7 @@ def licence_of(card: Card, folder: str | Path | None = None) -> Path | None:
     name = card.weights.licence_file
     if name is None:
         return None
-    looked = (Path(folder).expanduser() if folder else home(), _BUNDLED)
+    looked = (expanded(folder) if folder else home(), _BUNDLED)
     for place in looked:
         if (place / name).is_file():
             return place / name
@@ -709,7 +709,7 @@ def _fingerprint(stat: os.stat_result) -> Fingerprint:
 
 def _memory() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "uscl_zoo" / "verified.json"
+    return expanded(cache) / "uscl_zoo" / "verified.json"
 
 
 def _recollections() -> dict[str, object]:

@@ -11,7 +11,6 @@ hundred such splits.
 from __future__ import annotations
 
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def pooled(network: Any, images: list[Image.Image]) -> np.ndarray:
 def main(busi: str, lungs: str) -> None:
     """Print the table."""
     network: Any = uscl_zoo.create_model("resnet18_uscl", pretrained=True).eval()
-    files = [file for file in find(busi) if not fnmatch(file.name, "*_mask*")]
+    files = find(busi)
     chosen = np.random.default_rng(0).permutation(len(files))[:360]
     known = pooled(network, [Image.open(files[i]) for i in chosen])
     groups = others() | {"lungs": [Image.open(file) for file in find(lungs)]}

@@ -41,31 +41,9 @@ deep/c.mov, regular ,p 2,
 """
 
 
-@pytest.mark.parametrize(
-    ("video", "expected"),
-    [
-        ("Cov-1.mp4", Annotation("p 1", "COVID-19", "CC BY-NC-SA 4.0")),
-        ("convex/Cov-1.gif", Annotation("p 1", "COVID-19", "CC BY-NC-SA 4.0")),
-        ("cov-1.MP4", Annotation("p 1", "COVID-19", "CC BY-NC-SA 4.0")),
-        ("Cov-1_mp4", None),
-        ("any/b.mp4", Annotation("b.mp4", "regular")),
-        ("any/B.MP4", Annotation("b.mp4", "regular")),
-        ("b.mov", None),
-        ("deep/c.mov", Annotation("p 2", "regular")),
-        ("Deep/C.mov", Annotation("p 2", "regular")),
-        ("other/c.mov", None),
-    ],
-)
-def test_a_video_is_found_by_path_name_or_stem(
-    write: Write, video: str, expected: Annotation | None
-) -> None:
-    table = read_table(write(TABLE), "Filename", "Label", "Patient", "Licence")
-    assert table.find(video) == expected
-
-
 def test_spreadsheets_begin_with_a_mark(write: Write) -> None:
     table = read_table(write(b"\xef\xbb\xbfFilename,Label\na,x\n"), "Filename", "Label")
-    assert table.find("a.mp4") == Annotation("a", "x")
+    assert table.rows == {"a": Annotation("a", "x")}
 
 
 @pytest.mark.parametrize(
@@ -100,22 +78,6 @@ def test_a_missing_column_is_named_with_those_there(write: Write, column: str) -
 def test_an_empty_table_has_no_column(write: Write) -> None:
     with pytest.raises(DataError, match="no column 'Filename'; it has none"):
         read_table(write(""), "Filename")
-
-
-def test_rows_that_disagree(write: Write) -> None:
-    table = read_table(write("Filename,Label\na,x\na,y\nb,z\nb,z\n"), "Filename", "Label")
-    # only if such a video is asked for
-    assert table.find("b.mp4") == Annotation("b", "z")
-    with pytest.raises(DataError, match=r"labels\.csv: two rows for 'a' disagree"):
-        table.find("a.mp4")
-
-
-def test_rows_that_disagree_but_for_case(write: Write) -> None:
-    table = read_table(write("Filename,Label\nClip,x\nCLIP,y\n"), "Filename", "Label")
-    # an exact name is never in doubt
-    assert table.find("Clip.mp4") == Annotation("Clip", "x")
-    with pytest.raises(DataError, match="two rows for 'Clip' disagree"):
-        table.find("clip.mp4")
 
 
 @pytest.mark.parametrize(

@@ -500,7 +500,7 @@ def read_pocus(data: Path) -> Any:
 
 def test_pocus_videos_with_their_table(data: Path, tmp_path: Path) -> None:
     videos = [data / "pocus" / "videos" / name for name in REAL]
-    report = run(videos, tmp_path / "store", annotate=read_pocus(data).find)
+    report = run(videos, tmp_path / "store", annotate=read_pocus(data))
     assert not report.skipped
     assert not report.unannotated
     by_name = {v.name: v for v in report.store.videos}
@@ -518,7 +518,7 @@ def test_pocus_videos_with_their_table(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_whole_of_pocus(data: Path, tmp_path: Path) -> None:
-    report = run(data / "pocus" / "videos", tmp_path / "store", annotate=read_pocus(data).find)
+    report = run(data / "pocus" / "videos", tmp_path / "store", annotate=read_pocus(data))
     store = report.store
     assert len(store.videos) == 131
     assert not report.skipped

@@ -11,7 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from uscl_zoo.annotations import fold
 from uscl_zoo.card import all_cards, read_card
 from uscl_zoo.errors import (
     DataError,
@@ -30,19 +31,20 @@ from uscl_zoo.errors import (
     UsclError,
     one_line,
 )
-from uscl_zoo.files import begins_with, check_folder
+from uscl_zoo.files import begins_with, check_folder, expanded
+from uscl_zoo.names import cell
 from uscl_zoo.records import write_text
 from uscl_zoo.store import corpus_of
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.sources import decode_ahead, name_sources
+from uscl_zoo.ultrasound.sources import decode_ahead, name_sources, named
 
 from ..corpus import Corpus, read_corpus
 from ..fingerprints import ALONE, CORRELATION, DISTANCE, Pairs, Prints, find_known, find_pairs
 from ..frames import DESCRIPTION, FrameStore
 from ..prepare import content_of
 from . import pages
-from .collection import images_in
-from .datasets import DATASETS, load
+from .collection import sides
+from .datasets import DATASETS, DataSet, load
 
 PAGE, PAIRS = "report.html", "pairs.csv"
 #: Pairs on the page with their pictures; the table has them all.
@@ -179,8 +181,8 @@ class Audit:
             ]
             if len(found) > _LISTED:
                 lines.append(f"  … and {len(found) - _LISTED} more")
-        for data, subject, sides in self.torn:
-            lines.append(one_line(f"{data}: subject {subject} is on several sides: {sides}"))
+        for data, subject, of in self.torn:
+            lines.append(one_line(f"{data}: subject {subject} is on several sides: {of}"))
         return "\n".join(lines)
 
     def _contents(self) -> list[tuple[str, str]]:
@@ -220,8 +222,9 @@ class Audit:
             row: list[object] = [one.how, " ".join(one.across), one.distance]
             row.append("" if one.correlation is None else f"{one.correlation:.4f}")
             for source, frame in zip((one.first, one.second), one.frames, strict=True):
-                row += [source.data, source.name, source.subject, source.label, source.split, frame]
-            table.writerow(["" if cell is None else cell for cell in row])
+                told = source.data, source.name, source.subject, source.label, source.split
+                row += [*map(cell, told), "" if frame is None else frame]
+            table.writerow(["" if value is None else value for value in row])
         write_text(folder / PAIRS, out.getvalue())
         write_text(folder / PAGE, self._page(progress))
 
@@ -381,7 +384,7 @@ def audit(
 
 def _corpus(argument: str) -> tuple[str, Corpus] | None:
     """Name and fingerprints of a card, if the argument is one."""
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.suffix == ".yaml" and path.is_file():
         card, folder = read_card(path), path.parent
     elif argument in all_cards() and not path.exists():
@@ -399,13 +402,13 @@ def _corpus(argument: str) -> tuple[str, Corpus] | None:
 
 def _open(argument: str, names: set[str], columns: Mapping[str, Any]) -> Data:
     known, _, rest = argument.partition(":")
-    path = Path(rest if known in DATASETS and rest else argument).expanduser()
+    path = expanded(rest if known in DATASETS and rest else argument)
     if not path.exists():
         raise UnreadableError(
             f"{argument}: no such file, folder or card; a data set is NAME:DIR, of "
             f"{', '.join(DATASETS)}"
         )
-    own = path.resolve().name
+    own = one_line(path.resolve().name)
     own = f"{known}:{own}" if known in DATASETS and rest and known != own else own
     name = next(n for n in (own, *(f"{own} {i}" for i in range(2, 99))) if n not in names)
     if (path / DESCRIPTION).is_file():
@@ -419,13 +422,44 @@ def _open(argument: str, names: set[str], columns: Mapping[str, Any]) -> Data:
         own_columns = given if known in ("folder", "csv") else _WHOLE.get(known, {})
         read = load(known, path, **own_columns)
     elif path.is_dir():
-        try:
-            read = load("folder", path, **_of_kind(given, "subject_pattern", "exclude"))
-        except DataError:
-            return Data(name, tuple(_unlabelled(name, path)))
+        given = _of_kind(given, "subject_pattern", "exclude")
+        if division := sides(path):
+            return _of_sides(name, path, division, given)
+        return _of_folder(name, path, given)
     else:
-        given = _of_kind(given, "file_column", "label_column", "subject_column", "exclude")
-        read = load("csv", path, **given)
+        whose = ("subject_column", "subject_pattern", "every_row")
+        read = load(
+            "csv", path, **_of_kind(given, "file_column", "label_column", *whose, "exclude")
+        )
+    return _of_collection(name, read)
+
+
+def _of_kind(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key in keys}
+
+
+def _of_sides(
+    name: str, path: Path, division: Mapping[str, Path], columns: Mapping[str, Any]
+) -> Data:
+    """A folder with a folder a side, each with a folder per class or without."""
+    rows: list[Source] = []
+    notes: list[str] = []
+    for side, folder in division.items():
+        own = _of_folder(name, folder, columns)
+        rows += [replace(row, name=f"{side}/{row.name}", split=side) for row in own.sources]
+        notes += [f"{side}: {note}" for note in own.notes]
+    return Data(name, tuple(rows), tuple(notes))
+
+
+def _of_folder(name: str, folder: Path, columns: Mapping[str, Any]) -> Data:
+    try:
+        read = load("folder", folder, **columns)
+    except DataError:
+        return Data(name, tuple(_unlabelled(name, folder)))
+    return _of_collection(name, read)
+
+
+def _of_collection(name: str, read: DataSet) -> Data:
     folds = read.folds or {}
     rows = []
     for source, file in read.collection.sources.items():
@@ -436,16 +470,12 @@ def _open(argument: str, names: set[str], columns: Mapping[str, Any]) -> Data:
     return Data(name, tuple(rows), read.collection.notes)
 
 
-def _of_kind(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if key in keys}
-
-
 def _unlabelled(name: str, folder: Path) -> list[Source]:
     """The images and videos of a folder without classes; numbered stills are no clip here."""
-    found = name_sources([folder])
-    if set(found) == {folder}:
-        found = {image: image.name for image in images_in(folder)}
-    return [Source(name, own, path=source) for source, own in found.items()]
+    found = [source for source, _ in name_sources([folder])]
+    if [source.path for source in found] == [folder]:
+        found = [named(image, folder) for image in reading.images_in(folder)]
+    return [Source(name, source.name, path=source.path) for source in found]
 
 
 @dataclass(frozen=True)
@@ -481,7 +511,7 @@ def _fingerprint(data: Data, rate: float, workers: int | None, progress: bool) -
             except (UsclError, OSError) as error:
                 taken.prints.append(Prints.join([]))
                 taken.digests.append(None)
-                taken.skipped.append((str(path), str(error)))
+                taken.skipped.append((one_line(str(path)), str(error)))
             bar.update()
     return taken
 
@@ -496,7 +526,7 @@ def _rows(pairs: Pairs) -> list[tuple[int, int, int, float, bool]]:
 
 def _across(first: Source, second: Source) -> tuple[str, ...]:
     between = []
-    if first.label and second.label and first.label.casefold() != second.label.casefold():
+    if first.label and second.label and fold(first.label) != fold(second.label):
         between.append("classes")
     if first.data != second.data:
         between.append("data sets")

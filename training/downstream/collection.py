@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from uscl_zoo.errors import DataError
-from uscl_zoo.ultrasound import images as image_files
+from uscl_zoo.annotations import SubjectPattern, Table, fold, known
+from uscl_zoo.errors import DataError, one_line
+from uscl_zoo.rows import absolute, survey
 from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.sources import Named, named
 
 from ..frames import FrameStore, Video
-from ..labels import Annotation, from_name, hold_out, read_table
+from ..labels import Annotation, hold_out, read_table
+
+#: Folders of a division of a data set, which are no classes, and what they are called in words.
+_SIDES = {
+    "train": re.compile(r"(?:train|training|trn|trainval)"),
+    "val": re.compile(r"(?:val|valid|validation|dev|development)"),
+    "test": re.compile(r"(?:test|testing|tst|eval|evaluation|held[\W_]?out|holdout)"),
+    "fold": re.compile(r"(?:fold|split|cv)[\W_]*\d+"),
+}
+_SET = re.compile(r"[\W_]*(?:set|data|images?|imgs?|videos?|split|\d+)$")
 
 
 @dataclass(frozen=True)
@@ -42,36 +55,48 @@ def collect(
     subject_column: str | None = None,
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
-    exclude: Sequence[str] = ("*_mask*",),
+    exclude: Sequence[str] = (),
+    every_row: bool = False,
 ) -> Collection:
     """Find the labelled images and videos of a folder with a folder per class, or of a CSV.
 
     In the folder of a class each image is a picture of its own, and a folder within it is searched
-    as usual. The files of a CSV are paths from its folder, or are looked for in it by name.
+    as usual. The rows of a CSV name files as for `rows.assign`, from its folder.
 
     Args:
         data: the folder or the CSV.
         file_column: of the CSV: paths, names or stems.
         label_column: of the CSV.
         subject_column: of the CSV.
-        subject_pattern: of a folder: regular expression whose first group is the subject.
+        subject_pattern: see `SubjectPattern`.
         classes: the only ones to take, in any case, with `*` for what they have in common; None
             for all.
         exclude: patterns of file names to leave out.
+        every_row: whether a row of the CSV without a file is an error.
 
     Raises:
         UnreadableError: if there is no such file or folder, or the CSV cannot be read.
-        DataError: if it does not give at least two classes.
+        DataError: if it does not give at least two classes, or the folders are a division of the
+            data and no classes.
     """
     notes: list[str] = []
+    pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
     if data.is_dir():
-        found = _of_folder(data, subject_pattern, notes)
-        known = subject_pattern is not None
+        for option, given in (
+            ("--label-column", label_column is not None),
+            ("--subject-column", subject_column is not None),
+            ("--every-row", every_row),
+        ):
+            if given:
+                raise DataError(f"{data}: {option} is of a CSV, and this is a folder")
+        found = _of_folder(data, pattern, notes)
     else:
         if label_column is None:
             raise DataError(f"{data}: --label-column is missing: which column is the class?")
-        found = _of_table(data, file_column, label_column, subject_column, notes)
-        known = subject_column is not None
+        if subject_column is not None and pattern is not None:
+            raise DataError("--subject-column and --subject-pattern exclude each other")
+        table = read_table(data, file_column, label_column, subject_column)
+        found = _of_table(table, pattern, every_row, notes)
     kept = {
         name: (source, row)
         for name, (source, row) in found.items()
@@ -85,14 +110,15 @@ def collect(
     if len(labelled) < len(kept):
         other = Counter(row.label or "no label" for _, row in kept.values())
         other.subtract(row.label for _, row in labelled.values() if row.label)
-        named = ", ".join(f"{label} {count}" for label, count in sorted((+other).items()))
-        notes.append(f"{len(kept) - len(labelled)} files left out by class ({named})")
-    if len({(row.label or "").casefold() for _, row in labelled.values()}) < 2:
+        told = ", ".join(f"{label} {count}" for label, count in sorted((+other).items()))
+        notes.append(f"{len(kept) - len(labelled)} files left out by class ({told})")
+    if len({fold(row.label or "") for _, row in labelled.values()}) < 2:
         raise DataError(
             f"{data}: has {len(labelled)} files of less than two classes; "
             "give a folder per class, or a CSV and its --label-column"
         )
-    if not known:
+    subjects = subject_column is not None or pattern is not None
+    if not subjects:
         notes.append(
             "no subjects are known, so each file counts as its own; if subjects have several, "
             "name the column or pattern, or the figures will be too good"
@@ -100,78 +126,97 @@ def collect(
     return Collection(
         sources={name: source for name, (source, _) in labelled.items()},
         annotations={name: row for name, (_, row) in labelled.items()},
-        subjects=known,
+        subjects=subjects,
         notes=tuple(notes),
     )
+
+
+def sides(data: Path) -> dict[str, Path]:
+    """The folders of a division such as `train`, `val` and `test`, in a folder; none without one.
+
+    Two of different kinds are one, and several folds. Of a single one its own folders tell: they
+    are the classes if it is alone, or if another beside it has the name of one of them.
+    """
+    folders = [entry for entry in reading.entries(data) if entry.is_dir()]
+    kinds: dict[str, list[Path]] = {}
+    for folder in folders:
+        name = folder.name.casefold()
+        for kind, pattern in _SIDES.items():
+            if pattern.fullmatch(name) or pattern.fullmatch(_SET.sub("", name)):
+                kinds.setdefault(kind, []).append(folder)
+                break
+    found = [folder for of in kinds.values() for folder in of]
+    names = {folder.name.casefold() for folder in folders}
+    nested = {
+        entry.name.casefold()
+        for folder in found
+        for entry in reading.entries(folder)
+        if entry.is_dir()
+    }
+    alone = len(names) == 1 and bool(nested)
+    if len(kinds) > 1 or len(kinds.get("fold", ())) > 1 or alone or nested & names:
+        return {folder.name: folder for folder in sorted(found, key=reading.natural_key)}
+    return {}
 
 
 def is_wanted(label: str | None, classes: Sequence[str] | None) -> bool:
     """Whether a label is one of those asked for, in any case, as `breast *` asks for several."""
     if label is None or classes is None:
         return label is not None
-    own = label.casefold()
-    return any(own == one.casefold() or fnmatch(own, one.casefold()) for one in classes)
+    own = fold(label)
+    return any(own == fold(one) or fnmatch(own, fold(one)) for one in classes)
 
 
 def _of_folder(
-    data: Path, pattern: str | None, notes: list[str]
+    data: Path, pattern: SubjectPattern | None, notes: list[str]
 ) -> dict[str, tuple[Path, Annotation]]:
+    if division := sides(data):
+        raise DataError(
+            f"{data}: {', '.join(division)} divide the data and are no classes; give one of them, "
+            f"as {data / next(iter(division))}, or a CSV of all: subjects are divided here"
+        )
     found: dict[str, tuple[Path, Annotation]] = {}
-    for folder in sorted(path for path in data.iterdir() if path.is_dir() and path.name[0] != "."):
+    folders = [entry for entry in reading.entries(data) if entry.is_dir()]
+    masks = [folder for folder in folders if reading.is_mask(folder)]
+    if masks:
+        notes.append(reading.masks_left_out(data, masks))
+    for folder in (folder for folder in folders if folder not in masks):
         try:
-            sources = reading.find([folder])
+            sources = reading.find([folder], on_damage=notes.append)
         except DataError as error:
             notes.append(str(error))
             continue
         # numbered stills of one size look like a clip, and are a class here
-        for source in images_in(folder) if sources == [folder] else sources:
-            name = source.relative_to(data).as_posix()
-            subject = name if pattern is None else from_name(name, None, pattern).subject
-            found[name] = source, Annotation(subject, folder.name)
+        for source in reading.images_in(folder) if sources == [folder] else sources:
+            of = named(source, data)
+            subject = None if pattern is None else pattern(of.within)
+            found[of.name] = source, Annotation(subject or of.name, known(folder.name))
     return found
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images of a folder in natural order, each a picture of its own."""
-    files = (file for file in folder.iterdir() if not file.name.startswith("."))
-    images = (file for file in files if file.suffix.lower() in image_files.SUFFIXES)
-    return sorted(images, key=reading.natural_key)
 
 
 def _of_table(
-    path: Path,
-    file_column: str,
-    label_column: str,
-    subject_column: str | None,
-    notes: list[str],
+    table: Table, pattern: SubjectPattern | None, every_row: bool, notes: list[str]
 ) -> dict[str, tuple[Path, Annotation]]:
-    table = read_table(path, file_column, label_column, subject_column)
-    found: dict[str, tuple[Path, Annotation]] = {}
-    absent = set()
-    for key in table.rows:
-        source = path.parent / key
-        row = table.find(key) if source.exists() else None
-        if row is None:
-            absent.add(key)
-        else:
-            found[key] = source, row
-    if absent:
-        taken = {source.resolve() for source, _ in found.values()}
-        matched = set()
-        candidates = reading.find([path.parent])
-        candidates += [
-            file for folder in candidates if folder.is_dir() for file in images_in(folder)
-        ]
-        for source in candidates:
-            name = source.relative_to(path.parent).as_posix()
-            row = None if source.resolve() in taken else table.find(name)
-            if row is not None:
-                found[name] = source, row
-                matched |= {name.casefold(), source.name.casefold(), source.stem.casefold()}
-        lost = sorted(key for key in absent if key.casefold() not in matched)
-        if lost:
-            notes.append(f"{len(lost)} rows of {path.name} have no file, the first: {lost[0]}")
-    return found
+    home = table.path.parent
+    # files that rows name by their paths need no search, and may be anywhere
+    files = {key: absolute(home / key) for key in table.rows}
+    direct = {key: path for key, path in files.items() if path.is_file()}
+    inside = absolute(home)
+    areas = [path for path in direct.values() if not path.is_relative_to(inside)]
+    areas = [home, *areas] if len(direct) < len(files) else list(direct.values())
+    found = survey(areas, table, every_row=every_row, on_damage=notes.append)
+    notes += found.notes
+    rows: dict[str, tuple[Path, Annotation]] = {}
+    for source in found.sources:
+        if (row := found.rows.get(source.path)) is None:
+            continue
+        path = absolute(source.path)
+        within = Path(os.path.relpath(path, inside)).as_posix()
+        of = Named(path, one_line(within), within)
+        if pattern is not None:
+            row = dataclasses.replace(row, subject=pattern(within) or of.name)
+        rows[of.name] = source.path, row
+    return rows
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.files import open_file
+from uscl_zoo.annotations import Table
+from uscl_zoo.errors import DataError, UnreadableError, one_line
+from uscl_zoo.files import expanded, open_file
+from uscl_zoo.rows import assign, told_lost
 from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
 
@@ -154,7 +156,7 @@ def load(
     if name not in _LOADERS:
         raise DataError(f"no data set {name!r}; known are {', '.join(DATASETS)}")
     known = _LOADERS[name]
-    data = Path(data).expanduser()
+    data = expanded(data)
     if not data.exists():
         raise UnreadableError(f"{data}: no such file or folder; {_where(known)}")
     if target is not None and target not in known.targets:
@@ -166,7 +168,7 @@ def load(
     target = target or known.targets[0]
     collection, official = known.read(known, data, target, folds, **columns)
     return DataSet(
-        name=known.name or data.resolve().stem,
+        name=known.name or one_line(data.resolve().stem),
         collection=collection,
         folds=official,
         url=known.url,
@@ -210,11 +212,13 @@ def _pocus(
     for root in roots:
         suffixes = video.SUFFIXES | ({".gif"} if root == roots[0] else image_files.SUFFIXES)
         # in the order of `uscl prepare`, on which draws depend
-        for source in reading.find(root):
+        sources = reading.find(root)
+        rows = assign(table, {s: [s.relative_to(root).as_posix()] for s in sources}).rows
+        for source in sources:
             # as `uscl prepare` names videos; stills by their folder, as both have a convex one
             name = source.relative_to(root if root == roots[0] else data).as_posix()
             prefix = re.split(r"[-_]", source.name)[0].casefold()
-            row = table.find(source.relative_to(root).as_posix())
+            row = rows.get(source)
             if "label_uncertain" in source.parts:
                 left["whose label is uncertain"] += 1
             elif source.suffix.lower() not in suffixes:
@@ -246,7 +250,7 @@ def _busi(
         for source in sorted(root.iterdir(), key=reading.natural_key):
             if source.suffix.lower() not in image_files.SUFFIXES:
                 continue
-            if "_mask" in source.stem:
+            if reading.is_mask(source):
                 masks += 1
                 continue
             name = f"{label}/{source.name}"
@@ -307,7 +311,7 @@ def _bus_bra(
     wanted = {"pathology": "Pathology", "birads": "BIRADS"}[target]
     table = read_table(path, *_spelt(path, "ID", wanted, "Case"))
     images = _child(data, "Images", known=known)
-    found, notes = _matched(images, image_files.SUFFIXES, table.rows, path)
+    found, notes = _matched(images, image_files.SUFFIXES, table)
     collection = _collected(known, data, found, notes)
     if folds not in (5, 10):
         note = f"official folds are 5 or 10, and {folds} were asked for"
@@ -354,16 +358,16 @@ def _covid_blues(known: _Known, data: Path, target: str, folds: int) -> tuple[Co
         column = {"a-lines": "A-lines", "b-lines": "B-lines", "severity": "Severity Score"}[target]
         scores = read_table(path, *_spelt(path, "video_file", column))
         yes = {"yes": column, "no": f"no {column}"}
-        lost = sorted({Path(name).stem for name in scores.rows} - set(stems))
-        if lost:
-            notes.append(f"{len(lost)} rows of {path.name} have no file, the first: {lost[0]}")
+        files = {Path(name): [name] for name in (f"{stem}.mp4" for stem in stems)}
+        scored = assign(scores, files)
+        notes += told_lost(scores, scored.lost)
         for stem, patient in whose.items():
-            row = scores.find(stem) or scores.find(f"{stem}.mp4")
+            row = scored.rows.get(Path(f"{stem}.mp4"))
             label = _whole(row.label) if row else ""
             if target != "severity":
                 label = yes.get(label.casefold(), "")
             rows[stem] = Annotation(patient, label or None, known.licence)
-    found, more = _matched(root, video.SUFFIXES, rows, path)
+    found, more = _matched(root, video.SUFFIXES, Table(path, rows))
     return _collected(known, data, found, [*notes, *more]), None
 
 
@@ -418,7 +422,11 @@ _LOADERS = {
     ),
     "folder": _Known(_own, options=("subject_pattern", "classes", "exclude")),
     "csv": _Known(
-        _own, options=("file_column", "label_column", "subject_column", "classes", "exclude")
+        _own,
+        options=(
+            *("file_column", "label_column", "subject_column", "subject_pattern"),
+            *("classes", "exclude", "every_row"),
+        ),
     ),
 }
 
@@ -467,29 +475,22 @@ def _spelt(path: Path, *columns: str) -> list[str]:
 
 
 def _matched(
-    root: Path, suffixes: frozenset[str], rows: Mapping[str, Annotation], table: Path
+    root: Path, suffixes: frozenset[str], table: Table
 ) -> tuple[dict[str, tuple[Path, Annotation]], list[str]]:
-    """The files of a folder that have a row by their stem, and what was left out."""
+    """The files of a folder that have a row with a label, and what was left out."""
     files = [source for source in root.iterdir() if source.suffix.lower() in suffixes]
-    by_stem = {stem.casefold(): row for stem, row in rows.items()}
-    found, unknown, unlabelled = {}, 0, 0
-    for source in sorted(files, key=reading.natural_key):
-        row = by_stem.pop(source.stem.casefold(), None)
-        if row is None:
-            unknown += 1
-        elif row.label is None:
-            unlabelled += 1
-        else:
-            found[source.name] = source, row
-    notes = []
-    if unknown:
-        notes.append(f"{unknown} files without a row in {table.name} left out")
-    if unlabelled:
-        notes.append(f"{unlabelled} files without a label in {table.name} left out")
-    if by_stem:
-        lost = min(by_stem)
-        notes.append(f"{len(by_stem)} rows of {table.name} have no file, the first: {lost}")
-    return found, notes
+    files.sort(key=reading.natural_key)
+    matched = assign(table, {file: [file.name] for file in files})
+    rows = matched.rows
+    found = {file.name: (file, row) for file, row in rows.items() if row.label is not None}
+    notes = list(matched.notes)
+    if len(rows) < len(files):
+        unknown = len(files) - len(rows)
+        notes.append(f"{unknown} files without a row in {table.path.name} left out")
+    if len(found) < len(rows):
+        unlabelled = len(rows) - len(found)
+        notes.append(f"{unlabelled} files without a label in {table.path.name} left out")
+    return found, [*notes, *told_lost(table, matched.lost)]
 
 
 def _collected(

@@ -21,6 +21,7 @@ from uscl_zoo import store as weights_store
 from uscl_zoo.errors import DataError, MissingDependencyError
 from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
 from uscl_zoo.gradcam import heat_maps
+from uscl_zoo.names import say
 from uscl_zoo.network import Network
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
@@ -156,7 +157,7 @@ def evaluate(
     workers: int | None = None,
     device: str | None = None,
     progress: bool = True,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = say,
 ) -> Evaluation:
     """Judge models on a data set, each frame by what was fitted without its subject.
 

@@ -36,8 +36,9 @@ from uscl_zoo.card import (
 )
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import folder_of
-from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.errors import CardError, DataError, one_line
 from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
+from uscl_zoo.names import say
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.registry import create_model
 from uscl_zoo.ultrasound.transforms import create_transform
@@ -97,7 +98,8 @@ def finetune(
     subject_column: str | None = None,
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
-    exclude: Sequence[str] = ("*_mask*",),
+    exclude: Sequence[str] = (),
+    every_row: bool = False,
     rate: float = 3.0,
     size: int | None = None,
     holdout: float = 0.2,
@@ -117,7 +119,7 @@ def finetune(
     workers: int | None = None,
     device: str | None = None,
     progress: bool = True,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = say,
 ) -> Finetuned:
     """Fine-tune a backbone on one's own classes and leave a model that answers.
 
@@ -133,12 +135,13 @@ def finetune(
         output: folder of the model.
         model: to begin with: a checkpoint of the zoo, or timm's `local-dir:` or `hf-hub:`.
         train: `head`, `last` or `all`, see `Settings`; None to choose by the number of subjects.
-        file_column: as for `collect`, like the next five.
+        file_column: as for `collect`, like the next six.
         label_column: of a CSV.
         subject_column: of a CSV.
-        subject_pattern: of a folder.
+        subject_pattern: of a folder or CSV.
         classes: the only ones to take.
         exclude: patterns of file names to leave out.
+        every_row: whether a row of a CSV without a file is an error.
         rate: frames a second to take from videos.
         size: height and width of the frames; None for what the backbone was trained on.
         holdout: share of the subjects of each class to be judged on.
@@ -190,6 +193,19 @@ def finetune(
             tell(text)
 
         if (data / DESCRIPTION).is_file():
+            given = {
+                "--label-column": label_column,
+                "--subject-column": subject_column,
+                "--subject-pattern": subject_pattern,
+                "--class": classes,
+                "--exclude": exclude,
+                "--every-row": every_row,
+            }
+            if wrong := [option for option, value in given.items() if value]:
+                raise DataError(
+                    f"{data}: is a store, whose labels and subjects are told; {wrong[0]} "
+                    "is of a folder or CSV"
+                )
             frames, subjects = FrameStore(data), True
             rate = float(frames.description["sampling"]["rate"])
             shape = dataclasses.replace(shape, size=(3, *frames.frames.shape[1:3]))
@@ -202,6 +218,7 @@ def finetune(
                 subject_pattern=subject_pattern,
                 classes=classes,
                 exclude=exclude,
+                every_row=every_row,
             )
             for text in collection.notes:
                 note(text)
@@ -214,7 +231,11 @@ def finetune(
                 seed=seed,
                 overwrite=overwrite,
                 workers=workers,
-                origin={"name": name or data.resolve().stem, "url": None, "citation": None},
+                origin={
+                    "name": name or one_line(data.resolve().stem),
+                    "url": None,
+                    "citation": None,
+                },
                 progress=progress,
             )
             frames, subjects = prepared.store, collection.subjects
@@ -222,7 +243,7 @@ def finetune(
                 note(f"skipped: {reason}")
             if len(prepared.skipped) > 5:
                 note(f"skipped: {len(prepared.skipped) - 5} more")
-        name = name or str(frames.description["origin"].get("name") or data.resolve().stem)
+        name = name or one_line(frames.description["origin"].get("name") or data.resolve().stem)
         parts, labels = split(frames, validation, seed), frames.labels
         for text in _warnings(parts, frames, base, name):
             note(text)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..plots import in_legend
 from .evaluate import Case, Evaluation, Outcome
 from .infold import file_name
 from .metrics import Judged
@@ -122,7 +123,13 @@ def draw_efficiency(found: Evaluation) -> Figure:
         low = middle - [score.low for score in scores]
         high = np.array([score.high for score in scores]) - middle
         axes.errorbar(
-            across, middle, [low, high], marker=".", linewidth=1.2, elinewidth=0.7, label=model
+            across,
+            middle,
+            [low, high],
+            marker=".",
+            linewidth=1.2,
+            elinewidth=0.7,
+            label=model,
         )
     axes.axhline(1 / len(found.folds.classes), color="0.6", linestyle=":", linewidth=1)
     shares = [share for share, _ in points]
@@ -148,7 +155,7 @@ def draw_roc(judged: Judged, bootstrap: Bootstrap, resamples: int = 500) -> Figu
             continue
         low, high = np.quantile(known, (0.025, 0.975), axis=0)
         area = float(np.diff(_GRID) @ (curves[0, 1:] + curves[0, :-1]) / 2)
-        (line,) = axes.plot(_GRID, curves[0], label=f"{label}, {area:.2f}")
+        (line,) = axes.plot(_GRID, curves[0], label=in_legend(f"{label}, {area:.2f}"))
         axes.fill_between(_GRID, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.legend(frameon=False, title="area under the curve", loc="lower right", fontsize=8)
@@ -190,7 +197,7 @@ def draw_embedding(found: Evaluation, model: str) -> Figure:
     by_class, by_subject = figure.subplots(1, 2)
     for i, label in enumerate(found.folds.classes):
         dots = flat[sample.target[shown] == i]
-        by_class.scatter(*dots.T, s=8, label=label, linewidths=0)
+        by_class.scatter(*dots.T, s=8, label=in_legend(label), linewidths=0)
     by_class.legend(frameon=False, fontsize=8, markerscale=2)
     by_class.set_title("by class")
     by_subject.scatter(

@@ -19,6 +19,7 @@ from uscl_zoo.prediction import write_rows
 from uscl_zoo.publish import CONFUSION
 from uscl_zoo.records import write_text
 
+from ..plots import in_legend, literal
 from . import pages
 from .judging import Verdict
 from .metrics import BINS, Judged, bins
@@ -61,18 +62,19 @@ def write(
     """
     # pictures are of clips: a clip is what a user asks about
     judged = next(unit for unit in verdict.units if unit.unit == "clip")
-    figures = {
-        "curves.png": draw_curves(history, card.training.epochs or 0),
-        CONFUSION: draw_confusion(judged),
-        "roc.png": draw_roc(judged),
-        "reliability.png": draw_reliability(judged),
-        "cases.png": draw_cases(judged, verdict, frames),
-    }
     pictures = {}
-    for name, figure in figures.items():
-        with written(folder / name) as partial:
-            FigureCanvasAgg(figure).print_png(str(partial))
-        pictures[name] = (folder / name).read_bytes()
+    with literal():
+        figures = {
+            "curves.png": draw_curves(history, card.training.epochs or 0),
+            CONFUSION: draw_confusion(judged),
+            "roc.png": draw_roc(judged),
+            "reliability.png": draw_reliability(judged),
+            "cases.png": draw_cases(judged, verdict, frames),
+        }
+        for name, figure in figures.items():
+            with written(folder / name) as partial:
+                FigureCanvasAgg(figure).print_png(str(partial))
+            pictures[name] = (folder / name).read_bytes()
     with (
         written(folder / HELD_OUT) as partial,
         partial.open("w", newline="", encoding="utf-8") as stream,
@@ -146,7 +148,7 @@ def draw_roc(judged: Judged) -> Figure:
         up = np.array([0, *((scores[positive][:, None] >= cuts).mean(axis=0))])
         across = np.array([0, *((scores[~positive][:, None] >= cuts).mean(axis=0))])
         area = float(np.sum(np.diff(across) * (up[1:] + up[:-1]) / 2))
-        axes.plot(across, up, label=f"{label}, {area:.2f}")
+        axes.plot(across, up, label=in_legend(f"{label}, {area:.2f}"))
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.legend(frameon=False, title="area under the curve", loc="lower right")
     plain(axes)

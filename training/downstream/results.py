@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 from uscl_zoo.card import Metric
 from uscl_zoo.errors import DataError
 from uscl_zoo.files import begins_with, check_folder, written
+from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text
 
+from ..plots import literal
 from . import pages, pictures
 from .evaluate import Evaluation, Outcome
 from .protocols import PROTOCOLS
@@ -43,7 +45,8 @@ def write(found: Evaluation, output: Path, command: str) -> None:
     Raises:
         DataError: if it would replace what is not of an earlier report, or cannot be written.
     """
-    drawn = [(name, _png(figure), text) for name, figure, text in pictures.of(found)]
+    with literal():
+        drawn = [(name, _png(figure), text) for name, figure, text in pictures.of(found)]
     check_report(output, names=[name for name, _, _ in drawn])
     # first, as it says that the folder is ours
     write_text(output / FIGURES, json.dumps(plain(found, command), indent=1))
@@ -370,7 +373,9 @@ def _answers(found: Evaluation) -> str:
     stream = io.StringIO(newline="")
     table = csv.writer(stream, lineterminator="\n")
     classes = found.folds.classes
-    table.writerow(["protocol", "model", "seed", "clip", "subject", "fold", "class", *classes])
+    table.writerow(
+        ["protocol", "model", "seed", "clip", "subject", "fold", "class", *map(cell, classes)]
+    )
     for outcome in found.outcomes:
         for seed, probabilities in enumerate(outcome.probabilities):
             clips = next(one for one in units(probabilities, found.folds) if one.unit == "clip")
@@ -378,8 +383,8 @@ def _answers(found: Evaluation) -> str:
                 found.folds.videos, found.folds.fold, clips.probabilities, strict=True
             ):
                 said = [f"{value:.4f}" for value in row]
-                own = [video.name, video.subject, int(fold) + 1, video.label]
-                table.writerow([outcome.protocol, outcome.model, seed, *own, *said])
+                who = [cell(video.name), cell(video.subject), int(fold) + 1, cell(video.label)]
+                table.writerow([outcome.protocol, cell(outcome.model), seed, *who, *said])
     return stream.getvalue()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import click
 
 from ..errors import UsclError
+from ..names import escape_unprintable
 from . import adapt, check, pretrain, use, weights
 
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: an error a user can mend is one line and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    escape_unprintable(sys.stdout, sys.stderr)
     usual, warnings.formatwarning = warnings.formatwarning, _of_warning
     try:
         # --debug is taken anywhere, since it is added after something has gone wrong

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..errors import one_line
 from .options import FILE, MODEL, device_option, rate_option
 
 commands = click.Group(help="Adapt one to classes of your own")
@@ -26,11 +27,10 @@ commands = click.Group(help="Adapt one to classes of your own")
 @click.option("--file-column", default="Filename", show_default=True, help="Names, stems or paths.")
 @click.option("--label-column", help="Class of the file.")
 @click.option("--subject-column", help="Patient; a subject is never split.")
-@click.option("--subject-pattern", help="Of a folder: regex whose group is the subject.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, help="Of a CSV: fail if a row has no file.")
 @click.option("--class", "classes", multiple=True, help="One of the only classes; repeat.")
-@click.option(
-    "--exclude", multiple=True, default=["*_mask*"], show_default=True, help="File names; repeat."
-)
+@click.option("--exclude", multiple=True, help="File names; repeat. Masks are left out anyway.")
 @rate_option(3.0)
 @click.option("--size", type=click.IntRange(32, 4096), help="By default the backbone's.")
 @click.option("--holdout", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
@@ -74,7 +74,7 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
 @click.argument("model", type=FILE)
 @click.argument("files", nargs=-1, required=True, type=FILE)
 @click.option("-o", "--output", type=FILE, help=".csv or .json")
-@click.option("--subject-pattern", help="Regex whose group, in a file's path, is the subject.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
 @click.option("--confidence", type=click.FloatRange(0, 1), help="Below it: cannot tell.")
 @rate_option(None)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -108,10 +108,10 @@ def predict(
         device=device,
     )
     for source, reason in result.skipped:
-        click.echo(f"skipped {source}: {reason}", err=True)
+        click.echo(one_line(f"skipped {source}: {reason}"), err=True)
     if output is None:
         for answer in (*result.clips, *result.subjects):
-            click.echo(str(answer))
+            click.echo(one_line(str(answer)))
         return
     result.save(output)
     told = sum(answer.answer is not None for answer in result.clips)
@@ -162,6 +162,6 @@ def explain(
         check_output(output, inputs_of([file]), [home] if home else [])
     result = gradcam.explain(model, file, label, rate, device)
     outputs = outputs or usual[: 2 if len(result) > 1 else 1]
-    click.echo(f"{result.title}; {result.subtitle}")
+    click.echo(one_line(f"{result.title}; {result.subtitle}"))
     for output in outputs:
         click.echo(f"{result.save(output)}: written")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import DataError
+from ..errors import DataError, one_line
+from ..files import expanded
 from .options import FILE, MODEL, device_option, rate_option
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
 @click.option("--file-column", help="Of --dataset csv, like the next two.")
 @click.option("--label-column")
 @click.option("--subject-column")
-@click.option("--subject-pattern", help="Of --dataset folder: regex whose group is the subject.")
+@click.option("--subject-pattern", help="Of folder and csv: regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, default=None, help="Of csv: fail if a row has no file.")
 @click.option("--resamples", type=click.IntRange(min=100), default=2000, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
@@ -122,7 +124,7 @@ def evaluate(
     seed: int,
     workers: int | None,
     device: str | None,
-    **columns: str | None,
+    **columns: Any,
 ) -> None:
     """Compare MODELs on a data set: the same folds and code, and intervals over subjects.
 
@@ -210,7 +212,7 @@ def _dataset(
         if everyone:
             raise DataError(f"--all-subjects: is of a store, and all of {name} are judged anyway")
         return load(name, data, target=target, folds=folds, **columns)
-    if not (Path(name).expanduser() / DESCRIPTION).is_file():
+    if not (expanded(name) / DESCRIPTION).is_file():
         raise DataError(
             f"--dataset {name}: is no store of `uscl prepare`, and none of {', '.join(DATASETS)}"
         )
@@ -219,7 +221,7 @@ def _dataset(
     for option, value in given.items():
         if value is not None:
             raise DataError(f"--{option.replace('_', '-')} {value}: is not of a store")
-    return load_store(Path(name).expanduser(), classes=classes, everyone=everyone)
+    return load_store(expanded(name), classes=classes, everyone=everyone)
 
 
 @commands.command(short_help="Judge frozen features on held-out subjects.")
@@ -277,8 +279,11 @@ def probe(
 @click.option("--file-column", help="Of a CSV: names, stems or paths; default Filename.")
 @click.option("--label-column", help="Of a CSV: class of the file.")
 @click.option("--subject-column", help="Of a CSV: patient.")
-@click.option("--subject-pattern", help="Of a folder: regex whose group is the subject.")
-@click.option("--exclude", multiple=True, help="File names; repeat. Default: *_mask*.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
+@click.option(
+    "--every-row", is_flag=True, default=None, help="Of a CSV: fail if a row has no file."
+)
+@click.option("--exclude", multiple=True, help="File names; repeat. Masks are left out anyway.")
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any) -> None:
     """Find what is in DATA twice: near-duplicates within and across data sets, splits and classes.
@@ -323,7 +328,7 @@ def shortcut(
 
     result = shortcuts.shortcut(model, data, output, rate, device)
     for source, reason in result.skipped:
-        click.echo(f"skipped {source}: {reason}", err=True)
+        click.echo(one_line(f"skipped {source}: {reason}"), err=True)
     for name, value in result.summary():
         click.echo(f"{value:>8}  {name}")
     click.echo(f"{output}: written, and {output.with_suffix('.csv').name}")

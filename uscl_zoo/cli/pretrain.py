@@ -64,7 +64,8 @@ def _execution(device: str | None, threads: int | None, switches: dict[str, Any]
     help="Without --csv: labels from the prefix of the name (default), the joint ones of US-4, "
     "those of one of its sub-datasets, or none.",
 )
-@click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
+@click.option("--subject-pattern", help="Regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, help="Fail if a row has no file.")
 @click.option("--class", "classes", multiple=True, help="A declared class; repeat. Default: all.")
 @click.option("--unlabelled", multiple=True, help="A label to drop, keeping its videos; repeat.")
 @click.option("--licence", "licences", multiple=True, metavar="SPDX", help="To keep; repeat.")
@@ -94,6 +95,7 @@ def prepare(
     licence_column: str | None,
     label_scheme: str | None,
     subject_pattern: str | None,
+    every_row: bool,
     classes: tuple[str, ...],
     unlabelled: tuple[str, ...],
     licences: tuple[str, ...],
@@ -133,7 +135,9 @@ def prepare(
         "--url": url,
         "--citation": citation,
     }
-    whose = _of_corpus(corpus_name, roots, told) or _of_folders(file_column, told, only_annotated)
+    whose = _of_corpus(corpus_name, roots, told) or _of_folders(
+        file_column, told | {"--every-row": every_row}, only_annotated
+    )
     report = run(
         **whose,
         output=output,
@@ -146,8 +150,11 @@ def prepare(
         holdout=holdout,
         seed=seed,
         strict=strict,
+        subject_pattern=subject_pattern,
+        every_row=every_row,
         overwrite=overwrite,
         workers=workers,
+        tell=lambda text: click.echo(text, err=True),
     )
     _report(report, output, f"row in {table}" if table else "row")
 
@@ -182,8 +189,10 @@ def _of_folders(file_column: str, told: Mapping[str, Any], only_annotated: bool)
     scheme, pattern = told["--label-scheme"], told["--subject-pattern"]
     annotate: Callable[[str], labels.Annotation | None] | labels.Table
     if told["--csv"] is not None:
-        if scheme is not None or pattern is not None:
-            raise DataError("--csv and --label-scheme or --subject-pattern exclude each other")
+        if scheme is not None:
+            raise DataError("--csv and --label-scheme exclude each other")
+        if pattern is not None and told["--subject-column"] is not None:
+            raise DataError("--subject-column and --subject-pattern exclude each other")
         annotate = labels.read_table(
             told["--csv"], file_column, *(told[column] for column in columns)
         )
@@ -193,10 +202,12 @@ def _of_folders(file_column: str, told: Mapping[str, Any], only_annotated: bool)
                 raise DataError(f"{column} {told[column]}: needs --csv")
         if only_annotated:
             raise DataError("--only-annotated: needs --csv or --corpus")
+        if told["--every-row"]:
+            raise DataError("--every-row: needs --csv or --corpus")
 
         def annotate(video: str) -> labels.Annotation:
             known = scheme if scheme in labels.LABEL_SCHEMES else None
-            found = labels.from_name(video, known, pattern)
+            found = labels.from_name(video, known)
             return labels.Annotation(found.subject) if scheme == "none" else found
 
     origin = {key: told[f"--{key}"] for key in ("name", "url", "citation")}

@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from ..errors import DataError
+from ..errors import DataError, one_line
 from .options import FILE, MODEL, NAME, device_option, rate_option
 from .weights import whereabouts
 
@@ -88,6 +88,7 @@ def demo(clip: Path | None, model: str, output: Path) -> None:
 @click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
 @click.option("--subject-column", help="Patient, of the table.")
 @click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
+@click.option("--every-row", is_flag=True, help="Fail if a row has no file.")
 @rate_option(None)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
@@ -101,6 +102,7 @@ def embed(
     file_column: str,
     subject_column: str | None,
     subject_pattern: str | None,
+    every_row: bool,
     rate: float | None,
     batch_size: int,
     workers: int | None,
@@ -111,33 +113,22 @@ def embed(
     Run it again after an interruption and it continues.
     """
     from .. import embed as embedding
-    from ..annotations import read_table, subject_of
+    from ..annotations import read_table
     from ..files import check_output
 
-    unknown: list[str] = []
-    subjects: embedding.Subjects | None = None
+    subjects: embedding.Subjects | None = subject_pattern
     if table is not None:
         if subject_pattern is not None:
             raise DataError("--csv and --subject-pattern exclude each other")
         if subject_column is None:
             raise DataError("--csv: needs --subject-column")
         check_output(output, [table])
-        rows = read_table(table, file_column, subject_column=subject_column)
-
-        def subjects(name: str) -> str | None:
-            row = rows.find(name)
-            if row is None:
-                unknown.append(name)
-            return row.subject if row else None
-
+        subjects = read_table(table, file_column, subject_column=subject_column)
     elif subject_column is not None:
         raise DataError(f"--subject-column {subject_column}: needs --csv")
-    elif subject_pattern is not None:
-
-        def subjects(name: str) -> str | None:
-            return subject_of(name, subject_pattern)
-
-    elif pool == "subject":
+    elif every_row:
+        raise DataError("--every-row: needs --csv")
+    elif subjects is None and pool == "subject":
         raise DataError("--pool subject: needs --csv with --subject-column, or --subject-pattern")
 
     done = embedding.embed_to(
@@ -150,15 +141,12 @@ def embed(
         device,
         subjects=subjects,
         workers=workers,
+        every_row=every_row,
     )
     for source, reason in done.skipped:
-        click.echo(f"skipped {source}: {reason}", err=True)
-    if unknown:
-        click.echo(
-            f"{len(unknown)} files have no row in {table}, each its own subject; "
-            f"the first: {unknown[0]}",
-            err=True,
-        )
+        click.echo(one_line(f"skipped {source}: {reason}"), err=True)
+    for note in done.notes:
+        click.echo(note, err=True)
     earlier = f", {done.resumed} of them done before the interruption" if done.resumed else ""
     click.echo(
         f"{done.path}: {done.rows} {pool}s of {done.sources} files{earlier}, "

@@ -2,7 +2,7 @@
 
 `find` turns what a user names into sources, `iterate` decodes one source lazily, and `sample`
 thins it to a few frames a second. A *source* is a video, DICOM or image file, or a folder that
-holds the frames of one clip.
+holds the frames of one clip. A *mask* is a drawing of what an image shows, kept beside it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from ..errors import DataError, UnreadableError, one_line, reason
-from ..files import open_file
+from ..files import expanded, open_file
 from . import dicom, images, video
 from .clip import Clip, DamageWarning, Facts, Frame, OnDamage, Wanted
 
@@ -36,6 +36,19 @@ _NEVER = frozenset(
 # Files left out whose names are told.
 _NAMED = 5
 
+# How masks are named: `mask` is the word of nothing else, the others have something before them.
+_MASK = re.compile(
+    r"(?:.*[\W_])?masks?(?![a-z]).*"
+    r"|.+[\W_](?:gts?|ground[\W_]?truths?|seg|segmentations?|annotations?|labels?)"
+    r"(?:[\W_]+\d+[\W_]*)*",
+    re.IGNORECASE | re.DOTALL,
+)
+_MASKS = re.compile(
+    r"(?:.*[\W_])?masks?(?:[\W_]*\d+)?|masks?[\W_].*"
+    r"|gts?|ground[\W_]?truths?|seg|segmentations?|annotations?|labels?",
+    re.IGNORECASE | re.DOTALL,
+)
+
 # How files begin, and where, by what reads them.
 _MAGIC = (
     ("image", 0, (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")),
@@ -49,11 +62,17 @@ _MAGIC = (
 )
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Tell of damage by a `DamageWarning`."""
     warnings.warn(message, DamageWarning, stacklevel=5)
 
 
-def find(paths: str | Path | Iterable[str | Path], *, on_damage: OnDamage = _warn) -> list[Path]:
+def find(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    on_damage: OnDamage = warn,
+    masks: list[Path] | None = None,
+) -> list[Path]:
     """Find the sources in the files and folders a user names.
 
     Folders are searched to any depth, in natural order (`f2` before `f10`). A folder is one source,
@@ -64,12 +83,15 @@ def find(paths: str | Path | Iterable[str | Path], *, on_damage: OnDamage = _war
     named themselves are returned whatever they are: reading them says what is wrong.
 
     Hidden files and folders, and what systems and archives leave behind (`@eaDir`, `__MACOSX`,
-    `Thumbs.db`, `DICOMDIR`), are passed over; whatever else is left out is told.
+    `Thumbs.db`, `DICOMDIR`), are passed over; whatever else is left out is told. So are masks,
+    which are no ultrasound: `x_mask.png`, `x_GT.png` and the like, and folders named so. Who names
+    such a file or folder itself has it.
 
     Args:
         paths: one file or folder, or several.
         on_damage: called with one line for a folder of whose files some are left out; a
             `DamageWarning` unless given.
+        masks: is given those left out, which are not told then.
 
     Returns:
         The sources, each once, in the order in which they were named.
@@ -80,24 +102,57 @@ def find(paths: str | Path | Iterable[str | Path], *, on_damage: OnDamage = _war
     """
     sources: dict[str, Path] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(path).expanduser()
+        path = expanded(path)
         left_out: list[Path] = []
-        found = list(_search(path, set(), left_out)) if _is_folder(path) else [path]
-        if not found:
+        drawn: list[Path] = []
+        # in a folder of masks that is named itself, they are what is wanted
+        beside = None if _MASKS.fullmatch(path.name) else drawn
+        found = list(_search(path, set(), left_out, beside)) if _is_folder(path) else [path]
+        if not found and drawn and masks is None:
+            raise DataError(
+                f"{path}: the folder holds nothing but masks ({_some(path, drawn)}); who wants "
+                "them names the files themselves"
+            )
+        if not found and not drawn:
             raise DataError(f"{path}: the folder holds no image or video that can be read")
         if left_out:
-            names = [file.relative_to(path).as_posix() for file in left_out[:_NAMED]]
-            more = f" and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
-            files = f"{len(left_out):,} files are" if len(left_out) > 1 else "1 file is"
             on_damage(
                 one_line(
-                    f"{path}: {files} left out, being neither image nor video nor DICOM: "
-                    f"{', '.join(names)}{more}"
+                    f"{path}: {_counted(left_out)} left out, being neither image nor video nor "
+                    f"DICOM: {_some(path, left_out)}"
                 )
             )
+        if masks is not None:
+            masks += drawn
+        elif drawn:
+            on_damage(masks_left_out(path, drawn))
         for source in found:
             sources.setdefault(os.path.realpath(source), source)
     return list(sources.values())
+
+
+def masks_left_out(folder: Path, masks: Sequence[Path]) -> str:
+    """A line that says which files of a folder are left out as masks."""
+    return one_line(
+        f"{folder}: {_counted(masks)} left out, being masks by name: {_some(folder, masks)}"
+    )
+
+
+def _counted(files: Sequence[Path]) -> str:
+    return f"{len(files):,} files are" if len(files) > 1 else "1 file is"
+
+
+def _some(folder: Path, files: Sequence[Path]) -> str:
+    names = [file.relative_to(folder).as_posix() for file in files[:_NAMED]]
+    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
+    return f"{', '.join(names)}{more}"
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file or folder is of masks, by its name."""
+    if path.is_dir():
+        return bool(_MASKS.fullmatch(path.name))
+    return bool(_MASK.fullmatch(path.stem))
 
 
 def iterate(
@@ -105,7 +160,7 @@ def iterate(
     *,
     frame_rate: float | None = None,
     threads: int = 1,
-    on_damage: OnDamage = _warn,
+    on_damage: OnDamage = warn,
 ) -> Iterator[Frame]:
     """Decode one source frame by frame; memory does not grow with its length.
 
@@ -146,7 +201,7 @@ def _frames(
     All are decoded, most from the one before; but to make an image of a decoded frame takes as long
     again, and is left out for those that nobody wants.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if frame_rate is not None and not 0 < frame_rate < math.inf:
         raise DataError(f"frame_rate should be a positive number of frames a second: {frame_rate}")
 
@@ -178,7 +233,7 @@ def read(path: str | Path, *, frame_rate: float | None = None, threads: int = 1)
         UnreadableError: naming the file and the reason, if not a single frame can be decoded.
         MissingDependencyError: if the library for that kind of file is not installed.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     decode = partial(iterate, path, frame_rate=frame_rate, threads=threads)
     next(decode())
     told = {"video": video.facts, "image": images.facts, "dicom": dicom.facts}.get(_kind(path))
@@ -192,7 +247,7 @@ def sample(
     frame_rate: float | None = None,
     threads: int = 1,
     grey: bool = False,
-    on_damage: OnDamage = _warn,
+    on_damage: OnDamage = warn,
 ) -> Iterator[Frame]:
     """Decode about `rate` frames a second of one source.
 
@@ -286,7 +341,12 @@ def _told(path: Path) -> str | None:
     return "dicom" if dicom.is_dicom(head) else None
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
+    """The files and folders in a folder that are its user's, in natural order.
+
+    Raises:
+        UnreadableError: if it cannot be listed.
+    """
     try:
         entries = [Path(entry.path) for entry in os.scandir(folder)]
     except OSError as error:
@@ -297,25 +357,68 @@ def _entries(folder: Path) -> list[Path]:
     )
 
 
-def _search(folder: Path, visited: set[Path], left_out: list[Path]) -> Iterator[Path]:
+def _search(
+    folder: Path,
+    visited: set[Path],
+    left_out: list[Path],
+    masks: list[Path] | None,
+    has_masks: bool = False,
+) -> Iterator[Path]:
+    """The sources of a folder; those that are masks are added to `masks`, where it is given.
+
+    Whether it has masks may be known from the folders beside it.
+    """
     real = folder.resolve()
     if real in visited:  # symbolic links can make rings
         return
     visited.add(real)
-    entries = _entries(folder)
+    own = entries(folder)
     # sets, as a folder may hold a hundred thousand
-    folders = {entry for entry in entries if entry.is_dir()}
-    files = [entry for entry in entries if entry not in folders and _is_source(entry)]
-    sources = set(files)
-    left_out += [entry for entry in entries if entry not in folders and entry not in sources]
-    if not folders and _are_one_clip(files):
+    folders = {entry for entry in own if entry.is_dir()}
+    sources = {entry for entry in own if entry not in folders and _is_source(entry)}
+    left_out += [entry for entry in own if entry not in folders and entry not in sources]
+    below: list[Path] = []
+    if masks is not None:
+        drawn = {entry for entry in sources if _MASK.fullmatch(entry.stem)}
+        masks += sorted(drawn, key=natural_key)
+        sources -= drawn
+        below = [entry for entry in own if entry in folders and is_mask(entry)]
+        for entry in below:
+            masks += _files_in(entry, visited)
+            folders.remove(entry)
+        has_masks = has_masks or bool(drawn or below)
+    # images with masks are of a collection, and one merged by mistake is worse than one divided
+    files = [entry for entry in own if entry in sources]
+    if not folders and not has_masks and _are_one_clip(files):
         yield folder
         return
-    for entry in entries:
+    for entry in own:
         if entry in folders:
-            yield from _search(entry, visited, left_out)
+            yield from _search(entry, visited, left_out, masks, bool(below))
         elif entry in sources:
             yield entry
+
+
+def _files_in(folder: Path, visited: set[Path]) -> Iterator[Path]:
+    """Every file in a folder that can be read, a folder of frames as its files."""
+    real = folder.resolve()
+    if real in visited:
+        return
+    visited.add(real)
+    for entry in entries(folder):
+        if entry.is_dir():
+            yield from _files_in(entry, visited)
+        elif _is_source(entry):
+            yield entry
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder in natural order, without their masks."""
+    files = [entry for entry in entries(folder) if entry.suffix.lower() in images.SUFFIXES]
+    if _MASKS.fullmatch(folder.name):
+        return files
+    # a folder of nothing else is only here if it was named itself
+    return [file for file in files if not is_mask(file)] or files
 
 
 def _is_source(file: Path) -> bool:
@@ -344,7 +447,7 @@ def _are_one_clip(files: list[Path]) -> bool:
 def _iterate_folder(
     folder: Path, frame_rate: float | None, on_damage: OnDamage, wanted: Wanted
 ) -> Iterator[Frame]:
-    files = [entry for entry in _entries(folder) if entry.suffix.lower() in images.SUFFIXES]
+    files = images_in(folder)
     if not files:
         raise UnreadableError(f"{folder}: the folder holds no images")
     unread: list[str] = []

@@ -11,12 +11,14 @@ from itertools import islice
 from pathlib import Path
 from queue import Full, Queue
 from threading import Event
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from PIL import Image
 
+from ..errors import one_line
+from ..files import expanded
 from .clip import OnDamage
-from .reading import find, sample
+from .reading import find, sample, warn
 
 T = TypeVar("T")
 
@@ -27,24 +29,57 @@ _DEPTH = 64
 _PATIENCE = 0.1
 
 
-def name_sources(paths: str | Path | Iterable[str | Path]) -> dict[Path, str]:
-    """Find sources as `reading.find` does, and name each by its path within the folder given.
+class Named(NamedTuple):
+    """A source, and what it is called.
+
+    Attributes:
+        path: of the file or folder.
+        name: its path within the folder given, or its own name where it was given itself; what
+            cannot be written or printed is escaped in it.
+        within: what patterns of subjects are searched in: its path within the folder given, or as
+            it was given itself.
+    """
+
+    path: Path
+    name: str
+    within: str
+
+
+def named(source: Path, given: Path) -> Named:
+    """A source, and what it is called within the file or folder that was given."""
+    if source == given:
+        # `.` has no name of its own
+        return Named(source, one_line(source.name or source.resolve().name), source.as_posix())
+    within = source.relative_to(given).as_posix()
+    return Named(source, one_line(within), within)
+
+
+def name_sources(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    on_damage: OnDamage = warn,
+    masks: list[Path] | None = None,
+) -> list[tuple[Named, Path]]:
+    """Find sources as `reading.find` does, and name each within the file or folder given.
+
+    Args:
+        paths: as for `find`.
+        on_damage: as for `find`.
+        masks: as for `find`.
 
     Returns:
-        Names by source, each source once, in the order of `find`.
+        The sources and what each was found in, each source once, in the order of `find`.
 
     Raises:
         UnreadableError: as `find`.
         DataError: as `find`.
     """
-    named: dict[Path, tuple[Path, str]] = {}
+    found: dict[Path, tuple[Named, Path]] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        root = Path(path).expanduser()
-        for source in find(root):
-            own = source.name or source.resolve().name
-            name = own if source == root else source.relative_to(root).as_posix()
-            named.setdefault(source.resolve(), (source, name))
-    return dict(named.values())
+        root = expanded(path)
+        for source in find(root, on_damage=on_damage, masks=masks):
+            found.setdefault(source.resolve(), (named(source, root), root))
+    return list(found.values())
 
 
 def files_of(source: Path) -> list[Path]:
@@ -55,9 +90,14 @@ def files_of(source: Path) -> list[Path]:
 
 
 def inputs_of(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Every file that would be read of the sources in `paths`, as `name_sources` takes them."""
-    for source in name_sources(paths):
-        yield from files_of(source)
+    """Every file of the sources in `paths`, as `name_sources` takes them, and of masks among them.
+
+    Whoever reads them says what is left out.
+    """
+    masks: list[Path] = []
+    for source, _ in name_sources(paths, on_damage=lambda message: None, masks=masks):
+        yield from files_of(source.path)
+    yield from masks
 
 
 def state_of(source: Path) -> list[list[Any]]:

@@ -91,7 +91,7 @@ def test_pocus_has_the_labels_subjects_and_licences_of_its_store(data: Path) -> 
         "License",
     )
     assert pocus.collection.annotations == {
-        name: table.find(name) for name in pocus.collection.sources
+        name: table.rows[Path(name).stem] for name in pocus.collection.sources
     }
     assert all((data / "pocus" / "videos" / name).is_file() for name in pocus.collection.sources)
     assert Counter(row.label for row in pocus.collection.annotations.values()) == {

@@ -1,0 +1,285 @@
+"""Labelled folders and tables: divisions are no classes, and one meaning for all commands."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+from PIL import Image
+
+from uscl_zoo.cli import main
+from uscl_zoo.embed import embed
+from uscl_zoo.errors import DataError
+from uscl_zoo.training.downstream.audit import audit
+from uscl_zoo.training.downstream.collection import Collection, collect, is_wanted, sides
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.labels import Annotation, unify
+
+
+def draw(folder: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # of a size each, so that none looks like the frame of a clip
+        Image.effect_noise((30 + i, 30), 60).save(path)
+    return folder
+
+
+def labels(found: Collection) -> dict[str, str | None]:
+    return {name: row.label for name, row in found.annotations.items()}
+
+
+def subjects(found: Collection) -> dict[str, str]:
+    return {name: row.subject for name, row in found.annotations.items()}
+
+
+# ------------------------------------------------------------------------------ divisions
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Train", "TEST"),
+        ("training", "validation"),
+        ("train", "valid"),
+        ("train_set", "test_set"),
+        ("trainset", "testset"),
+        ("train_images", "val_images"),
+        ("trn", "tst"),
+        ("trainval", "test1", "test2"),
+        ("train", "held-out"),
+        ("train", "dev", "eval"),
+        ("fold1", "fold2", "fold3"),
+        ("fold_0", "fold_1"),
+        ("split 1", "split 2"),
+        ("train",),
+        ("train", "test", "more"),
+    ],
+)
+def test_a_division_is_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [f"{side}/{label}/{i}.png" for side in names for label in "ab" for i in range(2)]
+    draw(tmp_path, *files)
+    assert set(sides(tmp_path)) == set(names) - {"more"}
+    with pytest.raises(DataError, match="divide the data and are no classes; give one of them, as"):
+        collect(tmp_path)
+    # as the line says
+    assert set(labels(collect(tmp_path / names[0])).values()) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("benign", "malignant"),
+        ("test", "benign", "malignant"),
+        ("fold", "no fold"),
+        ("trains", "tests"),
+        ("pretest", "posttest"),
+        ("1", "2"),
+        ("valve", "vessel"),
+    ],
+)
+def test_classes_are_no_division(tmp_path: Path, names: tuple[str, ...]) -> None:
+    draw(tmp_path, *(f"{label}/p{i}/x.png" for label in names for i in range(2)))
+    assert sides(tmp_path) == {}
+    assert set(labels(collect(tmp_path)).values()) == set(names)
+
+
+def test_a_side_beside_the_classes(tmp_path: Path) -> None:
+    draw(tmp_path, "benign/1.png", "malignant/2.png", "test/benign/3.png", "test/malignant/4.png")
+    with pytest.raises(DataError, match="test divide the data"):
+        collect(tmp_path)
+
+
+def test_an_audit_looks_across_a_division(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{side}/{label}/{side}.png" for side in ("train", "test") for label in "ab"))
+    draw(tmp_path, "train/a/1.png")
+    (tmp_path / "test" / "a" / "2.png").write_bytes((tmp_path / "train/a/1.png").read_bytes())
+    found = audit([str(tmp_path)], progress=False)
+    (pair,) = found.findings
+    assert {pair.first.name, pair.second.name} == {"train/a/1.png", "test/a/2.png"}
+    assert {pair.first.split, pair.second.split} == {"train", "test"}
+    assert pair.across == ("splits",)
+    assert {source.label for source in found.data[0].sources} == {"a", "b"}
+
+
+# ---------------------------------------------------------------------- words and spellings
+
+
+def test_nobody_knows_a_class(tmp_path: Path) -> None:
+    draw(tmp_path, "a/1.png", "b/2.png", "Unknown/3.png", "NA/4.png")
+    found = collect(tmp_path)
+    assert set(labels(found).values()) == {"a", "b"}
+    assert any("2 files left out by class (no label 2)" in note for note in found.notes)
+
+
+def test_accents_make_no_class(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "Échographie") for form in ("NFC", "NFD"))
+    draw(tmp_path, f"{composed}/1.png", f"{apart}/2.png", "b/3.png")
+    found = collect(tmp_path)
+    assert sorted(labels(found).values(), key=str) == ["b", composed, composed]
+    given = {"1": Annotation("1", composed), "2": Annotation("2", apart)}
+    for classes in (None, [composed], [apart]):
+        assert len({row.label for row in unify(given, classes).values()}) == 1
+    assert is_wanted(composed, [apart.upper()])
+
+
+def test_unknown_subjects_are_not_one(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{i}.png" for i in range(6)))
+    cells = ["NA", "nan", "", "unknown", "p1", "p1"]
+    lines = [f"{i}.png,{'ab'[i % 2]},{whose}" for i, whose in enumerate(cells)]
+    (tmp_path / "t.csv").write_text("\n".join(["Filename,label,who", *lines]) + "\n")
+    found = collect(tmp_path / "t.csv", label_column="label", subject_column="who")
+    assert list(subjects(found).values()) == ["0.png", "1.png", "2.png", "3.png", "p1", "p1"]
+    pattern = collect(
+        draw(tmp_path / "x", "a/unknown_1.png", "b/unknown_2.png", "b/p_3.png"),
+        subject_pattern=r"/(\w+)_",
+    )
+    assert list(subjects(pattern).values()) == ["a/unknown_1.png", "p", "b/unknown_2.png"]
+
+
+# --------------------------------------------------------------------------------- tables
+
+
+def test_rows_without_a_file_are_listed(tmp_path: Path) -> None:
+    draw(tmp_path, "s/a.png", "s/b.png", "s/c_mask.png")
+    table = tmp_path / "t.csv"
+    rows = ["a.png,x", "S\\B.png,y", "lost1.png,y", "lost2.png,x"]
+    table.write_text("\n".join(["Filename,label", *rows]) + "\n")
+    found = collect(table, label_column="label")
+    assert labels(found) == {"s/a.png": "x", "s/b.png": "y"}
+    told = " ".join(found.notes)
+    assert "2 rows of t.csv have no file: lost1.png; lost2.png" in told
+    assert "1 rows name their file in another case" in told
+    assert "1 file is left out, being masks by name: s/c_mask.png" in told
+    with pytest.raises(DataError, match=r"2 of 4 rows have no file: 'lost1\.png'; 'lost2\.png'"):
+        collect(table, label_column="label", every_row=True)
+
+
+def test_a_bare_name_of_several_files(tmp_path: Path) -> None:
+    draw(tmp_path, "s/a.png", "t/a.png", "t/b.png")
+    (tmp_path / "t.csv").write_text("Filename,label\na.png,x\nb.png,y\n")
+    with pytest.raises(DataError, match=r"1 rows name several files each.*s/a\.png, .*t/a\.png"):
+        collect(tmp_path / "t.csv", label_column="label")
+
+
+def test_files_of_a_table_may_lie_elsewhere(tmp_path: Path) -> None:
+    draw(tmp_path / "pictures", "a.png", "b.png")
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "t.csv"
+    table.write_text(f"Filename,label\n../pictures/a.png,x\n{tmp_path}/pictures/b.png,y\n")
+    found = collect(table, label_column="label", subject_pattern=r"pictures/(\w)")
+    assert labels(found) == {"../pictures/a.png": "x", "../pictures/b.png": "y"}
+    assert list(subjects(found).values()) == ["a", "b"]
+    assert list(found.sources.values()) == [
+        tmp_path / "pictures" / name for name in ("a.png", "b.png")
+    ]
+
+
+def test_a_pattern_and_a_table(tmp_path: Path) -> None:
+    draw(tmp_path, "p1/a.png", "p2/b.png")
+    table = tmp_path / "t.csv"
+    table.write_text("Filename,label,who\na.png,x,q\nb.png,y,q\n")
+    found = collect(table, label_column="label", subject_pattern=r"^(p\d)/")
+    assert subjects(found) == {"p1/a.png": "p1", "p2/b.png": "p2"}
+    with pytest.raises(DataError, match="exclude each other"):
+        collect(table, label_column="label", subject_column="who", subject_pattern="(p)")
+
+
+# ------------------------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> Path:
+    """Within the folder of another patient, two of two files each."""
+    names = [f"{label}/P{i}_{part}.png" for label, i in (("a", 1), ("b", 2)) for part in "xy"]
+    return draw(tmp_path / "P0_export", *names)
+
+
+def embedded(data: Path, whole: bool) -> list[str]:
+    paths = [data] if whole else sorted(data.rglob("*.png"))
+    network = timm.create_model("resnet18", num_classes=0)
+    done = embed(network, paths, "clip", progress=False, subjects=PATTERN)
+    return done.subjects or []
+
+
+def prepared(data: Path, whole: bool) -> list[str]:
+    paths = [data] if whole else sorted(data.rglob("*.png"))
+    given = ["prepare", *map(str, paths), "-o", str(data.parent / "store"), "--workers", "1"]
+    main([*given, "--holdout", "0", "--label-scheme", "none", "--subject-pattern", PATTERN])
+    return [video.subject for video in FrameStore(data.parent / "store").videos]
+
+
+def tabled(data: Path, whole: bool) -> list[str]:
+    files = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*.png"))]
+    lines = ["Filename,label", *(f"{file},{file[0]}" for file in files)]
+    (data / "t.csv").write_text("\n".join(lines) + "\n")
+    given = ["prepare", str(data), "-o", str(data.parent / "of table"), "--workers", "1"]
+    given += ["--csv", str(data / "t.csv"), "--label-column", "label"]
+    main([*given, "--holdout", "0", "--subject-pattern", PATTERN])
+    return [video.subject for video in FrameStore(data.parent / "of table").videos]
+
+
+def collected(data: Path, whole: bool) -> list[str]:
+    return list(subjects(collect(data, subject_pattern=PATTERN)).values())
+
+
+def audited(data: Path, whole: bool) -> list[str]:
+    (one,) = audit([str(data)], subject_pattern=PATTERN, progress=False).data
+    return [str(source.subject) for source in one.sources]
+
+
+PATTERN = r"(P\d)_"
+
+
+@pytest.mark.parametrize("command", [embedded, prepared, tabled, collected, audited])
+def test_patterns_are_searched_within_the_folder(
+    patients: Path, command: Callable[[Path, bool], list[str]]
+) -> None:
+    assert command(patients, True) == ["P1", "P1", "P2", "P2"]
+
+
+@pytest.mark.parametrize("command", [embedded, prepared])
+def test_patterns_are_searched_in_a_path_as_given(
+    patients: Path, command: Callable[[Path, bool], list[str]]
+) -> None:
+    assert command(patients, False) == ["P0"] * 4
+
+
+@pytest.mark.parametrize("command", ["embed", "prepare", "finetune", "evaluate", "audit"])
+def test_every_row_is_asked_for_in_every_command(
+    patients: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = patients / "t.csv"
+    table.write_text("Filename,label,who\nP1_x.png,a,1\nP2_x.png,b,2\nP9_x.png,b,2\n")
+    of_table = ["--label-column", "label", "--subject-column", "who"]
+    output = ["-o", str(patients / "out.csv")]
+    given = {
+        "embed": [str(patients), "--csv", str(table), *of_table[2:], *output],
+        "prepare": [str(patients), "--csv", str(table), *of_table, *output],
+        "finetune": ["--data", str(table), *of_table, *output],
+        "evaluate": ["random", "--dataset", "csv", "--data", str(table), *of_table, *output],
+        "audit": [str(table), *of_table],
+    }
+    named = [] if command in ("embed", "prepare") else ["--file-column", "Filename"]
+    with pytest.raises(SystemExit) as ended:
+        main([command, *given[command], *named, "--every-row"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert told[-1].endswith("1 of 3 rows have no file: 'P9_x.png'")
+    assert not (patients / "out.csv").exists()
+
+
+def test_options_of_a_table_are_not_of_a_folder(
+    patients: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (["prepare", str(patients)], ["embed", str(patients)]):
+        with pytest.raises(SystemExit):
+            main([*given, "-o", str(patients / "out.csv"), "--every-row"])
+        assert "--every-row: needs --csv" in capsys.readouterr().err
+    for option in ({"every_row": True}, {"label_column": "x"}, {"subject_column": "x"}):
+        with pytest.raises(DataError, match="is of a CSV, and this is a folder"):
+            collect(patients, **option)
