@@ -265,15 +265,16 @@ def test_what_it_has_seen() -> None:
 )
 def test_where_it_stands(interval: tuple[float, float] | None, expected: str) -> None:
     metric = Metric(
-        "BUSI", "neighbours", "subject", "AUROC", 0.02, interval, "95 %", "in18", "uscl x", None
+        "BUSI", "neighbours, 20 of them; frozen", "subject", "AUROC", 0.02, interval, "95 %", "in18", "uscl x", None
     )
     alone = replace(metric, compared_with=None)
     card = make_card(metrics=(metric, alone))
     first, last = standing(card)
     assert first.startswith(expected)
-    assert first.endswith("; neighbours")
+    assert first.endswith("; neighbours, 20 of them; frozen")
     assert last == "beside ImageNet: no figure on this card"
-    assert standing(card, brief=True)[0] == first.removesuffix("; neighbours")
+    # of how it was measured the first clause
+    assert standing(card, brief=True)[0] == first.removesuffix(", 20 of them; frozen")
     assert first in describe(card)
     named = replace(metric, compared_with="ImageNet (resnet18_imagenet.mit)")
     assert len(standing(replace(card, metrics=(named, alone)))) == 1

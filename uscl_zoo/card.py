@@ -502,7 +502,7 @@ def standing(card: Card, brief: bool = False) -> list[str]:
         if metric.interval is not None:
             low, high = metric.interval
             where = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
-        how = "" if brief else f"; {metric.protocol}"
+        how = f"; {_in_short(metric.protocol) if brief else metric.protocol}"
         told.append(
             f"{where} {metric.compared_with}: {_figure(metric)} {metric.metric}, by {metric.unit}; "
             f"{metric.dataset}{how}"
@@ -511,6 +511,11 @@ def standing(card: Card, brief: bool = False) -> list[str]:
     if card.is_uscl and not any("imagenet" in name.lower() for name in against):
         told.append("beside ImageNet: no figure on this card")
     return told
+
+
+def _in_short(protocol: str) -> str:
+    """The first clause of how something was measured."""
+    return protocol.partition(";")[0].partition(",")[0]
 
 
 def _figure(metric: Metric) -> str:
@@ -605,7 +610,8 @@ def table(cards: Iterable[Card]) -> str:
             for source in card.training.sources
         )
         measured = "; ".join(
-            f"{metric.metric} to {metric.compared_with}, by {metric.unit}: {_figure(metric)}"
+            f"{metric.metric} to {metric.compared_with}, by {metric.unit}: {_figure(metric)} "
+            f"({_in_short(metric.protocol)})"
             for metric in card.metrics
             if metric.compared_with
         )
