@@ -265,7 +265,16 @@ def test_what_it_has_seen() -> None:
 )
 def test_where_it_stands(interval: tuple[float, float] | None, expected: str) -> None:
     metric = Metric(
-        "BUSI", "neighbours, 20 of them; frozen", "subject", "AUROC", 0.02, interval, "95 %", "in18", "uscl x", None
+        "BUSI",
+        "neighbours, 20 of them; frozen",
+        "subject",
+        "AUROC",
+        0.02,
+        interval,
+        "95 %",
+        "in18",
+        "uscl x",
+        None,
     )
     alone = replace(metric, compared_with=None)
     card = make_card(metrics=(metric, alone))
