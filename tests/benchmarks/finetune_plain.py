@@ -205,14 +205,22 @@ def measure(
 def write_split(model: Path, table: Path, output: Path) -> None:
     """A table with the split of a model of `uscl finetune`: its held-out files are the test."""
     with (model / "heldout.csv").open(newline="") as stream:
-        held = {row["file"] for row in csv.DictReader(stream)}
+        held = {row["source"] for row in csv.DictReader(stream) if row["unit"] == "clip"}
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
+
+    def is_held(name: str) -> bool:
+        # the model names files by their path within the folder of the table
+        return name in held or Path(name).name in held
+
+    found = sum(is_held(row["Filename"]) for row in rows)
+    if found != len(held):
+        raise SystemExit(f"{table}: has {found} of the {len(held)} files that {model} held out")
     with output.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["Filename", "label", "split"])
         for row in rows:
-            side = "test" if row["Filename"] in held else "train"
+            side = "test" if is_held(row["Filename"]) else "train"
             writer.writerow([row["Filename"], row["label"], side])
 
 
