@@ -75,8 +75,8 @@ def settle(execution: Execution) -> None:
 def keep_memory() -> bool:
     """Have the memory of one step's activations serve the next, where the C library is glibc's.
 
-    By default each large block is mapped from the kernel, cleared and given back: half of the page
-    faults of a step, and a tenth of its time.
+    By default each large block is mapped from the kernel, cleared and given back: most of the page
+    faults, and a tenth of a step's time (docs/performance.md).
 
     Returns:
         Whether it could be asked for.
