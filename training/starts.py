@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from uscl_zoo import store as weights_store
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES
 from uscl_zoo.catalogue import model_info
-from uscl_zoo.checkpoint import statistics_in
+from uscl_zoo.checkpoint import backbone_shapes, statistics_in
 from uscl_zoo.errors import CheckpointError, DataError
 from uscl_zoo.files import expanded
 from uscl_zoo.registry import create_model
 
+from .growing import can_grow, grow
 from .recipe import Recipe, replace
 
 #: How a network of timm's is asked for.
@@ -159,55 +160,36 @@ def _three(values: tuple[float, ...]) -> Statistics:
     return float(red), float(green), float(blue)
 
 
-def fit(start: Start, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Those of its tensors that an encoder can begin with.
+def fit(
+    start: Start, architecture: str, frames: Callable[[], Tensor], seed: int = 0
+) -> dict[str, Tensor]:
+    """The tensors that an encoder begins with.
 
-    Of the same architecture all. Of another the tensors of the same name and shape, and its 3x3
-    kernels with their norms, stage by stage in their order, for those 3x3 kernels of the encoder
-    that have as many channels: a ResNet-50 can take `conv1`, `bn1` and most of its 3x3 kernels from
-    a ResNet-18.
+    Of the same architecture all of them. A ResNet of bottlenecks is grown from one of basic blocks:
+    it begins by computing nearly what that one does (see `growing`).
 
     Args:
         start: to take them from.
-        shapes: of the encoder's tensors, by timm's name.
+        architecture: timm's name of the encoder.
+        frames: float32 (N, 3, H, W), normalised as the start takes them, called if the encoder has
+            to be grown.
+        seed: of what is random in a grown one.
 
     Returns:
         Tensors by the encoder's names.
 
     Raises:
-        CheckpointError: if none fits.
+        CheckpointError: if it does not fit and no way to grow it is known.
     """
-    state = start.network.state_dict()
-    found = {k: t for k, t in state.items() if shapes.get(k) == tuple(t.shape)}
-    if len(found) < len(shapes):
-        # of blocks of another kind the same name means another place
-        found = {k: t for k, t in found.items() if not k.startswith("layer")}
-        wanting = _kernels(shapes, lambda key: shapes[key])
-        for shape, theirs in _kernels(state, lambda key: tuple(state[key].shape)).items():
-            for key, own in zip(theirs, wanting.get(shape, []), strict=False):
-                found[own] = state[key]
-                for part in ("weight", "bias", "running_mean", "running_var"):
-                    found[_norm(own, part)] = state[_norm(key, part)]
-    if not any(tensor.ndim > 1 for tensor in found.values()):
+    state, shapes = start.network.state_dict(), backbone_shapes(architecture)
+    fitting = {k: t for k, t in state.items() if shapes.get(k) == tuple(t.shape)}
+    if len(fitting) == len(shapes):
+        return fitting
+    if not can_grow(start.architecture, architecture):
         raise CheckpointError(
-            f"init: of {start.reference} ({start.architecture}) no tensor fits the encoder"
+            f"init: a {architecture} cannot begin with {start.reference} ({start.architecture}); "
+            "name weights of its own architecture, or of a ResNet-18 for a ResNet-50"
         )
-    return found
-
-
-def _kernels(
-    names: Mapping[str, object], shape_of: Callable[[str], tuple[int, ...]]
-) -> dict[tuple[str, tuple[int, ...]], list[str]]:
-    """The 3x3 kernels of each stage by stage and shape, in their order."""
-    kernels: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-    for key in names:
-        stage, _, rest = key.partition(".")
-        shape = shape_of(key)
-        if stage.startswith("layer") and "conv" in rest and shape[2:] == (3, 3):
-            kernels.setdefault((stage, shape), []).append(key)
-    return kernels
-
-
-def _norm(kernel: str, part: str) -> str:
-    """`layer1.0.conv2.weight` is followed by `layer1.0.bn2`."""
-    return f"{kernel.removesuffix('weight').replace('conv', 'bn')}{part}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return grow(start.network, architecture, frames())

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from uscl_zoo.checkpoint import backbone_shapes
 from uscl_zoo.errors import DataError, UsclError
 
 from . import augment
@@ -41,6 +40,9 @@ from .starts import Start, fit
 from .steps import Sample, Tables, learning_rate
 from .teacher import Teachers, teacher_term
 from .views import make_views, make_views_by_video, mix
+
+#: Frames by which the norms of a grown encoder are set.
+GROWN_ON = 256
 
 #: What is summed over the steps of an epoch: the loss and its terms.
 TERMS = ("loss", "contrastive", "labelled", "taught")
@@ -147,14 +149,11 @@ class Trainer:
         self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
         self.teachers = Teachers(teachers, recipe, device, self.layout)
         taught = self.teachers.features if recipe.teacher_term == "features" else ()
-        shapes = backbone_shapes(recipe.architecture)
-        given = {} if start is None else fit(start, shapes)
-        self.begun = ""
+        given, self.begun = {}, ""
         if start is not None:
-            self.begun = (
-                f"begins with {len(given)} of {len(shapes)} tensors of the encoder from "
-                f"{start.reference}, the others as the seed has them"
-            )
+            given = fit(start, recipe.architecture, self._first_frames, recipe.seed)
+            kind = "grown from" if start.architecture != recipe.architecture else "that of"
+            self.begun = f"the encoder begins as {kind} {start.reference} ({start.architecture})"
         self.network: UsclNetwork = build(recipe, len(self.classes), given, taught).to(device)
         if recipe.sync_batch_norm and ranks.world > 1:
             synchronise(self.network, device)
@@ -191,6 +190,14 @@ class Trainer:
         self._sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
         self._tables: dict[int, Tables] = {}
         self._coming: tuple[int, int, Iterator[Tensor]] | None = None
+
+    def _first_frames(self) -> Tensor:
+        """Frames of the training videos, evenly over them, as the encoder first sees them."""
+        places = np.linspace(0, len(self.videos) - 1, min(len(self.videos), GROWN_ON)).astype(int)
+        rows = [self.videos[place].first + self.videos[place].count // 2 for place in places]
+        side = self.recipe.sizes[0][0] if self.recipe.sizes else self.side
+        frames = augment.to_float(self.feed.take(np.array(rows)))
+        return augment.normalise(augment.shrink(frames, side), self.recipe).cpu()
 
     def tables(self, epoch: int) -> Tables:
         """Every draw of an epoch: pairs, augmentation and batches."""
