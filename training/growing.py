@@ -1,16 +1,16 @@
 """A deeper network that begins by computing what a shallower one does.
 
-ResNet-50 has the stem and the 3x3 kernels of ResNet-18, between 1x1 convolutions. A basic block is two
-3x3 convolutions; two bottlenecks do the same, if the first leaves its result in channels of its own and
-the second adds to the stream. So a ResNet-50 can begin with what a ResNet-18 has learned, instead of
-nothing (growing that keeps the function, after Net2Net, Chen et al., ICLR 2016). Two of its stages have
-three bottlenecks for four convolutions; there the last 3x3 kernel is replaced by the 1x1 convolution
-that is nearest to it on given frames.
+ResNet-50 has the stem and the 3x3 kernels of ResNet-18, between 1x1 convolutions. A basic block is
+two 3x3 convolutions; two bottlenecks do the same, if the first leaves its result in channels of its
+own and the second adds to the stream. So a ResNet-50 can begin with what a ResNet-18 has learned,
+instead of nothing (growing that keeps the function, after Net2Net, Chen et al., ICLR 2016). Two of
+its stages have three bottlenecks for four convolutions; there the last 3x3 kernel is replaced by
+the 1x1 convolution that is nearest to it on given frames.
 
-The stream of a stage is four times as wide as its 3x3 kernels. Its first quarter is the stream of the
-shallow network; the second takes what the first bottleneck of a pair leaves for the second. The others
-are random features of the stage before, which nothing reads at first; in the last stage, where the
-pooled features are read, they repeat the first.
+The stream of a stage is four times as wide as its 3x3 kernels. Its first quarter is the stream of
+the shallow network; the second takes what the first bottleneck of a pair leaves for the second. The
+others are random features of the stage before, which nothing reads at first; in the last stage,
+where the pooled features are read, they repeat the first.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def grow(shallow: nn.Module, architecture: str, images: Tensor) -> dict[str, Ten
 
     Args:
         shallow: timm's ResNet of basic blocks, in the mode of evaluation.
-        architecture: timm's name of a ResNet of bottlenecks whose stages lack at most one bottleneck
-            of as many as there are 3x3 convolutions in the basic blocks.
+        architecture: timm's name of a ResNet of bottlenecks, each stage of which has at most one
+            fewer than there are 3x3 convolutions in the basic blocks.
         images: float32 (N, 3, H, W), normalised; the norms are set by them.
 
     Returns:
@@ -164,9 +164,7 @@ def _second_of_pair(
     bottleneck.bn3.bias[scratch] = -EMPTIED * stream[:, scratch].amax((0, 2, 3))
 
 
-def _fold(
-    block: Any, bottleneck: Any, stream: Tensor, width: int, copies: list[slice]
-) -> Tensor:
+def _fold(block: Any, bottleneck: Any, stream: Tensor, width: int, copies: list[slice]) -> Tensor:
     """A whole basic block in one bottleneck: its second kernel as the nearest 1x1 convolution."""
     hidden = bottleneck.act2(_inner(block.conv1, block.bn1, bottleneck, stream, slice(0, width)))
     aimed = block.bn2(block.conv2(hidden)).movedim(1, -1).flatten(0, -2).double()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from uscl_zoo.errors import DataError, UsclError
+from uscl_zoo.errors import DataError
 from uscl_zoo.files import begins_with, check_folder, locked
 from uscl_zoo.records import write_text, write_yaml
 
@@ -38,6 +36,7 @@ from .runs import (
     same_recipe,
     save_checkpoint,
 )
+from .signals import Interrupted, listening
 from .starts import Start, load_start, settled
 from .steps import learning_rate
 from .trainer import TERMS, NotFiniteError, Progress, Trainer
@@ -48,12 +47,6 @@ _NAMES = (RECIPE, ABOUT, CHECKPOINT, PREVIOUS, EVENTS, CURVES, EMBEDDING)
 _LOOK = 1.0
 #: The most of a run's time that checkpoints, or pictures of its curves, may take before its end.
 _SHARE = 0.05
-
-
-class Interrupted(UsclError):
-    """The run was asked to stop and has saved itself."""
-
-    exit_code = 130  # what shells expect of a command ended by Ctrl-C
 
 
 def pretrain(
@@ -319,28 +312,6 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
         for name, value in row.items():
             events.add_scalar(name, value, state.epoch)
         events.add_scalar("images a second", rate, state.epoch)
-
-
-@contextmanager
-def listening() -> Iterator[list[str]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
-    asked: list[str] = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(signal.Signals(number).name)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            previous[number] = signal.signal(number, note)
-        except ValueError:  # not in the main thread, where signals do not arrive
-            break
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _about(trainer: Trainer, start: Start | None, teachers: list[Start]) -> dict[str, Any]:

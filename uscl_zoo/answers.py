@@ -34,13 +34,14 @@ class Answers:
 
     Attributes:
         classes: in the order of the logits.
-        temperature: that divides the logits, fitted on the validation subjects.
+        temperature: that divides the logits, fitted on subjects that the network had not seen.
         confidence: probability below which the answer is "cannot tell".
         threshold: distance from the training images above which an image is of another kind.
-        quantile: of the validation frames' distances that the threshold is.
+        quantile: of such frames' distances that the threshold is.
         validation_frames: of how many.
         rate: frames a second to sample from videos, as in training.
         statistics_sha256: digest of the statistics, which belong to these weights.
+        flips: whether an answer is the mean over a frame and its mirror image.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +52,7 @@ class Answers:
     validation_frames: int
     rate: float
     statistics_sha256: str
+    flips: bool = False
 
 
 @dataclass(frozen=True)

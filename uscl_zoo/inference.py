@@ -156,6 +156,15 @@ def logits_and_textures(module: Any, inputs: Tensor) -> Tensor:
     return torch.cat([module.forward_head(last), *textures], dim=1)
 
 
+def both_ways(answer: Answer) -> Answer:
+    """What is the mean over a frame and its mirror image."""
+
+    def averaged(module: nn.Module, inputs: Tensor) -> Tensor:
+        return (answer(module, inputs) + answer(module, inputs.flip(3))) / 2
+
+    return averaged
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """A network in eval mode for a while."""

@@ -26,7 +26,7 @@ from .checkpoint import Channels
 from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
 from .files import expanded
-from .inference import batched, infer, logits, logits_and_textures, pooled
+from .inference import Answer, batched, both_ways, infer, logits, logits_and_textures, pooled
 from .ultrasound.transforms import FrameTransform, create_transform
 
 #: How timm asks for a network in a folder, and for one of the Hub.
@@ -94,6 +94,11 @@ class Network:
         """Frames a second at which it looks at a clip."""
         return RATE if self.answers is None else self.answers.rate
 
+    @property
+    def flips(self) -> bool:
+        """Whether what it says is the mean over a frame and its mirror image."""
+        return self.answers is not None and self.answers.flips
+
     def run(self, frames: Iterable[Frame], batch_size: int = 32) -> tuple[Floats, Floats]:
         """What it makes of frames.
 
@@ -111,9 +116,11 @@ class Network:
         if len(self.classes) == 1:
             raise DataError(f"{self.name}: has one output, and so no classes to tell apart")
         batches = batched((self.transform.resize(frame) for frame in frames), batch_size)
-        wanted = pooled if not self.classes else logits
+        wanted: Answer = pooled if not self.classes else logits
         if self.statistics is not None:
             wanted = logits_and_textures
+        if self.flips:
+            wanted = both_ways(wanted)
         found = list(infer(self.module, self.transform.normalise, batches, wanted))
         count = len(self.classes)
         if not found:

@@ -5,7 +5,10 @@
 
 TABLE.csv has columns Filename, label and split; rows of split `test` are judged, all others trained
 on. With `--split-of MODEL` the test is what a model of `uscl finetune` held out, so that both are
-judged on one split. `--without` and `--with` change one thing at a time: what each is worth.
+judged on one split. `--busi FOLDER` writes the table first, of the images that `load("busi")`
+takes, with their groups of near-duplicates as subjects; `--subjects` of them train, the others
+judge. `--without` and `--with` change one thing at a time: what each is worth. `--answers FOLDER`
+keeps every answer, for paired differences.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import uscl_zoo
+from uscl_zoo.training.downstream.datasets import load
+from uscl_zoo.training.labels import hold_out
 
 #: What can be left out, each named in the table of docs/finetune.md.
 PARTS = ("crops", "rotation", "light", "smoothing", "weights", "statistics", "flips", "warmup")
@@ -52,6 +57,21 @@ def read(table: Path, size: int) -> dict[str, tuple[Tensor, npt.NDArray[np.int64
         target = np.array([labels.index(row["label"]) for row in own])
         sides[side] = pixels.permute(0, 3, 1, 2), target, [row["Filename"] for row in own]
     return sides
+
+
+def write_busi(folder: Path, table: Path, subjects: int, seed: int = 0) -> None:
+    """A table of BUSI: so many subjects of it to train on, as many of a class as its share says."""
+    collection = load("busi", folder).collection
+    notes = collection.annotations
+    share = 1 - subjects / len({note.subject for note in notes.values()})
+    held = hold_out(notes, share, seed)
+    with table.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["Filename", "label", "subject", "split"])
+        for name, path in collection.sources.items():
+            note = notes[name]
+            side = "test" if note.subject in held else "train"
+            writer.writerow([path.resolve(), note.label, note.subject, side])
 
 
 def network_of(weights: str, classes: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -169,20 +189,21 @@ def run(
             step += 1
     seconds = time.perf_counter() - began
     judged = average if "average" in others else network
-    return measure(judged, sides["test"], mean, std, "flips" not in without) | {"seconds": seconds}
+    chances = answers(judged, sides["test"][0], mean, std, "flips" not in without)
+    if given.answers is not None:
+        given.answers.mkdir(parents=True, exist_ok=True)
+        changed = [f"no-{part}" for part in sorted(without)] + sorted(others)
+        name = "_".join([*changed, f"seed{seed}"])
+        np.savez(given.answers / f"{name}.npz", chances=chances, target=sides["test"][1])
+    return measure(chances, sides["test"][1]) | {"seconds": seconds}
 
 
 @torch.inference_mode()
-def measure(
-    network: nn.Module,
-    side: tuple[Tensor, npt.NDArray[np.int64], list[str]],
-    mean: Tensor,
-    std: Tensor,
-    flips: bool,
-) -> dict[str, float]:
-    """Figures of the images as they are, by image."""
+def answers(
+    network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, flips: bool
+) -> npt.NDArray[np.float32]:
+    """Probabilities (N, classes) of the images as they are."""
     network.eval()
-    images, target, _ = side
     parts = []
     for batch in torch.split(images, 64):
         given = (batch.float() / 255 - mean) / std
@@ -190,7 +211,11 @@ def measure(
         if flips:
             chances = (chances + network(given.flip(3)).softmax(1)) / 2
         parts.append(chances)
-    chances = torch.cat(parts).numpy()
+    return torch.cat(parts).numpy()
+
+
+def measure(chances: npt.NDArray[np.float32], target: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Figures by image."""
     said = chances.argmax(1)
     scores = chances[:, 1] if chances.shape[1] == 2 else chances
     return {
@@ -234,9 +259,14 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="where the processor has it")
     parser.add_argument("--without", nargs="*", choices=PARTS, default=[])
     parser.add_argument("--with", nargs="*", choices=OTHERS, default=[])
+    parser.add_argument("--busi", type=Path, help="write TABLE first, of this folder")
+    parser.add_argument("--subjects", type=int, default=200, help="of BUSI, to train on")
+    parser.add_argument("--answers", type=Path, help="folder for every answer")
     parser.add_argument("--split-of", type=Path, help="write TABLE.split.csv first, of this model")
     given = parser.parse_args()
     table = given.table
+    if given.busi is not None:
+        write_busi(given.busi, table, given.subjects)
     if given.split_of is not None:
         write_split(given.split_of, table, table := table.with_suffix(".split.csv"))
     sides = read(table, given.size)

@@ -32,9 +32,10 @@ from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.objective import nt_xent, uscl_loss
 from uscl_zoo.training.pairs import draw_pairs, draw_videos
 from uscl_zoo.training.prepare import Sampling, prepare
-from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
+from uscl_zoo.training.pretrain import Clock, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
+from uscl_zoo.training.signals import Interrupted
 from uscl_zoo.training.steps import Sample, Tables, learning_rate
 from uscl_zoo.training.trainer import NotFiniteError, Trainer
 from uscl_zoo.training.views import mix

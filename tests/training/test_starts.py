@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from uscl_zoo import create_model
 from uscl_zoo.card import Card
@@ -106,33 +107,32 @@ def a_start(architecture: str) -> Start:
     return Start("x", network(architecture), architecture, half, half, "0" * 64, None)
 
 
+def unasked() -> Tensor:
+    raise AssertionError("no frames are needed")
+
+
 def test_of_the_same_architecture_all_fits() -> None:
     start = a_start("resnet18")
-    found = fit(start, backbone_shapes("resnet18"))
-    assert found.keys() == backbone_shapes("resnet18").keys()
+    given = fit(start, "resnet18", unasked)
+    assert given.keys() == backbone_shapes("resnet18").keys()
 
 
-def test_a_resnet50_takes_what_fits_from_a_resnet18() -> None:
+def test_a_resnet50_is_grown_from_a_resnet18() -> None:
     start = a_start("resnet18")
-    state, shapes = start.network.state_dict(), backbone_shapes("resnet50")
-    found = fit(start, shapes)
-    assert all(tuple(tensor.shape) == shapes[key] for key, tensor in found.items())
-    for key in ("conv1.weight", "bn1.weight", "bn1.running_var"):
-        assert torch.equal(found[key], state[key])
-    # its 3x3 kernels of 64 channels: four of a ResNet-18 for three of a ResNet-50
-    order = ("layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1")
-    for block, theirs in enumerate(order):
-        own = f"layer1.{block}.conv2.weight"
-        assert torch.equal(found[own], state[f"{theirs}.weight"])
-        norm = f"layer1.{block}.bn2.running_mean"
-        assert torch.equal(found[norm], state[f"{theirs.replace('conv', 'bn')}.running_mean"])
-    # nothing whose place means something else: layer1.0.conv1 is 1x1 there
-    assert "layer1.0.conv1.weight" not in found
-    assert "layer2.0.downsample.0.weight" not in found
-    encoder: Any = build(Recipe(architecture="resnet50"), 0, found).encoder
-    assert torch.equal(encoder.layer1[0].conv2.weight, state["layer1.0.conv1.weight"])
+    frames = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    given = fit(start, "resnet50", lambda: frames, seed=3)
+    shapes = backbone_shapes("resnet50")
+    assert {key: tuple(tensor.shape) for key, tensor in given.items()} == shapes
+    again = fit(start, "resnet50", lambda: frames, seed=3)
+    assert all(torch.equal(again[key], tensor) for key, tensor in given.items())
+    encoder: Any = build(Recipe(architecture="resnet50"), 0, given).encoder
+    assert torch.equal(encoder.layer1[0].conv2.weight, given["layer1.0.conv2.weight"])
 
 
-def test_of_a_network_of_another_kind_nothing_fits() -> None:
-    with pytest.raises(CheckpointError, match=r"^init: of x \(mobilenetv3_small_050\) no tensor"):
-        fit(a_start("mobilenetv3_small_050"), backbone_shapes("resnet18"))
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [("mobilenetv3_small_050", "resnet18"), ("resnet50", "resnet18")],
+)
+def test_what_cannot_begin_with_it_is_an_error(kind: str, architecture: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"^init: a {architecture} cannot begin with x"):
+        fit(a_start(kind), architecture, unasked)

@@ -1,4 +1,4 @@
-"""Labelled images and videos of one's own, and the three-way split of their subjects."""
+"""Labelled images and videos of one's own, and the split of their subjects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.sources import Named, named
 
 from ..frames import FrameStore, Video
-from ..labels import Annotation, hold_out, read_table
+from ..labels import Annotation, read_table
 
 #: Folders of a division of a data set, which are no classes, and what they are called in words.
 _SIDES = {
@@ -221,43 +221,37 @@ def _of_table(
 
 @dataclass(frozen=True)
 class Split:
-    """Videos by what they are for; no subject is in two of them."""
+    """Videos by what they are for; no subject is in both."""
 
     train: list[Video]
-    validation: list[Video]
     held_out: list[Video]
 
 
-def split(store: FrameStore, share: float, seed: int) -> Split:
-    """Choose validation subjects among those of a store that are not held out.
-
-    Args:
-        store: with held-out videos; those without a label are left out.
-        share: of the subjects of each class.
-        seed: of the choice.
+def split(store: FrameStore) -> Split:
+    """The labelled videos of a store, by its split.
 
     Raises:
-        DataError: if two classes are not on all three sides.
+        DataError: if two classes do not have two subjects to train on and one to be judged on.
     """
     labelled = [video for video in store.videos if video.label is not None]
-    rest = [video for video in labelled if video.split == "train"]
-    notes = {video.name: Annotation(video.subject, video.label) for video in rest}
-    # another stream than the one that chose the held-out subjects
-    chosen = hold_out(notes, share, seed + 1)
     parts = Split(
-        train=[video for video in rest if video.subject not in chosen],
-        validation=[video for video in rest if video.subject in chosen],
+        train=[video for video in labelled if video.split == "train"],
         held_out=[video for video in labelled if video.split == "heldout"],
     )
-    for side in dataclasses.fields(parts):
-        labels = {video.label for video in getattr(parts, side.name)}
-        if len(labels) < 2:
-            counts: dict[str, set[str]] = {}
-            for video in labelled:
-                counts.setdefault(video.label or "", set()).add(video.subject)
-            named = ", ".join(f"{label} {len(who)}" for label, who in sorted(counts.items()))
-            raise DataError(
-                f"two classes need at least three subjects each, to train on, to stop on and to "
-                f"be judged on; subjects by class: {named}"
-            )
+    trained, judged = _subjects(parts.train), _subjects(parts.held_out)
+    if sum(len(who) >= 2 for who in trained.values()) < 2 or len(judged) < 2:
+        counts = _subjects(labelled)
+        named = ", ".join(f"{label} {len(who)}" for label, who in sorted(counts.items()))
+        raise DataError(
+            "two classes need at least three subjects each, two to train on and one to be judged "
+            f"on; subjects by class: {named}"
+        )
     return parts
+
+
+def _subjects(videos: list[Video]) -> dict[str, set[str]]:
+    """The subjects of each class."""
+    found: dict[str, set[str]] = {}
+    for video in videos:
+        found.setdefault(video.label or "", set()).add(video.subject)
+    return found

@@ -34,8 +34,10 @@ from .datasets import DataSet
 from .folds import Folds, draw_folds, official_folds, some_subjects
 from .infold import SETTINGS, Job, Setting, method_recipe, pretrain_within
 from .probe import Bootstrap, Floats, features
-from .protocols import BUDGETS, PROTOCOLS, finetuned, knn, linear
+from .protocols import BUDGETS, PROTOCOLS, finetuned, knn
+from .regressions import linear, linear_classifier
 from .report import surest
+from .sample import Sample
 from .scoring import (
     Difference,
     Figures,
@@ -46,7 +48,7 @@ from .scoring import (
 )
 from .seen import Material, Seen
 from .subset import take
-from .tuning import Sample, linear_classifier, trained_modules
+from .tuning import trained_modules
 
 Features = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -577,7 +579,7 @@ class _Bench:
         embedded, train, sample = self.embed(one, 0, weights), self.fold != fold, self.sample
         given = embedded[train], sample.target[train]
         _, penalty = linear(*given, sample.subject[train], embedded[:1], len(self.folds.classes))
-        weight, bias = linear_classifier(*given, penalty)
+        weight, bias = linear_classifier(*given, penalty, len(self.folds.classes))
         network: Any = copy.deepcopy(one.build(0, weights))
         network.reset_classifier(len(self.folds.classes))
         head = network.get_classifier()

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from uscl_zoo.errors import DataError
 
 from ..frames import FrameStore, Video
-from .tuning import Sample
+from .sample import Sample
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from uscl_zoo.errors import CardError, DataError
 from ..execution import Execution, device_named
 from ..export import encoder_of
 from ..frames import FrameStore
-from ..pretrain import Interrupted, listening, pretrain
+from ..pretrain import pretrain
 from ..recipe import Recipe, load_recipe, replace, settings_of
 from ..runs import RECIPE, load_run
+from ..signals import Interrupted, listening
 from ..starts import load_start, settled
 
 #: How a model of `uscl evaluate` that is to be pretrained within folds begins.

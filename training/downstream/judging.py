@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from scipy.stats import t as student  # type: ignore[import-untyped]
-from tqdm import tqdm
 
 from uscl_zoo import prediction
 from uscl_zoo.answers import Answers, Statistics, softmax
 from uscl_zoo.card import Input
-from uscl_zoo.inference import batched, infer, logits_and_textures
+from uscl_zoo.inference import batched, both_ways, infer, logits_and_textures
 from uscl_zoo.prediction import Answer
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
@@ -25,48 +25,101 @@ from ..frames import FrameStore, Video
 from ..pairs import Purpose, stream
 from .metrics import Judged, measure
 from .probe import Bootstrap, Score, Task
-from .tuning import SURVEYED, Rows, Sample, Tuner, fit_temperature
+from .sample import Rows, Sample
+from .tuning import SURVEYED, Tuner
 
-#: Of the validation frames' distances from the training images.
+#: Of the distances of frames from the images that their network was trained on.
 QUANTILE = 0.99
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What networks say of frames of subjects that they were not trained on.
+
+    Attributes:
+        logits: float32 (N, classes).
+        target: int64 (N,).
+        subject: int64 (N,).
+        distance: float64 (N,), from the images that the network was trained on.
+    """
+
+    logits: npt.NDArray[np.float32]
+    target: Rows
+    subject: Rows
+    distance: npt.NDArray[np.float64]
+
+    def weights(self) -> npt.NDArray[np.float64]:
+        """Weights (N,) that sum to 1 and count every subject the same, however many frames."""
+        share = 1.0 / np.bincount(self.subject)[self.subject]
+        return np.asarray(share / share.sum())
 
 
 def calibrate(
     tuner: Tuner,
-    validation: Sequence[Video],
+    apart: OutOfFold,
     classes: tuple[str, ...],
     shape: Input,
     confidence: float,
     rate: float,
 ) -> tuple[Answers, Statistics]:
-    """Fit on the validation videos what makes answers of logits.
+    """Fit what makes answers of logits, on what was said of subjects while they were left out.
 
     Args:
-        tuner: trained.
-        validation: videos of subjects not trained on.
+        tuner: trained on all of them.
+        apart: answers about them by networks that were trained without them.
         classes: in the order of the logits.
         shape: of the input.
         confidence: below which there is no answer.
         rate: frames a second that were sampled.
     """
-    rng = stream(tuner.settings.seed, 0, Purpose.VIDEOS)
-    surveyed = np.sort(rng.permutation(tuner.train.rows)[:SURVEYED])
-    statistics = Statistics.of(_look(tuner, surveyed, shape)[1])
-    sample = Sample.of(validation, classes)
-    logits, textures = _look(tuner, sample.rows, shape)
-    distances = statistics.distance(textures)
-    subjects = int(sample.subject.max()) + 1
+    statistics = survey(tuner, shape)
     answers = Answers(
         classes=classes,
-        temperature=fit_temperature(logits, sample.target, sample.weights(), subjects),
+        temperature=fit_temperature(
+            apart.logits, apart.target, apart.weights(), len(np.unique(apart.subject))
+        ),
         confidence=confidence,
-        threshold=threshold_of(distances),
+        threshold=threshold_of(apart.distance),
         quantile=QUANTILE,
-        validation_frames=len(sample),
+        validation_frames=len(apart.target),
         rate=rate,
         statistics_sha256=hashlib.sha256(pack(statistics)).hexdigest(),
+        flips=tuner.settings.flips,
     )
     return answers, statistics
+
+
+def survey(tuner: Tuner, shape: Input) -> Statistics:
+    """The statistics of the images that a network was trained on, at most `SURVEYED` of them."""
+    rng = stream(tuner.settings.seed, 0, Purpose.VIDEOS)
+    rows = np.sort(rng.permutation(tuner.train.rows)[:SURVEYED])
+    return Statistics.of(look(tuner, rows, shape)[1])
+
+
+def fit_temperature(
+    logits: npt.NDArray[np.float32], target: Rows, weights: npt.NDArray[np.float64], count: int
+) -> float:
+    """The temperature that minimises the negative log-likelihood.
+
+    The targets are those of Platt (1999): of few subjects that are all told right the plain
+    likelihood would ask for certainty. With `count` subjects and C classes the true class has
+    (count + 1) / (count + C).
+
+    Args:
+        logits: (N, C).
+        target: (N,).
+        weights: (N,), summing to 1.
+        count: how many subjects there are.
+    """
+    classes = logits.shape[1]
+    wanted = np.full(logits.shape, 1 / (count + classes))
+    wanted[np.arange(len(target)), target] = (count + 1) / (count + classes)
+
+    def loss(log: float) -> float:
+        chances = softmax(logits, float(np.exp(log)))
+        return float(-(weights @ (wanted * np.log(chances + 1e-12)).sum(axis=1)))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def threshold_of(distances: npt.NDArray[np.float64], quantile: float = QUANTILE) -> float:
@@ -89,15 +142,14 @@ def threshold_of(distances: npt.NDArray[np.float64], quantile: float = QUANTILE)
     return max(highest, float(np.exp(logs.mean() + wide)))
 
 
-def _look(
+def look(
     tuner: Tuner, rows: Rows, shape: Input
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Logits and textures of frames, by the way that `uscl predict` goes."""
     transform = FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
-    shown = tqdm(rows, unit="frame", leave=False, disable=not tuner.show)
-    batches = batched(transform.resize(tuner.frames[row]) for row in shown)
-    found = infer(tuner.network, transform.normalise, batches, logits_and_textures)
-    outputs = np.concatenate(list(found))
+    batches = batched(transform.resize(tuner.frames[row]) for row in rows)
+    answer = both_ways(logits_and_textures) if tuner.settings.flips else logits_and_textures
+    outputs = np.concatenate(list(infer(tuner.network, transform.normalise, batches, answer)))
     classes = int(tuner.network.num_classes)  # type: ignore[arg-type]
     return outputs[:, :classes], outputs[:, classes:]
 
@@ -161,7 +213,7 @@ def judge(
         resamples: of the bootstrap.
     """
     sample = Sample.of(videos, answers.classes)
-    logits, textures = _look(tuner, sample.rows, shape)
+    logits, textures = look(tuner, sample.rows, shape)
     pictures, clips, people = prediction.answer(
         answers,
         softmax(logits, answers.temperature),

@@ -27,8 +27,8 @@ from .metrics import BINS, Judged, bins
 PAGE, HELD_OUT = "report.html", "heldout.csv"
 #: The pictures, in the order of the page, and what is to be seen in them.
 PICTURES = {
-    "curves.png": "Learning curves. Epoch 0 is a logistic regression on the frozen features. The "
-    "dashed line is the epoch whose weights were kept: the lowest loss on the validation subjects.",
+    "curves.png": "Learning curve: cross-entropy of the training frames, augmented, with smoothed "
+    "labels, and the learning rate.",
     CONFUSION: "Confusion matrix of the held-out {unit}s: shares of the true class, and counts.",
     "roc.png": "ROC curves, one class against the rest, held-out {unit}s.",
     "reliability.png": "Reliability of the held-out {unit}s' probabilities: dots on the diagonal "
@@ -65,7 +65,7 @@ def write(
     pictures = {}
     with literal():
         figures = {
-            "curves.png": draw_curves(history, card.training.epochs or 0),
+            "curves.png": draw_curves(history),
             CONFUSION: draw_confusion(judged),
             "roc.png": draw_roc(judged),
             "reliability.png": draw_reliability(judged),
@@ -84,26 +84,19 @@ def write(
     write_text(folder / PAGE, page(card, verdict, answers, notes, pictures))
 
 
-def draw_curves(history: Sequence[dict[str, float]], best: int) -> Figure:
-    """Loss and balanced accuracy over the epochs."""
+def draw_curves(history: Sequence[dict[str, float]]) -> Figure:
+    """Loss and learning rate over the epochs; of no epochs empty axes that say so."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    losses = [(row["epoch"], row["loss"]) for row in history if "loss" in row]
-    if losses:
-        left.plot(*zip(*losses, strict=True), color=_GREY, label="training, smoothed labels")
-    for axes, name, title in (
-        (left, "validation loss", "Cross-entropy"),
-        (right, "validation balanced accuracy", "Balanced accuracy"),
-    ):
-        points = [(row["epoch"], row[name]) for row in history if name in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), color=_BLUE, marker=".", label="validation")
-        axes.axvline(best, color=_RED, linestyle="--", linewidth=1)
-        axes.set(title=title, xlabel="epoch", xlim=(-0.5, history[-1]["epoch"] + 0.5))
+    epochs = [row["epoch"] for row in history]
+    pairs = zip(figure.subplots(1, 2), ("loss", "learning_rate"), ("Loss", "Rate"), strict=True)
+    for axes, name, title in pairs:
+        if history:
+            axes.plot(epochs, [row[name] for row in history], color=_BLUE, marker=".")
+        else:
+            axes.text(0.5, 0.5, "a regression, no epochs", ha="center", transform=axes.transAxes)
+        axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False)
         plain(axes)
-    right.set_ylim(0, 1.02)
     return figure
 
 
@@ -244,16 +237,16 @@ def page(
     facts = [
         ("classes", ", ".join(card.classes)),
         ("method", training.method),
-        ("trained", f"{training.recipe['train']}; weights of epoch {training.epochs}"),
+        ("trained", f"{training.recipe['train']}; {training.epochs} epochs"),
         ("seed", str(training.seed)),
         ("hardware", f"{training.hardware}, {training.hours} h of training"),
         ("code", str(training.code)),
-        ("temperature", f"{answers.temperature:.3f}, fitted on the validation subjects"),
+        ("temperature", f"{answers.temperature:.3f}, fitted by cross-validation"),
         ("cannot tell", f"below a probability of {answers.confidence:g}"),
         (
             "unlike the training images",
             f"beyond a distance of {answers.threshold:.3f}, the {answers.quantile:g} quantile of "
-            f"{answers.validation_frames} validation frames",
+            f"{answers.validation_frames} frames, each by a network trained without its subject",
         ),
     ]
     facts += [(source.name, source.counts) for source in training.sources]

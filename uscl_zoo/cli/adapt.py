@@ -22,7 +22,7 @@ commands = click.Group(help="Adapt one to classes of your own")
 @click.option(
     "--train",
     type=click.Choice(["head", "last", "all"]),
-    help="What is not frozen; by default the last block, or all from 1,000 training subjects.",
+    help="What is not frozen; by default all, of a quick look the last block.",
 )
 @click.option("--file-column", default="Filename", show_default=True, help="Names, stems or paths.")
 @click.option("--label-column", help="Class of the file.")
@@ -34,7 +34,6 @@ commands = click.Group(help="Adapt one to classes of your own")
 @rate_option(3.0)
 @click.option("--size", type=click.IntRange(32, 4096), help="By default the backbone's.")
 @click.option("--holdout", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
-@click.option("--validation", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1),
@@ -42,8 +41,14 @@ commands = click.Group(help="Adapt one to classes of your own")
     show_default=True,
     help="Below it the model will say that it cannot tell.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="At most.")
-@click.option("--patience", type=click.IntRange(min=0), help="Epochs; 0 takes the last epoch.")
+@click.option(
+    "--effort",
+    type=click.Choice(["quick", "normal", "best"]),
+    default="normal",
+    show_default=True,
+    help="A first look, or what a day is worth.",
+)
+@click.option("--epochs", type=click.IntRange(min=1))
 @click.option("--batch-size", type=click.IntRange(min=2))
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
 @click.option("--label-smoothing", type=click.FloatRange(0, 0.5))
@@ -53,16 +58,26 @@ commands = click.Group(help="Adapt one to classes of your own")
 @click.option("--name", help="Of the collection, for the card.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
+# of commands that people wrote down before 0.2
+@click.option("--validation", type=float, hidden=True)
+@click.option("--patience", type=int, hidden=True)
 @device_option
 def finetune(data: Path, output: Path, **options: Any) -> None:
     """Fine-tune a backbone on images and videos of classes of your own.
 
     Writes a model that `uscl predict`, `uscl publish` and timm take, with a report. Subjects are
-    split into those to train on, to stop on and to be judged on. Run it again after an interruption
-    and it continues.
+    split into those to train on and those to be judged on. Run it again after an interruption and
+    it continues.
     """
     from ..training.downstream.finetune import finetune as run
 
+    for name in ("validation", "patience"):
+        if options.pop(name) is not None:
+            click.echo(
+                f"--{name}: has no meaning any more; temperature and thresholds come from a "
+                "cross-validation, and every subject that is not held out is trained on",
+                err=True,
+            )
     options["classes"] = options["classes"] or None
     done = run(data, output, tell=lambda text: click.echo(text, err=True), **options)
     click.echo(str(done))

@@ -24,24 +24,19 @@ import uscl_zoo
 from uscl_zoo import answers, network, prediction, publish
 from uscl_zoo.card import Card
 from uscl_zoo.errors import CardError, DataError
-from uscl_zoo.training.downstream import finetune as module
 from uscl_zoo.training.downstream.collection import collect, split
+from uscl_zoo.training.downstream.crossing import folds_of
 from uscl_zoo.training.downstream.finetune import finetune
-from uscl_zoo.training.downstream.judging import threshold_of
+from uscl_zoo.training.downstream.gathering import Base, warnings_of
+from uscl_zoo.training.downstream.judging import fit_temperature, threshold_of
 from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
 from uscl_zoo.training.downstream.probe import PENALTIES, Bootstrap, Task, fit_predict
-from uscl_zoo.training.downstream.tuning import (
-    PAPER,
-    Sample,
-    Settings,
-    Tuner,
-    fit,
-    fit_temperature,
-    linear_classifier,
-    sensible,
-)
+from uscl_zoo.training.downstream.regressions import linear_classifier
+from uscl_zoo.training.downstream.sample import Sample
+from uscl_zoo.training.downstream.settings import PAPER, Settings, sensible
+from uscl_zoo.training.downstream.tuning import Tuner, cost_of, fit, sides_of, steps_of
 from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import Interrupted
+from uscl_zoo.training.signals import Interrupted
 
 # ------------------------------------------------------------------------------------- the data
 
@@ -127,13 +122,17 @@ def test_data_that_is_none(tmp_path: Path, make: Callable[[Path], Path], told: s
 
 
 def test_no_subject_is_on_two_sides(small_store: FrameStore) -> None:
-    parts = split(small_store, 0.4, seed=0)
-    sides = [parts.train, parts.validation, parts.held_out]
+    parts = split(small_store)
+    sides = [parts.train, parts.held_out]
     subjects = [{video.subject for video in side} for side in sides]
     assert not subjects[0] & subjects[1]
-    assert not subjects[2] & (subjects[0] | subjects[1])
     assert all({video.label for video in side} == set(TINTS) for side in sides)
     assert sum(map(len, sides)) == len(small_store.videos)
+    sample = Sample.of(parts.train, small_store.labels)
+    folds = folds_of(sample, 0)
+    assert sorted(np.concatenate([other for _, other in folds]).tolist()) == [*range(len(sample))]
+    for own, other in folds:
+        assert not set(sample.subject[own]) & set(sample.subject[other])
 
 
 def test_two_subjects_of_a_class_are_too_few(tmp_path: Path, installed: Callable[[], Card]) -> None:
@@ -157,29 +156,25 @@ def test_thinning_keeps_some_frames_of_every_clip() -> None:
 # ------------------------------------------------------------------------------------- training
 
 
-def test_few_images_train_little_and_many_train_all() -> None:
-    few, many = sensible(30, 30), sensible(64_000, 64_000)
-    assert (few.train, few.batch_size, few.epochs, few.batch_statistics) == ("last", 8, 30, False)
+def test_the_more_there_are_the_fewer_epochs() -> None:
+    few, many = sensible(30), sensible(64_000)
+    assert (few.train, few.batch_size, few.epochs) == ("all", 8, 30)
     assert (many.train, many.batch_size, many.epochs) == ("all", 64, 5)
-    assert sensible(30, 30, "head", epochs=3, patience=None).epochs == 3
+    quick = sensible(30, "quick")
+    assert (quick.train, quick.probe, quick.batch_statistics) == ("last", True, False)
+    assert sensible(30, train="head").epochs == 0
+    assert sensible(30, epochs=3, learning_rate=None).epochs == 3
     with pytest.raises(DataError, match="head, last, all"):
-        sensible(30, 30, "tail")
+        sensible(30, train="tail")
+    with pytest.raises(DataError, match="quick, normal, best"):
+        sensible(30, "some")
 
 
-def make_tuner(
-    store: FrameStore, settings: Settings, validation: bool = True, seed: int = 0
-) -> Tuner:
+def make_tuner(store: FrameStore, settings: Settings, seed: int = 0) -> Tuner:
     torch.manual_seed(seed)
     network = timm.create_model("resnet18", num_classes=3, zero_init_last=False)
-    parts = split(store, 0.4, 0)
-    return Tuner(
-        network,
-        store.frames,
-        Sample.of(parts.train, store.labels),
-        Sample.of(parts.validation, store.labels) if validation else None,
-        settings,
-        torch.device("cpu"),
-    )
+    train = Sample.of(split(store).train, store.labels)
+    return Tuner(network, store.frames, train, settings, torch.device("cpu"))
 
 
 def copy_of(network: nn.Module) -> dict[str, Tensor]:
@@ -202,46 +197,73 @@ def test_frozen_means_frozen(
     settings = Settings(train, batch_statistics, probe=False, epochs=1, batch_size=8)
     tuner = make_tuner(small_store, settings)
     before = copy_of(tuner.network)
-    fit(tuner, progress=False)
+    fit(tuner)
     changed = {k for k, t in tuner.network.state_dict().items() if not torch.equal(t, before[k])}
     statistics = {k for k in before if k.rpartition(".")[2].startswith(("running_", "num_"))}
     expected = {k for k in before if k.startswith(prefixes)}
     assert changed == (expected if batch_statistics else expected - statistics)
 
 
-def test_the_last_epoch_is_the_result_without_validation(small_store: FrameStore) -> None:
+def test_the_papers_protocol_sees_all_frames_of_every_clip(small_store: FrameStore) -> None:
     settings = dataclasses.replace(PAPER, epochs=3, batch_size=8)
-    tuner = make_tuner(small_store, settings, validation=False)
-    assert fit(tuner, progress=False).best == 3
-    # all frames of every clip
-    assert sum(len(batch) for batch in tuner._draw(0)[1]) == len(tuner.train)
-    assert "validation loss" not in tuner.progress.history[0]
-
-
-def test_it_stops_when_patience_ends_and_keeps_the_best(small_store: FrameStore) -> None:
-    # a rate that ruins the network after an epoch or two
-    settings = Settings("all", epochs=12, patience=2, batch_size=8, learning_rate=0.5, probe=False)
     tuner = make_tuner(small_store, settings)
-    kept: list[dict[str, Tensor]] = []
-    close = tuner.close_epoch
+    assert fit(tuner).epoch == 3
+    assert sum(len(batch) for batch in tuner._draw(0)[1]) == len(tuner.train)
 
-    def closing() -> None:
-        close()
-        kept.append(copy_of(tuner.network))
 
-    tuner.close_epoch = closing  # type: ignore[method-assign]
-    progress = fit(tuner, progress=False)
-    losses = [row["validation loss"] for row in progress.history]
-    assert progress.best == int(np.argmin(losses)) + 1
-    assert len(losses) == progress.best + 2 < 12
-    best = kept[progress.best - 1]
-    assert all(torch.equal(t, best[k]) for k, t in tuner.network.state_dict().items())
+def test_small_images_come_first(small_store: FrameStore) -> None:
+    train = Sample.of(split(small_store).train, small_store.labels)
+    settings = Settings(epochs=10, batch_size=8)
+    sides = sides_of(train, settings, 224)
+    steps = steps_of(train, settings)
+    assert sides == [128] * (8 * steps) + [224] * (2 * steps)
+    # no smaller than what a ResNet divides, and never larger than the frames
+    assert set(sides_of(train, settings, 32)) == {32}
+    assert cost_of(train, settings, 224) == pytest.approx(steps * (8 * (128 / 224) ** 2 + 2))
+    full = dataclasses.replace(settings, sizes=((1.0, 1.0),))
+    assert cost_of(train, full, 224) == 10 * steps
+
+
+def test_the_rate_rises_then_falls_and_the_classifiers_is_larger(small_store: FrameStore) -> None:
+    settings = Settings(epochs=10, batch_size=8, warmup=0.2, learning_rate=1e-3, head_rate=3)
+    tuner = make_tuner(small_store, settings)
+    rates = []
+    while not tuner.finished:
+        while tuner.progress.step < tuner.steps:
+            tuner.step()
+            backbone, head = (group["lr"] for group in tuner.optimizer.param_groups)
+            assert head == pytest.approx(3 * backbone)
+            rates.append(backbone)
+        tuner.close_epoch()
+    top = int(np.argmax(rates))
+    assert top == pytest.approx(0.2 * len(rates), abs=1)
+    assert rates[top] == pytest.approx(1e-3, rel=0.01)
+    assert np.all(np.diff(rates[: top + 1]) > 0)
+    assert np.all(np.diff(rates[top:]) < 0)
+
+
+def test_the_average_is_what_is_kept(small_store: FrameStore) -> None:
+    settings = Settings(epochs=2, batch_size=8, average=0.5)
+    tuner = make_tuner(small_store, settings)
+    steps: list[Tensor] = []
+    step = tuner.step
+
+    def stepping() -> None:
+        step()
+        steps.append(tuner.network.get_parameter("fc.bias").detach().clone())
+
+    tuner.step = stepping  # type: ignore[method-assign, assignment]
+    fit(tuner)
+    expected = steps[0]
+    for bias in steps[1:]:
+        expected = 0.5 * expected + 0.5 * bias
+    assert torch.allclose(tuner.network.get_parameter("fc.bias"), expected, atol=1e-6)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(small_store: FrameStore) -> None:
-    settings = Settings("last", True, epochs=3, patience=0, batch_size=8, learning_rate=1e-3)
+    settings = Settings("last", probe=True, epochs=3, batch_size=8, average=0.9)
     whole = make_tuner(small_store, settings)
-    fit(whole, progress=False)
+    fit(whole)
     first = make_tuner(small_store, settings)
     first.begin()
     for _ in range(first.steps):
@@ -252,17 +274,16 @@ def test_a_resumed_run_ends_with_the_same_weights(small_store: FrameStore) -> No
     second = make_tuner(small_store, settings)
     nn.init.zeros_(second.network.get_parameter("fc.weight"))
     second.restore(first.state())
-    fit(second, progress=False)
+    fit(second)
     assert second.progress.history == whole.progress.history
     expected = whole.network.state_dict()
     assert all(torch.equal(t, expected[k]) for k, t in second.network.state_dict().items())
 
 
 def test_the_first_classifier_is_the_regression(small_store: FrameStore) -> None:
-    tuner = make_tuner(small_store, Settings("head", epochs=0, frames_per_clip=0))
+    tuner = make_tuner(small_store, Settings("head", probe=True, epochs=0, frames_per_clip=0))
     before = copy_of(tuner.network)
-    progress = fit(tuner, progress=False)
-    assert [row["epoch"] for row in progress.history] == [0.0]
+    assert fit(tuner).history == []
     after = tuner.network.state_dict()
     assert {k for k in before if not torch.equal(before[k], after[k])} == {"fc.weight", "fc.bias"}
     features = tuner._forward(tuner.train.rows, pooled=True)
@@ -276,18 +297,23 @@ def test_two_classes_make_two_logits() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(3, 2, (40, 5)).astype(np.float32)
     target = (features[:, 0] > 3).astype(np.int64)
-    weight, bias = linear_classifier(features, target, 1.0)
+    weight, bias = linear_classifier(features, target, 1.0, 2)
     predicted = (features @ weight.T + bias).argmax(axis=1)
     assert np.array_equal(predicted, fit_predict(features, target, features, 1.0))
+    # of a class that nobody showed there is nothing to say
+    weight, bias = linear_classifier(features, 2 * target, 1.0, 3)
+    assert weight.shape == (3, 5)
+    assert np.array_equal((features @ weight.T + bias).argmax(axis=1), 2 * predicted)
 
 
-def test_class_weights_make_classes_count_the_same(small_store: FrameStore) -> None:
-    tuner = make_tuner(small_store, Settings(batch_size=8))
-    assert tuner.weight is not None
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_rare_classes_weigh_more(small_store: FrameStore, power: float) -> None:
+    tuner = make_tuner(small_store, Settings(batch_size=8, class_power=power))
     kept = tuner.train.take(tuner.train.thin(4))
-    counts = torch.bincount(torch.from_numpy(kept.target))
-    assert (tuner.weight * counts).tolist() == pytest.approx([len(kept) / 3] * 3)
-    assert make_tuner(small_store, Settings(class_weights=False)).weight is None
+    counts = np.bincount(kept.target)
+    weight = tuner.weight.numpy()
+    assert weight @ counts == pytest.approx(len(kept))
+    assert weight / weight[0] == pytest.approx((counts / counts[0]) ** -power)
 
 
 # ------------------------------------------------------------------------------------ the answers
@@ -428,7 +454,9 @@ def test_it_can_be_published(tuned: Path, tmp_path: Path) -> None:
     assert loaded.card is not None and loaded.card.name == "resnet18_uscl.model"
 
 
+@pytest.mark.parametrize("at", [2, 5, 8], ids=["first fold", "second fold", "final"])
 def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
+    at: int,
     classes: Path,
     tmp_path: Path,
     installed: Callable[[], Card],
@@ -456,11 +484,13 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
     call(tmp_path / "whole")
     step, steps = Tuner.step, []
 
-    def stepping(tuner: Tuner) -> None:
-        step(tuner)
-        steps.append(1)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+    def stepping(tuner: Tuner, side: int | None = None) -> None:
+        step(tuner, side)
+        # those that only measure how long it will take are none of the run
+        if side is None:
+            steps.append(1)
+            if len(steps) == at:
+                os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Tuner, "step", stepping)
     with pytest.raises(Interrupted, match="the same command continues it"):
@@ -469,7 +499,8 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
     with pytest.raises(DataError, match="other data or settings"):
         call(tmp_path / "parted", epochs=2)
     call(tmp_path / "parted")
-    assert len(steps) == 6
+    # three epochs: of a step in each fold, of two with all files
+    assert len(steps) == 12
     whole, parted = (load_file(tmp_path / k / "model.safetensors") for k in ("whole", "parted"))
     assert all(torch.equal(whole[k], parted[k]) for k in whole)
     # without a licence nobody could use what is published
@@ -479,15 +510,15 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
 
 def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) -> None:
     card = uscl_zoo.model_info("resnet18_uscl")
-    base = module._Base(card.name, None, card.model, "resnet18", card.input, card)
-    parts = split(small_store, 0.4, 0)
-    assert module._warnings(parts, small_store, base, "mine") == []
-    told = module._warnings(parts, small_store, base, card.training.sources[0].name)
-    assert told[0].startswith("in corpus (by name; none of 6 files recognised): resnet18_uscl")
+    base = Base(card.name, None, card.model, "resnet18", card.input, card)
+    parts = split(small_store)
+    assert warnings_of(parts, small_store, base, "mine") == []
+    said = warnings_of(parts, small_store, base, card.training.sources[0].name)
+    assert said[0].startswith("in corpus (by name; none of 6 files recognised): resnet18_uscl")
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 20, 60])
-def test_of_few_validation_frames_the_next_is_not_unlike(count: int) -> None:
+def test_of_few_frames_the_next_is_not_unlike(count: int) -> None:
     rng = np.random.default_rng(count)
     flagged, largest = [], []
     for _ in range(400):

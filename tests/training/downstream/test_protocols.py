@@ -16,10 +16,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 import uscl_zoo
 from uscl_zoo.card import Input
 from uscl_zoo.errors import DataError
-from uscl_zoo.training.downstream import protocols
+from uscl_zoo.training.downstream import protocols, regressions
 from uscl_zoo.training.downstream.folds import draw_folds
 from uscl_zoo.training.downstream.probe import PENALTIES, regression
-from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, linear, quick_figures
+from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, quick_figures
+from uscl_zoo.training.downstream.regressions import linear
 from uscl_zoo.training.frames import FrameStore
 
 Features = npt.NDArray[np.float32]
@@ -159,9 +160,9 @@ def test_fewer_frames_than_features_give_the_regression_of_all_features() -> Non
     whole = regression(penalty).fit(train.astype(np.float64), target)
     assert np.allclose(said, whole.predict_proba(test.astype(np.float64)), atol=1e-3)
     # a column a frame, and the lengths of the standardised features
-    known, asked = protocols._turned(train, test)
+    known, asked = regressions._turned(train, test)
     assert known.shape == (60, 60) and asked.shape == (20, 60)
-    assert np.allclose(known @ known.T, protocols._turned(train, train)[1] @ known.T)
+    assert np.allclose(known @ known.T, regressions._turned(train, train)[1] @ known.T)
 
 
 def test_quick_figures_are_those_of_the_protocols_over_folds() -> None:

@@ -1,0 +1,72 @@
+"""How long fine-tuning will take, by a few steps that are measured and thrown away."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from uscl_zoo.card import Input
+
+from .judging import look
+from .sample import Sample
+from .settings import Settings
+from .tuning import Tuner, sides_of
+
+#: Steps of each size that are measured, after one that is not.
+STEPS = 2
+#: Frames of which looking is measured.
+LOOKED = 32
+#: Seconds of pictures and files at the end, on a core of 2.6 GHz.
+END = 6.0
+
+
+def estimate(
+    network: nn.Module,
+    frames: npt.NDArray[np.uint8],
+    runs: Sequence[Sample],
+    looked: int,
+    settings: Settings,
+    device: torch.device,
+    shape: Input,
+) -> float:
+    """Seconds that some runs will take, with looking at frames at their end.
+
+    Args:
+        network: with its classifier; it is used up.
+        frames: uint8 (N, H, W, 3).
+        runs: what each trains on.
+        looked: frames that are looked at after training.
+        settings: of every run.
+        device: to compute on.
+        shape: of the input.
+    """
+    full, widest = int(frames.shape[1]), max(runs, key=len)
+    tuner = Tuner(network, frames, widest, settings, device, shape.mean, shape.std)
+    counts = Counter(side for run in runs for side in sides_of(run, settings, full))
+    total = END
+    for side, steps in counts.items():
+        tuner.step(side)
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            tuner.step(side)
+        total += steps * (time.perf_counter() - began) / STEPS
+    rows = widest.rows[:LOOKED]
+    began = time.perf_counter()
+    look(tuner, rows, shape)
+    # the probe, the survey of the training images, and the answers: a look at each
+    times = 1 + (1 + settings.probe) * sum(len(run) for run in runs) / max(looked, 1)
+    return total + looked * times * (time.perf_counter() - began) / len(rows)
+
+
+def spoken(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

@@ -1,0 +1,188 @@
+"""What fine-tuning begins with: frames of labelled subjects, and a backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uscl_zoo.card import ARCHITECTURES, MODELS, Card, Input
+from uscl_zoo.catalogue import model_info
+from uscl_zoo.errors import DataError, one_line
+from uscl_zoo.registry import create_model
+from uscl_zoo.ultrasound.transforms import create_transform
+
+from ..frames import DESCRIPTION, FrameStore
+from ..prepare import Sampling, prepare
+from .collection import Split, collect, split
+from .seen import Material, seen_by
+
+
+@dataclass(frozen=True)
+class Base:
+    """The backbone to begin with.
+
+    Attributes:
+        name: as it was asked for.
+        network: with its weights, without a classifier.
+        model: of the zoo, which it is an instance of.
+        architecture: timm's name.
+        input: what it takes.
+        card: its own; None of one that is not of the zoo.
+    """
+
+    name: str
+    network: Any
+    model: str
+    architecture: str
+    input: Input
+    card: Card | None
+
+
+def backbone(name: str) -> Base:
+    """Load a backbone to begin with.
+
+    Args:
+        name: a checkpoint of the zoo, or timm's `local-dir:` or `hf-hub:`.
+
+    Raises:
+        UnknownModelError: if there is none of that name.
+        DataError: if it is of an architecture that the zoo has not.
+    """
+    network: Any = create_model(name, pretrained=True, num_classes=0)
+    model = network.pretrained_cfg["architecture"]
+    architecture = MODELS.get(model, model)
+    if architecture not in ARCHITECTURES:
+        raise DataError(f"{name}: is a {architecture}; should be one of {', '.join(ARCHITECTURES)}")
+    wanted = create_transform(network)
+    shape = Input(size=(3, *wanted.size), mean=wanted.mean, std=wanted.std)  # type: ignore[arg-type]
+    model = model if model in MODELS else f"{architecture}_uscl"
+    card = None if ":" in name else model_info(name)
+    return Base(name, network, model, architecture, shape, card)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Frames of labelled subjects, decoded.
+
+    Attributes:
+        store: of the frames.
+        parts: its labelled videos, to train on and to be judged on.
+        subjects: whether subjects are known; otherwise each file is its own.
+        shape: of the input.
+        rate: frames a second that were sampled.
+        name: of the collection.
+    """
+
+    store: FrameStore
+    parts: Split
+    subjects: bool
+    shape: Input
+    rate: float
+    name: str
+
+
+def gather(
+    data: Path,
+    store: Path,
+    base: Base,
+    note: Callable[[str], None],
+    *,
+    columns: dict[str, Any],
+    rate: float,
+    size: int | None,
+    holdout: float,
+    seed: int,
+    name: str | None,
+    overwrite: bool,
+    workers: int | None,
+    progress: bool,
+) -> Gathered:
+    """Find labelled files, decode them once and split their subjects.
+
+    Args:
+        data: a folder with a folder per class, a CSV, or a store.
+        store: folder for the decoded frames; of a store nothing is decoded.
+        base: backbone, by which the frames are shaped.
+        note: is given what the reader of the figures should know.
+        columns: arguments of `collect`, by name.
+        rate: frames a second to take from videos.
+        size: height and width of the frames; None for the backbone's.
+        holdout: share of the subjects of each class to be judged on.
+        seed: of the split.
+        name: of the collection; None for that of the data.
+        overwrite: replace what an earlier call decoded.
+        workers: processes that decode.
+        progress: show bars.
+
+    Raises:
+        DataError: if the data cannot serve.
+        UnreadableError: if nothing can be decoded.
+    """
+    shape = base.input if size is None else dataclasses.replace(base.input, size=(3, size, size))
+    if (data / DESCRIPTION).is_file():
+        if wrong := [argument for argument, value in columns.items() if value]:
+            raise DataError(
+                f"{data}: is a store, which records labels and subjects; {wrong[0]} is of a folder "
+                "or CSV"
+            )
+        frames, subjects = FrameStore(data), True
+        rate = float(frames.description["sampling"]["rate"])
+        shape = dataclasses.replace(shape, size=(3, *frames.frames.shape[1:3]))
+    else:
+        collection = collect(data, **columns)
+        for text in collection.notes:
+            note(text)
+        prepared = prepare(
+            collection.sources,
+            store,
+            collection.annotations.get,
+            sampling=Sampling(rate, shape.size[1]),
+            holdout=holdout,
+            seed=seed,
+            overwrite=overwrite,
+            workers=workers,
+            origin={"name": name or one_line(data.resolve().stem), "url": None, "citation": None},
+            progress=progress,
+        )
+        frames, subjects = prepared.store, collection.subjects
+        for _, reason in prepared.skipped[:5]:
+            note(f"skipped: {reason}")
+        if len(prepared.skipped) > 5:
+            note(f"skipped: {len(prepared.skipped) - 5} more")
+    name = name or one_line(frames.description["origin"].get("name") or data.resolve().stem)
+    parts = split(frames)
+    for text in warnings_of(parts, frames, base, name):
+        note(text)
+    return Gathered(frames, parts, subjects, shape, rate, name)
+
+
+def warnings_of(parts: Split, frames: FrameStore, base: Base, name: str) -> list[str]:
+    """What makes the figures say less than they seem to."""
+    said = []
+    for label in frames.labels:
+        if label not in {video.label for video in parts.held_out}:
+            said.append(f"{label}: too few subjects to be judged on")
+    content = frames.description["sources_sha256"]
+    side_of: dict[str, set[tuple[str, str | None]]] = {}
+    for side in dataclasses.fields(parts):
+        for video in getattr(parts, side.name):
+            side_of.setdefault(content[video.name], set()).add((side.name, video.label))
+    twins = sum(len(places) > 1 for places in side_of.values())
+    if twins:
+        said.append(f"{twins} files are there twice, on two sides of the split or in two classes")
+    if base.card is not None:
+        kept = set(base.card.training.held_out_subjects)
+        sources = frames.sources(frames.videos)
+        names = (name, *(str(source["name"]) for source in sources))
+        texts = tuple(s[key] for s in sources for key in ("url", "citation") if s[key])
+        seen = seen_by(base.card, Material(names, texts, frames, tuple(parts.held_out)))
+        if seen.leaks:
+            subjects = {video.subject for video in parts.held_out}
+            said.append(
+                f"{seen}: {base.name} was pretrained on it, and of the {len(subjects)} "
+                f"subjects it is judged on, its card names {len(subjects & kept)} as held out"
+            )
+    return said

@@ -1,0 +1,140 @@
+"""What makes a folder a model: its card, its weights, and how its logits become answers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from uscl_zoo import checkpoint, publish, store
+from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics
+from uscl_zoo.card import Card, Metric, Source, Training, Weights, read_card
+from uscl_zoo.errors import CardError
+from uscl_zoo.files import written
+from uscl_zoo.records import to_plain, write_text, write_yaml
+
+from ..runs import code_version, hardware
+from .gathering import Base, Gathered
+from .judging import Verdict, pack
+from .tuning import Tuner
+
+#: Held-out subjects at most that a card names: a hundred thousand of anything are not for one.
+MANY = 1000
+
+#: The figures that go on the card; the report has all.
+_ON_CARD = (
+    "balanced accuracy",
+    "macro AUROC",
+    "expected calibration error",
+    "share flagged as unlike",
+)
+
+
+def card_of(
+    output: Path,
+    base: Base,
+    given: Gathered,
+    tuner: Tuner,
+    verdict: Verdict,
+    licence: str | None,
+) -> Card:
+    """The card, but for the weights' digest."""
+    tag = re.sub(r"[^a-z0-9]+", "_", output.resolve().name.lower()).strip("_") or "model"
+    frames, parts, subjects, name = given.store, given.parts, given.subjects, given.name
+    classes = frames.labels
+    held = {video.subject for video in parts.held_out}
+    unit = "subjects" if subjects else "files"
+    count = len(verdict.bootstrap.task.subjects)
+    origin = frames.description["origin"]
+    own = Source(
+        name=name,
+        url=origin.get("url"),
+        citation=origin.get("citation"),
+        **frames.summary(parts.train),
+    )
+    settings, progress = tuner.settings, tuner.progress
+    limits = ["Not a medical device; not for diagnosis or treatment."]
+    limits.append(
+        f"Fine-tuned on {own.frames} frames of {own.subjects} {unit}; other probes, vendors and "
+        "populations are untested."
+    )
+    earlier: tuple[Source, ...] = ()
+    if base.card is not None:
+        earlier = base.card.training.sources
+        limits.append(
+            f"Begun from {base.name}, whose licence ({base.card.licence or 'not stated'}) binds "
+            "these weights."
+        )
+    if not subjects:
+        limits.append("Subjects were not known: files of one may be on both sides of the split.")
+    return Card(
+        name=f"{base.model}.{tag}",
+        architecture=base.architecture,
+        summary=f"{base.name} fine-tuned on {name}",
+        weights=Weights(file=store.HUB_FILE),
+        input=given.shape,
+        training=Training(
+            method=f"fine-tuning of {base.name}",
+            sources=(own, *earlier),
+            labels=classes,
+            # names of files are not for a card
+            held_out_subjects=tuple(sorted(held)) if subjects and len(held) <= MANY else (),
+            recipe=to_plain(settings),
+            epochs=progress.epoch,
+            steps=progress.epoch * tuner.steps,
+            seed=settings.seed,
+            code=code_version(),
+            hardware=hardware(tuner.device),
+            hours=round(progress.seconds / 3600, 3),
+        ),
+        licence=licence,
+        intended_use=f"Research: telling {', '.join(classes)} apart in images like {name}.",
+        limits=tuple(limits),
+        metrics=tuple(
+            Metric(
+                dataset=f"{name}, {count} held-out {unit}",
+                protocol=f"fine-tuning ({settings.train}), calibrated by cross-validation of "
+                f"{len({v.subject for v in parts.train})} training {unit}",
+                unit=judged.unit,
+                metric=metric,
+                value=round(score.value, 3),
+                interval=(round(score.low, 3), round(score.high, 3)),
+                interval_kind=f"95 %, bootstrap over {count} held-out {unit} within classes",
+                compared_with=None,
+                command="uscl finetune",
+                model=None,
+            )
+            for judged in verdict.units
+            for metric, score in verdict.figures[judged.unit].items()
+            if metric in _ON_CARD and np.isfinite(score.value)
+        ),
+        classes=classes,
+    )
+
+
+def write_model(
+    output: Path, card: Card, network: nn.Module, answers: Answers, statistics: Statistics
+) -> Card:
+    """Write what makes the folder a model; `predict.json`, which makes it one, last."""
+    for old in output.glob("*.yaml"):
+        # a model has one card; what is none stays
+        with contextlib.suppress(CardError):
+            read_card(old)
+            old.unlink()
+    weights = output / card.weights.file
+    state = network.state_dict()
+    checkpoint.write_backbone(state, weights, card.architecture, False, len(card.classes))
+    digest = store.sha256_of(weights)
+    known = Weights(file=weights.name, sha256=digest, bytes=weights.stat().st_size)
+    card = dataclasses.replace(card, weights=known)
+    with written(output / STATISTICS) as partial:
+        partial.write_bytes(pack(statistics))
+    write_text(output / publish.CONFIG, json.dumps(publish.config(card), indent=2) + "\n")
+    write_yaml(output / f"{card.name}.yaml", card)
+    write_text(output / ANSWERS, json.dumps(to_plain(answers), indent=1, ensure_ascii=False))
+    return read_card(output / f"{card.name}.yaml")
