@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from uscl_zoo import licences, store
+from uscl_zoo import licences
 from uscl_zoo.card import (
     Card,
     Corpus,
@@ -19,11 +19,12 @@ from uscl_zoo.card import (
     Source,
     Training,
     Weights,
-    home,
     licences_of,
     read_card,
 )
+from uscl_zoo.catalogue import home
 from uscl_zoo.checkpoint import metadata_of, same_tensors, write_backbone
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import check_output, expanded, locked, written
 from uscl_zoo.records import write_yaml
@@ -121,7 +122,7 @@ def export(
                 recipe.architecture,
                 metadata=says | ({"licence": licence} if licence else {}),
             )
-            digest, count = store.sha256_of(partial), partial.stat().st_size
+            digest, count = sha256_of(partial), partial.stat().st_size
             if (
                 weights_file.exists()
                 and not overwrite

@@ -31,7 +31,8 @@ from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.objective import nt_xent, uscl_loss
 from uscl_zoo.training.pairs import draw_pairs, draw_videos
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 from uscl_zoo.training.pretrain import Clock, Interrupted, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from uscl_zoo import checkpoint, publish, store
+from uscl_zoo import checkpoint, publish
 from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics
 from uscl_zoo.card import (
     ARCHITECTURES,
@@ -36,8 +36,10 @@ from uscl_zoo.card import (
 )
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import folder_of
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError, DataError, one_line
 from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
+from uscl_zoo.hub import HUB_FILE
 from uscl_zoo.names import say
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.registry import create_model
@@ -45,7 +47,8 @@ from uscl_zoo.ultrasound.transforms import create_transform
 
 from ..execution import device_named
 from ..frames import DESCRIPTION, FrameStore
-from ..prepare import Sampling, prepare
+from ..parts import Sampling
+from ..prepare import prepare
 from ..runs import (
     CHECKPOINT,
     PREVIOUS,
@@ -444,7 +447,7 @@ def _card(
         name=f"{base.model}.{tag}",
         architecture=base.architecture,
         summary=f"{base.name} fine-tuned on {name}",
-        weights=Weights(file=store.HUB_FILE),
+        weights=Weights(file=HUB_FILE),
         input=shape,
         training=Training(
             method=f"fine-tuning of {base.name}",
@@ -497,7 +500,7 @@ def _write_model(
     weights = output / card.weights.file
     state = network.state_dict()
     checkpoint.write_backbone(state, weights, card.architecture, False, len(card.classes))
-    digest = store.sha256_of(weights)
+    digest = sha256_of(weights)
     known = Weights(file=weights.name, sha256=digest, bytes=weights.stat().st_size)
     card = dataclasses.replace(card, weights=known)
     with written(output / STATISTICS) as partial:

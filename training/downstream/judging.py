@@ -23,8 +23,8 @@ from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..frames import FrameStore, Video
 from ..pairs import Purpose, stream
+from .bootstrap import Bootstrap, Score, Task
 from .metrics import Judged, measure
-from .probe import Bootstrap, Score, Task
 from .tuning import SURVEYED, Rows, Sample, Tuner, fit_temperature
 
 #: Of the validation frames' distances from the training images.

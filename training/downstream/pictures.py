@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..plots import in_legend
-from .evaluate import Case, Evaluation, Outcome
+from .bench import Case
+from .bootstrap import Bootstrap
+from .evaluate import Evaluation, Outcome
 from .infold import file_name
 from .metrics import Judged
-from .probe import Bootstrap
 from .report import draw_confusion, draw_reliability, plain
 from .scoring import units
 

@@ -20,9 +20,10 @@ from uscl_zoo.answers import softmax
 from uscl_zoo.card import Input
 from uscl_zoo.errors import DataError
 
+from .bootstrap import Floats
 from .folds import some_subjects
 from .metrics import auroc
-from .probe import PENALTIES, Floats, bare_regression
+from .regression import PENALTIES, bare_regression
 from .tuning import PAPER, Sample, Tuner
 
 Features = npt.NDArray[np.float32]

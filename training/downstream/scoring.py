@@ -9,9 +9,9 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from .bootstrap import Bootstrap, Floats, Score, Task
 from .folds import Folds
 from .metrics import Judged, interval, resampled
-from .probe import Bootstrap, Floats, Score, Task
 
 #: What is compared between models.
 COMPARED = ("balanced accuracy", "macro AUROC")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from uscl_zoo import store as weights_store
+from uscl_zoo import weights_cache
 from uscl_zoo.card import Card
 
 from ..corpus import read_corpus
@@ -111,7 +111,7 @@ def seen_by(card: Card, material: Material, folder: Path | None = None) -> Seen:
     theirs = addresses(*(text for s in sources for text in (s.url, s.citation) if text))
     if theirs & addresses(*material.texts):
         by.append("address")
-    path = weights_store.corpus_of(card, folder)
+    path = weights_cache.corpus_of(card, folder)
     count = len(material.videos)
     if path is None:
         if by:

@@ -30,7 +30,7 @@ from ..runs import (
     save_checkpoint,
 )
 from ..trainer import NotFiniteError
-from .probe import PENALTIES, regression
+from .regression import PENALTIES, regression
 
 Rows = npt.NDArray[np.int64]
 

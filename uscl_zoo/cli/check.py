@@ -292,8 +292,8 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
     folder, a CSV, a store of `uscl prepare`, or a card such as resnet18_uscl.pocus, whose training
     data the others are compared with.
     """
-    from ..training.downstream.audit import PAGE, check_report
     from ..training.downstream.audit import audit as run
+    from ..training.downstream.findings import PAGE, check_report
 
     options["exclude"] = options["exclude"] or None
     for threshold in ("distance", "correlation"):

@@ -120,7 +120,7 @@ def prepare(
     subjects come from a CSV, or from names such as Cov-001.mp4. A corpus of several sources is told
     by a YAML file, --corpus. Run it again after an interruption and it continues.
     """
-    from ..training.prepare import Sampling
+    from ..training.parts import Sampling
     from ..training.prepare import prepare as run
 
     told = {
@@ -393,7 +393,7 @@ def export(
     overwrite: bool,
 ) -> None:
     """Turn a finished RUN into weights of the zoo and their card."""
-    from ..card import home
+    from ..catalogue import home
     from ..training.export import export as write
 
     card = write(

@@ -12,22 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
-from .beam import (
-    DOUBTFUL,
-    UNKNOWN,
-    Beam,
-    Box,
-    Interface,
-    Mask,
-    Pixels,
-    brightest,
-    disc,
-    look,
-    opencv,
-    spread_over,
-)
+from .beam import DOUBTFUL, UNKNOWN, Beam, Box, Interface, look, spread_over
 from .clip import Clip, Frame, Region
 from .lettering import lettering
+from .morphology import Mask, Pixels, brightest, disc, opencv
 
 # Wider than any stroke of lettering at the sizes scanners export.
 _STROKE = np.ones((9, 9), np.uint8)

@@ -18,10 +18,12 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from timm.models import save_for_hf
 
-from uscl_zoo import cli, store
-from uscl_zoo.card import Card, read_card, standing
+from uscl_zoo import cli, weights_cache
+from uscl_zoo.card import Card, read_card
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import metadata_of, write_backbone
+from uscl_zoo.descriptions import standing
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream import evaluate as module
@@ -32,7 +34,8 @@ from uscl_zoo.training.downstream.scoring import COMPARED
 from uscl_zoo.training.downstream.subset import take
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 
 TINY = Setting(32, 1, "float32")
 METHOD = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
@@ -233,11 +236,11 @@ def test_answers_are_of_the_mean_and_std_they_were_given(classes: Path, tmp_path
 
 
 def test_a_file_of_the_zoo_is_known_by_its_content(tmp_path: Path) -> None:
-    bundled = store.locate(model_info("resnet18_uscl")).path
+    bundled = weights_cache.locate(model_info("resnet18_uscl")).path
     copied = tmp_path / "mine.safetensors"
     copied.write_bytes(bundled.read_bytes())
     one = contender(str(copied), TINY)
-    assert (one.kind, one.identity) == ("file", store.sha256_of(bundled))
+    assert (one.kind, one.identity) == ("file", sha256_of(bundled))
     assert one.build(0, None).num_features == 512
     assert one.card is not None and one.card.name == model_info("resnet18_uscl").name
     assert one.shape.mean == one.card.input.mean

@@ -25,11 +25,12 @@ from uscl_zoo import answers, network, prediction, publish
 from uscl_zoo.card import Card
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.training.downstream import finetune as module
+from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
 from uscl_zoo.training.downstream.collection import collect, split
 from uscl_zoo.training.downstream.finetune import finetune
 from uscl_zoo.training.downstream.judging import threshold_of
 from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
-from uscl_zoo.training.downstream.probe import PENALTIES, Bootstrap, Task, fit_predict
+from uscl_zoo.training.downstream.regression import PENALTIES, fit_predict
 from uscl_zoo.training.downstream.tuning import (
     PAPER,
     Sample,

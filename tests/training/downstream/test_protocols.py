@@ -18,8 +18,8 @@ from uscl_zoo.card import Input
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.downstream import protocols
 from uscl_zoo.training.downstream.folds import draw_folds
-from uscl_zoo.training.downstream.probe import PENALTIES, regression
 from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, linear, quick_figures
+from uscl_zoo.training.downstream.regression import PENALTIES, regression
 from uscl_zoo.training.frames import FrameStore
 
 Features = npt.NDArray[np.float32]

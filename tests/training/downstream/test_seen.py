@@ -17,7 +17,8 @@ from uscl_zoo.training.downstream.seen import Material, addresses, same_name, se
 from uscl_zoo.training.fingerprints import Prints, find_known
 from uscl_zoo.training.frames import FrameStore, Video
 from uscl_zoo.training.labels import Annotation
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 
 
 @pytest.mark.parametrize(
