@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,45 @@ def test_no_module_is_long_without_a_reason(name: str) -> None:
 
 def test_reasons_are_given_for_modules_that_there_are() -> None:
     assert LONGER.keys() <= MODULES.keys()
+
+
+#: Modules whose messages are still to be put in words of arguments.
+SPEAK_OF_OPTIONS = {
+    "uscl_zoo.authors",
+    "uscl_zoo.publish",
+    "uscl_zoo.training.downstream.finetune",
+    "uscl_zoo.training.trainer",
+}
+
+
+def messages(name: str) -> list[str]:
+    """The texts of a module, without its docstrings and what it asks git."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    silent: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            silent.add(id(node.value))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "git":
+            silent |= {id(argument) for argument in node.args}
+        elif isinstance(node, ast.JoinedStr):
+            silent |= {id(part) for part in node.values}
+    texts = []
+    for node in ast.walk(tree):
+        if id(node) in silent:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts = (getattr(part, "value", None) for part in node.values)
+            texts.append("".join(part if isinstance(part, str) else "x" for part in parts))
+    return texts
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - SPEAK_OF_OPTIONS))
+def test_the_library_speaks_of_arguments(name: str) -> None:
+    """Of `overwrite=True`, where the command line says --overwrite; whole commands may stand."""
+    if ".cli" in name:
+        return
+    # a command is advice that holds wherever it is read
+    texts = [re.sub(r"`uscl [^`]*`", "", text) for text in messages(name)]
+    assert not [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text)]

@@ -85,7 +85,7 @@ def export(
         )
     if name.partition(".")[0] != f"{recipe.architecture}_uscl" or not name.partition(".")[2]:
         raise DataError(
-            f"--name {name}: should look like {recipe.architecture}_uscl.TAG, since the run "
+            f"`name={name}`: should look like {recipe.architecture}_uscl.TAG, since the run "
             f"trained a {recipe.architecture}"
         )
     output = home() if output is None else expanded(output)
@@ -93,7 +93,9 @@ def export(
     for path in (weights_file, card_file):
         check_output(path)
     if card_file.exists() and not overwrite:
-        raise DataError(f"{card_file}: is there already; choose another name or add --overwrite")
+        raise DataError(
+            f"{card_file}: is there already; choose another name or add `overwrite=True`"
+        )
     counts = about["training"]
     training = Training(
         method=recipe.method,
@@ -132,7 +134,7 @@ def export(
             ):
                 raise DataError(
                     f"{weights_file}: is there already with other weights; choose another name or "
-                    "add --overwrite"
+                    "add `overwrite=True`"
                 )
             # from here to its end there is no card, rather than one of other weights
             card_file.unlink(missing_ok=True)
@@ -173,15 +175,15 @@ def _bound(licence: str | None, reason: str | None, training: Training) -> tuple
     bound = licences_of(training)
     told = licences.fault(licence, bound)
     if told is not None:
-        raise DataError(f"--licence {licence}: {told}")
+        raise DataError(f"`licence={licence}`: {told}")
     unknown = licences.unknown(bound)
     if not unknown:
         return ()
     if reason is None:
         raise DataError(
-            f"--licence {licence}: what it was made of is also licensed under "
-            f"{', '.join(map(repr, unknown))}, which the zoo does not know; leave --licence out, "
-            "or say with --licence-reason why you may give it, e.g. that the videos are your own"
+            f"`licence={licence}`: what it was made of is also licensed under "
+            f"{', '.join(map(repr, unknown))}, which the zoo does not know; leave `licence` out, "
+            "or say with `licence_reason` why you may give it, e.g. that the videos are your own"
         )
     return (f"Licensed {licence} although made also under {', '.join(unknown)}: {reason}",)
 

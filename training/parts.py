@@ -202,7 +202,7 @@ def _cleaner(source: Path, sampling: Sampling) -> Cleaner | None:
     opencv().setNumThreads(1)  # other processes have the other cores
 
     def decode() -> Iterator[reading.Frame]:
-        # the second pass tells of damage
+        # the second pass reports damage
         return reading.sample(source, rate=sampling.rate, on_damage=lambda _: None)
 
     return Cleaner.of(Clip(decode, source, reading.read(source).facts))

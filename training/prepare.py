@@ -57,7 +57,7 @@ class Report:
 
     @property
     def unclean(self) -> tuple[str, ...] | None:
-        """Videos whose beam could not be told, kept as they are; None if not asked to clean."""
+        """Videos in which no beam was detected, kept as they are; None if not asked to clean."""
         beams: dict[str, Any] | None = self.store.description.get("beams")
         if beams is None:
             return None
@@ -90,7 +90,7 @@ def prepare(
 
     Each video becomes a part of its own, moved into place when it is whole, so an interrupted call
     continues where it was and memory holds one frame a worker, however many videos there are.
-    Near-duplicates are looked for among the fingerprints of one source at a time, 8 KiB a frame.
+    Near-duplicates are detected among the fingerprints of one source at a time, 8 KiB a frame.
 
     Args:
         videos: files and folders, which are searched; sources by the names to give them; or a
@@ -100,7 +100,7 @@ def prepare(
             of files and folders, a table, whose rows also say which stills and folders are items
             of their own.
         sampling: rate and size; 3 frames a second of 224x224 by default.
-        classes: the declared classes; None declares every label found.
+        classes: the declared classes; None declares every label there is.
         unlabelled: labels to drop.
         licences: SPDX identifiers; items that they do not allow are left out. None given: all.
         only_annotated: leave out what has no row.
@@ -108,22 +108,22 @@ def prepare(
         holdout: share of the subjects of each class to hold out.
         seed: of the choice of held-out subjects.
         strict: fail if any source cannot be decoded.
-        subject_pattern: of subjects, see `SubjectPattern`; None for those that `annotate` tells.
+        subject_pattern: of subjects, see `SubjectPattern`; None for those that `annotate` gives.
         every_row: fail if a row of a table has no file.
         overwrite: replace a finished store.
         workers: processes; None for one a core.
         origin: name, url and citation of the collection, for the card. A corpus has its own.
         progress: show a bar.
-        tell: is given a line for whatever of files and tables is left out, lost or bent; a
+        tell: called with a line for whatever of files and tables is left out, lost or bent; a
             `DamageWarning` unless given.
 
     Returns:
         The store and what was left out of it.
 
     Raises:
-        DataError: if nothing is found or wanted, a label is undeclared, a row does not name one
-            file, a store, another's files or an input is in the way, or another process prepares
-            into the same folder.
+        DataError: if there is nothing, or nothing that is wanted, a label is undeclared, a row does
+            not name one file, a store, another's files or an input is in the way, or another
+            process prepares into the same folder.
         UnreadableError: if nothing can be decoded, or something cannot and `strict`.
     """
     output = check_folder(output, _is_ours(output), _inputs(videos, annotate), _NAMES)
@@ -137,8 +137,8 @@ def prepare(
         left_out = [*left_out, *unwanted]
         if not items:
             counts = Counter(reason for _, reason in left_out)
-            told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-            raise DataError(f"nothing is left of {len(left_out)} items: {told}")
+            counted = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+            raise DataError(f"nothing is left of {len(left_out)} items: {counted}")
         unannotated = tuple(name for name, item in items.items() if not item.annotated)
         annotations = unify({n: item.annotation for n, item in items.items()}, classes, unlabelled)
         alike = _sources_with_near_duplicates(plan, near_duplicates)
@@ -164,7 +164,7 @@ def prepare(
             if not overwrite:
                 raise DataError(
                     f"{output}: holds a store of other videos, labels or settings; "
-                    "choose another folder or add --overwrite"
+                    "choose another folder or add `overwrite=True`"
                 )
             # before the rest, as a folder without one is never taken for a store; but after there
             # are parts, as a folder with them is one to go on with
@@ -262,8 +262,8 @@ def _items(
             items = items_named(videos, annotate)
         left_out = []
     if not items:
-        told = videos.name if isinstance(videos, CorpusPlan) else ", ".join(map(str, videos))
-        raise DataError(f"{told}: no video or folder of frames in it")
+        named = videos.name if isinstance(videos, CorpusPlan) else ", ".join(map(str, videos))
+        raise DataError(f"{named}: no video or folder of frames in it")
     return items, left_out
 
 
@@ -343,7 +343,7 @@ def _open(output: Path, overwrite: bool) -> FrameStore | None:
         return FrameStore(output)
     except UnreadableError as error:
         if not overwrite:
-            raise UnreadableError(f"{error} with --overwrite") from error
+            raise UnreadableError(f"{error} with `overwrite=True`") from error
         return None
 
 
@@ -357,9 +357,9 @@ def _fingerprint(
 ) -> str:
     """One digest of all that a store depends on, without reading any video."""
     rows = [[name, state_of(items[name].path), asdict(annotations[name])] for name in items]
-    told: list[Any] = [rows, sampling.settings(), holdout, seed]
+    basis: list[Any] = [rows, sampling.settings(), holdout, seed]
     # as they were before there was anything to ask for
-    return _digest([*told, _without_roots(asked)] if asked else told)
+    return _digest([*basis, _without_roots(asked)] if asked else basis)
 
 
 def _without_roots(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,7 +377,7 @@ def _digest(value: Any) -> str:
 def _refuse_skipped(skipped: Sequence[tuple[str, str]], strict: bool) -> None:
     if skipped and strict:
         raise UnreadableError(
-            f"{len(skipped)} sources cannot be decoded and --strict was given; the first: "
+            f"{len(skipped)} sources cannot be decoded and `strict=True` was given; the first: "
             f"{skipped[0][1]}"
         )
 
@@ -426,17 +426,17 @@ def _assemble(
         write_yaml(output / CORPUS, description["corpus"])
     contents = {name: about["sha256"] for name, about in abouts.items()}
     splits = {name: annotations[name].subject in held for name in parts}
-    told: list[Any] = [contents, {n: asdict(annotations[n]) for n in parts}, splits]
-    told.append(description["sampling"])
+    basis: list[Any] = [contents, {n: asdict(annotations[n]) for n in parts}, splits]
+    basis.append(description["sampling"])
     if of_corpus:
-        told.append(_without_roots({"corpus": description["corpus"]}))
+        basis.append(_without_roots({"corpus": description["corpus"]}))
     description = description | {
         "frames": total,
         "videos": len(parts),
         "grey": all(about["grey"] for about in abouts.values()),
         "sources_sha256": contents,
         **({"beams": beams} if beams else {}),
-        "digest": _digest(told),
+        "digest": _digest(basis),
     }
     write_text(output / DESCRIPTION, json.dumps(description, indent=1))
     for path in (output / PARTS).iterdir():

@@ -69,7 +69,7 @@ class Weights:
 class Corpus:
     """Fingerprints of what weights were trained on, in a file beside the card.
 
-    They tell whether a file or an image has been seen; `uscl audit` reads them.
+    They show whether a file or an image has been seen; `uscl audit` reads them.
 
     Attributes:
         file: its name.
@@ -113,7 +113,7 @@ class Source:
         citation: of its authors.
         videos: files of it, a still counting as one; None where nobody says how many.
         frames: of them; None where nobody says how many.
-        subjects: patients; None where they are not told apart.
+        subjects: patients; None where they are not distinguished.
         classes: videos by label.
         licences: videos by licence, as the collection words it.
         organs: that are shown, where that is known.
@@ -132,14 +132,14 @@ class Source:
     @property
     def counts(self) -> str:
         """How much there is of it, in words; empty where nobody says."""
-        told = []
+        counted = []
         if self.videos is not None and self.videos == self.frames:
-            told.append(f"{self.videos:,} images")
+            counted.append(f"{self.videos:,} images")
         else:
-            told += [f"{self.videos:,} videos"] if self.videos is not None else []
-            told += [f"{self.frames:,} frames"] if self.frames is not None else []
-        told += [f"{self.subjects:,} subjects"] if self.subjects is not None else []
-        return ", ".join(told)
+            counted += [f"{self.videos:,} videos"] if self.videos is not None else []
+            counted += [f"{self.frames:,} frames"] if self.frames is not None else []
+        counted += [f"{self.subjects:,} subjects"] if self.subjects is not None else []
+        return ", ".join(counted)
 
 
 @dataclass(frozen=True)

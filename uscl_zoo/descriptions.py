@@ -10,24 +10,24 @@ from .card import Card, Metric, Origin
 
 def seen(card: Card) -> str:
     """What weights were trained on, in a line."""
-    told = []
+    parts = []
     for source in card.training.sources:
         facts = "; ".join(part for part in (", ".join(source.organs), source.counts) if part)
-        told.append(f"{source.name} ({facts})" if facts else source.name)
-    return ", ".join(told) or "nothing is known of it"
+        parts.append(f"{source.name} ({facts})" if facts else source.name)
+    return ", ".join(parts) or "nothing is known of it"
 
 
 def standing(card: Card, brief: bool = False) -> list[str]:
     """Where weights are ahead of others, level with them or behind, a line a measured figure.
 
-    A difference whose interval holds zero is `level`: it is not told apart from none. Where the
+    A difference whose interval holds zero is `level`: nothing distinguishes it from none. Where the
     card has no figure beside ImageNet, the last line says so.
 
     Args:
-        card: whose figures to tell.
+        card: whose figures to report.
         brief: leave out how they were measured.
     """
-    told = []
+    lines = []
     for metric in card.metrics:
         if metric.compared_with is None:
             continue
@@ -36,14 +36,14 @@ def standing(card: Card, brief: bool = False) -> list[str]:
             low, high = metric.interval
             where = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
         how = f"; {_in_short(metric.protocol) if brief else metric.protocol}"
-        told.append(
+        lines.append(
             f"{where} {metric.compared_with}: {_figure(metric)} {metric.metric}, by {metric.unit}; "
             f"{metric.dataset}{how}"
         )
     against = [m.compared_with for m in card.metrics if m.compared_with]
     if card.is_uscl and not any("imagenet" in name.lower() for name in against):
-        told.append("beside ImageNet: no figure on this card")
-    return told
+        lines.append("beside ImageNet: no figure on this card")
+    return lines
 
 
 def _in_short(protocol: str) -> str:

@@ -170,7 +170,7 @@ def _undownloadable(
             f"{card.name}: the Hub's cache {cache_folder(cache_dir)} cannot be written to "
             f"({error.strerror}); make room there, or name another with HF_HOME or cache_dir"
         )
-    # what the client says after its retries tells less than what it got
+    # what the client says after its retries is less than what it got
     while isinstance(error, (LocalEntryNotFoundError, ValueError)) and error.__cause__ is not None:
         error = error.__cause__
     weights = card.weights

@@ -320,8 +320,8 @@ def _of_file(reference: str, path: Path, statistics: tuple[Channels, Channels] |
             own = checkpoint.statistics_in(path) if path.suffix == ".safetensors" else None
             if own is None and statistics is None:
                 raise DataError(
-                    f"{path}: does not say what mean and std its frames had; give them (--mean "
-                    "and --std), as 0.5 and 0.25 for weights of this zoo's first recipes"
+                    f"{path}: does not say what mean and std its frames had; give them "
+                    "(`statistics`), as 0.5 and 0.25 for weights of this zoo's first recipes"
                 )
             mean, std = own or statistics  # type: ignore[misc]
             shape = Input((3, 224, 224), mean, std)

@@ -26,7 +26,7 @@ class Place:
         source: `named folder`, `bundled` or `Hub cache`.
         path: of the file, or of the Hub's cache where it holds no such file.
         present: whether anything of that name is there; nothing is said about its content.
-        trouble: why that cannot be told, if it cannot.
+        trouble: why that is not known, where it is not.
     """
 
     source: str

@@ -1,6 +1,6 @@
 """The weights cache: from a card to a file whose every byte is known.
 
-A card's weights are looked for in one order, and the first file found is the one that counts:
+A card's weights are looked for in one order, and the first that is there counts:
 
 1. the named folder: the argument, else `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`;
 2. the weights bundled with the package;
@@ -39,7 +39,7 @@ _BUNDLED = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_all` found for one card: a file that is right, or an error.
+    """What `verify_all` reports of one card: a file that is right, or an error.
 
     Attributes:
         name: of the card.
@@ -68,7 +68,7 @@ def locate(
 
     Raises:
         WeightsNotFoundError: if the file is nowhere, or cannot be fetched or read.
-        DigestError: if the file found is not the one the card describes.
+        DigestError: if the file there is not the one the card describes.
     """
     return _locate(card, folder, cache_dir, download, remember=True)
 
@@ -106,7 +106,7 @@ def places(
     """
     weights = card.weights
     bundled = _BUNDLED / weights.file
-    found = [_named(folder, weights.file), Place(BUNDLED, bundled, bundled.is_file())]
+    listed = [_named(folder, weights.file), Place(BUNDLED, bundled, bundled.is_file())]
     if weights.hub_repo:
         path, present, trouble = hub.cache_folder(cache_dir), False, None
         try:
@@ -121,12 +121,12 @@ def places(
         # what it makes of files in the place of folders, and of names that the Hub would refuse
         except (OSError, ValueError) as error:
             trouble = reason(error)
-        found.append(Place(HUB_CACHE, path, present, trouble))
-    return tuple(found)
+        listed.append(Place(HUB_CACHE, path, present, trouble))
+    return tuple(listed)
 
 
 def _named(folder: str | Path | None, file: str) -> Place:
-    """The place in the user's folder, and why nothing can be told of it."""
+    """The place in the user's folder, and why nothing is known of it."""
     try:
         path = (expanded(folder) if folder else home()) / file
     except DataError as error:
@@ -277,11 +277,11 @@ def corpus_of(card: Card, folder: str | Path | None = None) -> Path | None:
         path = place / card.corpus.file
         if not path.is_file():
             continue
-        found = sha256_of(path)
-        if found != card.corpus.sha256:
+        digest = sha256_of(path)
+        if digest != card.corpus.sha256:
             raise DigestError(
                 f"{path}: is not the file that the card of {card.name} describes: expected SHA-256 "
-                f"{card.corpus.sha256}, found {found}; delete it and try again"
+                f"{card.corpus.sha256}, not {digest}; delete it and try again"
             )
         return path
     return None

@@ -187,7 +187,7 @@ def test_another_store_is_not_overwritten_unasked(
 ) -> None:
     run(clips, tmp_path / "store")
     before = content(tmp_path / "store")
-    with pytest.raises(DataError, match=r"store: holds a store of other .* --overwrite"):
+    with pytest.raises(DataError, match=r"store: holds a store of other .* `overwrite=True`"):
         run(clips, tmp_path / "store", **change)
     assert content(tmp_path / "store") == before
     run(clips, tmp_path / "store", overwrite=True, **change)
@@ -198,7 +198,7 @@ def test_a_damaged_store_is_replaced_when_asked(clips: Path, tmp_path: Path) -> 
     run(clips, tmp_path / "store")
     before = content(tmp_path / "store")
     (tmp_path / "store" / "frames.npy").write_bytes(b"torn")
-    with pytest.raises(UnreadableError, match=r"damaged store .* --overwrite"):
+    with pytest.raises(UnreadableError, match=r"damaged store .* `overwrite=True`"):
         run(clips, tmp_path / "store")
     run(clips, tmp_path / "store", overwrite=True)
     assert content(tmp_path / "store") == before
@@ -213,7 +213,7 @@ def test_strict_refuses_the_undecodable(own_clips: Path, tmp_path: Path) -> None
         with pytest.raises(UnreadableError, match=r"^1 sources cannot .*Cov-s00-torn\.mp4"):
             run(own_clips, tmp_path / "store", strict=True)
     run(own_clips, tmp_path / "store")
-    with pytest.raises(UnreadableError, match="--strict"):
+    with pytest.raises(UnreadableError, match="`strict=True`"):
         run(own_clips, tmp_path / "store", strict=True)
 
 
@@ -352,7 +352,7 @@ def test_stores_that_are_not_cleaned_are_as_they_were(clips: Path, tmp_path: Pat
 
 def test_cleaning_is_another_store(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "store")
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="`overwrite=True`"):
         run(clips, tmp_path / "store", sampling=Sampling(size=32, clean=True))
 
 
@@ -453,7 +453,7 @@ def test_who_shares_a_picture_shares_a_subject(hospitals: CorpusPlan, tmp_path: 
         hospitals,
         sources={key: replace(s, near_duplicates=False) for key, s in hospitals.sources.items()},
     )
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="`overwrite=True`"):
         prepare(apart, tmp_path / "store", **SETTINGS)
     store = prepare(apart, tmp_path / "store", overwrite=True, **SETTINGS).store
     assert {v.name: v.subject for v in store.videos}["north/3.png"] == "north/p3"
@@ -487,7 +487,7 @@ def test_a_list_of_licences(hospitals: CorpusPlan, tmp_path: Path) -> None:
     assert prepare(hospitals, tmp_path / "store", licences=allowed, **SETTINGS) == replace(
         report, store=ANY, reused=6
     )
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="`overwrite=True`"):
         prepare(hospitals, tmp_path / "store", licences=[*allowed, "CC-BY-4.0"], **SETTINGS)
     with pytest.raises(DataError, match=r"nothing is left of 9 items: 4 is licensed MIT, "):
         prepare(hospitals, tmp_path / "none", licences=["Apache-2.0"], **SETTINGS)

@@ -490,7 +490,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(module, "listening", lambda: nullcontext(StopAfter(steps)))
-        with pytest.raises(Interrupted, match=r"stopped by SIGTERM in epoch .* --resume"):
+        with pytest.raises(Interrupted, match=r"stopped by SIGTERM in epoch .* `resume=True`"):
             run(small_store, folder)
     stopped = load_checkpoint(folder)
     assert stopped is not None
@@ -728,7 +728,7 @@ def test_videos_without_labels_can_be_pretrained_on(tmp_path: Path) -> None:
 
 def test_a_run_is_not_overwritten(finished: Path, small_store: FrameStore) -> None:
     before = (finished / "checkpoint.pt").read_bytes()
-    with pytest.raises(DataError, match=f"^{finished}: holds a run already; add --resume"):
+    with pytest.raises(DataError, match=f"^{finished}: holds a run already; add `resume=True`"):
         run(small_store, finished)
     assert (finished / "checkpoint.pt").read_bytes() == before
 

@@ -1,6 +1,6 @@
 """What is in data twice: within a data set, across splits and classes, in what weights have seen.
 
-Near-duplicates are found by fingerprints, exact copies of files by their digests. Videos are
+Near-duplicates are detected by fingerprints, exact copies of files by their digests. Videos are
 compared frame by frame and reported by their best pair of frames.
 """
 
@@ -214,10 +214,10 @@ def _of_collection(name: str, read: DataSet) -> Data:
 
 def _unlabelled(name: str, folder: Path) -> list[Source]:
     """The images and videos of a folder without classes; numbered stills are no clip here."""
-    found = [source for source, _ in name_sources([folder])]
-    if [source.path for source in found] == [folder]:
-        found = [named(image, folder) for image in reading.images_in(folder)]
-    return [Source(name, source.name, path=source.path) for source in found]
+    sources = [source for source, _ in name_sources([folder])]
+    if [source.path for source in sources] == [folder]:
+        sources = [named(image, folder) for image in reading.images_in(folder)]
+    return [Source(name, source.name, path=source.path) for source in sources]
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _fingerprint(data: Data, rate: float, workers: int | None, progress: bool) -
     return taken
 
 
-# ------------------------------------------------------------------------------ what is found
+# --------------------------------------------------------------------------- what is reported
 
 
 def _rows(pairs: Pairs) -> list[tuple[int, int, int, float, bool]]:
@@ -293,7 +293,7 @@ def _seen(
     """What of the sources weights were trained on: each source's best match."""
     data = f"corpus of {name}"
     place = {digest: number for number, digest in enumerate(corpus.digests)}
-    found: dict[int, Finding] = {}
+    matches: dict[int, Finding] = {}
 
     def across(source: Source) -> tuple[str, ...]:
         # that what was trained on was trained on is as it should be
@@ -302,17 +302,17 @@ def _seen(
     for i, (source, digest) in enumerate(zip(sources, digests, strict=True)):
         if digest in place:
             video = Source(data, f"video {place[digest]} of {data}")
-            found[i] = Finding(source, video, "same file", across(source), (0, None))
+            matches[i] = Finding(source, video, "same file", across(source), (0, None))
     pairs = find_known(prints, owner, corpus.hashes, corpus.owner, progress=progress)
     for row, other, bits, _, mirrored in _rows(pairs):
         i = int(owner[row])
-        if i in found:
+        if i in matches:
             continue
         video = Source(data, f"video {corpus.owner[other]} of {data}")
         how = "mirrored picture" if mirrored else "same picture"
         frames = row - int(starts[i]), None
-        found[i] = Finding(sources[i], video, how, across(sources[i]), frames, bits)
-    return [found[i] for i in sorted(found)]
+        matches[i] = Finding(sources[i], video, how, across(sources[i]), frames, bits)
+    return [matches[i] for i in sorted(matches)]
 
 
 def _torn(data: Sequence[Data]) -> list[tuple[str, str, str]]:

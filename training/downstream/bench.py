@@ -46,15 +46,15 @@ class Case:
 
     Attributes:
         frame: uint8 (H, W, 3).
-        heat: float32 (h, w), Grad-CAM of the class that was said, at least 0.
-        said: the most probable class.
+        heat: float32 (h, w), Grad-CAM of the predicted class, at least 0.
+        predicted: the most probable class.
         truth: its class.
-        probability: of what was said, of the whole clip.
+        probability: of the predicted class, of the whole clip.
     """
 
     frame: npt.NDArray[np.uint8]
     heat: npt.NDArray[np.float32]
-    said: str
+    predicted: str
     truth: str
     probability: float
 
@@ -104,23 +104,23 @@ class Bench:
             device=str(self.device),
             progress=self.progress,
         )
-        found: dict[str, dict[tuple[int, int], Path]] = {spec: {} for spec in specs}
+        weights: dict[str, dict[tuple[int, int], Path]] = {spec: {} for spec in specs}
         for job, path in zip(jobs, paths, strict=True):
-            found[job.spec][job.recipe.seed, job.fold] = path
-        return found
+            weights[job.spec][job.recipe.seed, job.fold] = path
+        return weights
 
     def embed(self, one: Contender, seed: int, weights: Path | None) -> Features:
         """Features of every labelled frame, computed once."""
         store = self.stores[one.shape.size[1]]
         identity = one.identity if weights is None else sha256_of(weights)
-        told = [identity, seed if one.kind == "random" else 0, one.shape.size, self.digests]
-        told += [one.shape.mean, one.shape.std, store.description["sampling"]]
-        path = self.work / "features" / f"{_digest(told)}.npy"
+        basis = [identity, seed if one.kind == "random" else 0, one.shape.size, self.digests]
+        basis += [one.shape.mean, one.shape.std, store.description["sampling"]]
+        path = self.work / "features" / f"{_digest(basis)}.npy"
         if not path.exists():
             network = one.build(seed, weights).to(self.device)
-            found = features(network, store, self.sample.rows, self.progress, one.shape)
+            embedded = features(network, store, self.sample.rows, self.progress, one.shape)
             with written(path) as partial, partial.open("wb") as stream:
-                np.save(stream, found)
+                np.save(stream, embedded)
         return np.asarray(np.load(path))
 
     def judge(
@@ -130,9 +130,9 @@ class Bench:
         if protocol in ("knn", "linear"):
             count = self.seeds if one.varies else 1
             return np.stack([self._frozen(one, protocol, s, runs) for s in range(count)]), None
-        found = [self._tuned(one, protocol, seed, runs) for seed in range(self.seeds)]
-        ends = np.mean([end for _, end in found], axis=0)
-        return np.stack([one for one, _ in found]), (float(ends[0]), float(ends[1]))
+        tuned = [self._tuned(one, protocol, seed, runs) for seed in range(self.seeds)]
+        ends = np.mean([end for _, end in tuned], axis=0)
+        return np.stack([one for one, _ in tuned]), (float(ends[0]), float(ends[1]))
 
     def _frozen(
         self, one: Contender, protocol: str, seed: int, runs: dict[tuple[int, int], Path]
@@ -177,7 +177,7 @@ class Bench:
                     unit="epoch",
                     disable=not self.progress,
                 ) as bar:
-                    said, right = finetuned(
+                    predicted, right = finetuned(
                         # another fold begins with the same weights
                         copy.deepcopy(network),
                         store.frames,
@@ -192,7 +192,7 @@ class Bench:
                         tick=bar.update,
                     )
                 with written(path) as partial, partial.open("wb") as stream:
-                    np.savez(stream, said=said, right=right)
+                    np.savez(stream, said=predicted, right=right)
             with np.load(path) as kept:
                 probabilities[test] = kept["said"]
                 share = test.mean()
@@ -215,23 +215,23 @@ class Bench:
         chosen = [int(i) for side in (right, ~right) for i in surest(judged, side, CASES)]
         store, classes = self.stores[one.shape.size[1]], self.folds.classes
         transform = FrameTransform(one.shape.size[1:], one.shape.mean, one.shape.std)
-        found: dict[int, Case] = {}
+        explained: dict[int, Case] = {}
         for fold in sorted({int(self.folds.fold[i]) for i in chosen}):
             module = self._classifier(one, fold, runs)
             network = Network(one.spec, one.kind, one.spec, module, transform, classes)
             for i in chosen:
                 if self.folds.fold[i] != fold:
                     continue
-                video, said = self.folds.videos[i], int(judged.predicted[i])
+                video, predicted = self.folds.videos[i], int(judged.predicted[i])
                 frame = np.asarray(store.frames[video.first + video.count // 2])
-                found[i] = Case(
+                explained[i] = Case(
                     frame=frame,
-                    heat=heat_maps(network, [frame], said, False)[0],
-                    said=classes[said],
+                    heat=heat_maps(network, [frame], predicted, False)[0],
+                    predicted=classes[predicted],
                     truth=classes[int(judged.target[i])],
-                    probability=float(judged.probabilities[i, said]),
+                    probability=float(judged.probabilities[i, predicted]),
                 )
-        return [found[i] for i in chosen]
+        return [explained[i] for i in chosen]
 
     def _classifier(
         self, one: Contender, fold: int, runs: dict[tuple[int, int], Path]
@@ -257,13 +257,13 @@ class Bench:
         A smaller share is part of a larger one, and every class keeps a subject.
         """
         if share == 1:
-            # no draw, and so what the protocol itself has said
+            # no draw, and so the probabilities of the protocol itself
             return self.judge(one, "linear", runs)[0]
-        found = []
+        by_seed = []
         for seed in range(self.seeds):
             path = self._path(".npy", "linear", one, seed, runs, share)
             if path.exists():
-                found.append(np.asarray(np.load(path)))
+                by_seed.append(np.asarray(np.load(path)))
                 continue
             probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
             for fold in range(self.folds.count):
@@ -274,8 +274,8 @@ class Bench:
                 )
                 taken = train & np.isin(self.sample.subject, some)
                 probabilities[~train] = self._fit("linear", embedded, taken, ~train)
-            found.append(_kept(path, probabilities))
-        return np.stack(found)
+            by_seed.append(_kept(path, probabilities))
+        return np.stack(by_seed)
 
     def _path(
         self,
@@ -287,28 +287,28 @@ class Bench:
         *more: Any,
     ) -> Path:
         """Where answers are kept, by all that they depend on."""
-        told = [protocol, one.identity, one.shape.size, one.shape.mean, one.shape.std, seed]
-        told += [self._data(), _names(runs, seed), *more]
-        return self.work / "answers" / f"{_digest(told)}{suffix}"
+        basis = [protocol, one.identity, one.shape.size, one.shape.mean, one.shape.std, seed]
+        basis += [self._data(), _names(runs, seed), *more]
+        return self.work / "answers" / f"{_digest(basis)}{suffix}"
 
     def _take(self, chosen: npt.NDArray[np.bool_]) -> Sample:
         return self.sample.take(np.flatnonzero(chosen))
 
     def _data(self) -> list[Any]:
         """What answers depend on besides the model."""
-        told = [
+        basis = [
             [digest, video.label, video.subject, video.count]
             for digest, video in zip(self.digests, self.folds.videos, strict=True)
         ]
-        return [*told, self.folds.fold.tolist()]
+        return [*basis, self.folds.fold.tolist()]
 
 
 def _names(runs: dict[tuple[int, int], Path], seed: int) -> list[str]:
     return sorted(path.name for (own, _), path in runs.items() if own == seed)
 
 
-def _digest(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+def _digest(basis: Any) -> str:
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _kept(path: Path, values: Floats) -> Floats:

@@ -47,8 +47,8 @@ def make_task(store: FrameStore) -> Task:
     classes = store.labels
     if len(classes) < 2:
         raise DataError(
-            f"{store.folder}: a probe tells classes apart, and its labels are "
-            f"{', '.join(classes) or 'none'}; prepare it with --label-column or --label-scheme"
+            f"{store.folder}: a probe needs two classes, and its labels are "
+            f"{', '.join(classes) or 'none'}; prepare it with labels"
         )
     sides = {}
     for split in ("train", "heldout"):

@@ -87,7 +87,7 @@ def contenders(
         if not _is_random(spec)
     }
     if statistics is not None and all(one.kind != "file" for one in made.values()):
-        raise DataError("--mean and --std are of checkpoint files, and no MODEL is one")
+        raise DataError("`statistics` are of checkpoint files, and no model is one")
     fixed = [one.shape.size[1] for one in made.values() if one.kind != "method"]
     size = max(fixed) if fixed else setting.size if made else SIZE
     return [made.get(spec) or contender(spec, setting, size) for spec in specs]

@@ -1,6 +1,6 @@
 """Public ultrasound data sets by name, and one's own: what is in them, whose it is, on what terms.
 
-A loader reads a data set as it is published, checks what it finds, and says what it left out.
+A loader reads a data set as it is published, checks it, and reports what it left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DataSet:
         url: where it is published.
         citation: how its authors ask to be cited.
         licence: as its authors state it; None where they do not, or file by file, on annotations.
-        target: what its labels tell apart.
+        target: what its labels distinguish.
         targets: what they could be asked to.
         store: whose frames are judged, where nothing is to be decoded; None otherwise.
         videos: of the store, those that are judged.
@@ -59,9 +59,9 @@ class DataSet:
     def texts(self) -> tuple[str, ...]:
         """In which its addresses stand."""
         sources = self._sources()
-        found = [self.url, self.citation]
-        found += [source[key] for source in sources for key in ("url", "citation")]
-        return tuple(text for text in found if text)
+        texts = [self.url, self.citation]
+        texts += [source[key] for source in sources for key in ("url", "citation")]
+        return tuple(text for text in texts if text)
 
     def _sources(self) -> list[dict[str, Any]]:
         return [] if self.store is None else self.store.sources(self.videos)
@@ -89,7 +89,7 @@ def load_store(
     if not sides:
         raise DataError(
             f"{folder}: has {len(labelled)} labelled videos, and none of a held-out subject; "
-            "for a backbone that was not trained on it, add --all-subjects"
+            "for a backbone that was not trained on it, add `everyone=True`"
         )
     videos = tuple(video for video in sides if is_wanted(video.label, classes))
     labels = sorted({video.label or "" for video in videos})
@@ -133,7 +133,7 @@ def load(
     Args:
         name: one of `DATASETS`.
         data: its folder; of `csv`, the file.
-        target: what to tell apart, one of the data set's `targets`; None for the first.
+        target: what to distinguish, one of the data set's `targets`; None for the first.
         folds: how many official folds are wanted, where a data set has several divisions.
         **columns: of `folder` and `csv`, what `collect` takes; of `pocus`, `stills=True` for its
             images as well; of `busi`, `grouped=False` for every image as its own subject, the

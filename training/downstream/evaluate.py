@@ -73,7 +73,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was found.
+    """The result of an evaluation.
 
     Attributes:
         dataset: what was judged on.
@@ -150,7 +150,7 @@ def evaluate(
         workers: processes that decode and pretrain.
         device: to compute on; None for CUDA where there is one.
         progress: show bars.
-        tell: is given a line for whatever the user should know.
+        tell: called with a line for whatever the user should know.
 
     Raises:
         DataError: if the data cannot serve, or another process, or what is not of an earlier call,
@@ -168,8 +168,8 @@ def evaluate(
     chosen = SETTINGS[setting]
     asked = contenders(models, chosen, statistics)
     if against is not None and against not in models:
-        raise DataError(f"--against {against}: is none of the models, {', '.join(models)}")
-    # a name of the zoo is told in full
+        raise DataError(f"`against={against}`: is none of the models, {', '.join(models)}")
+    # a name of the zoo is written in full
     names = dict(zip(models, (one.spec for one in asked), strict=True))
     against = None if against is None else names[against]
     if "finetune-last" in protocols:
@@ -317,31 +317,33 @@ def _efficiency(
     """The linear protocol at each share, by model; nothing without shares."""
     if not shares:
         return {}
-    found: dict[str, list[tuple[float, dict[str, Figures]]]] = {}
+    by_model: dict[str, list[tuple[float, dict[str, Figures]]]] = {}
     with tqdm(total=len(contenders) * len(shares), unit="share", disable=not bench.progress) as bar:
         for one in contenders:
-            points = found.setdefault(one.spec, [])
+            points = by_model.setdefault(one.spec, [])
             for share in shares:
                 bar.set_description(f"{share:.3g} of the subjects, {one.spec}")
-                said = bench.thinned(one, runs.get(one.spec, {}), share)
-                by_unit = {unit.unit: unit for unit in figures(said, bench.folds, bootstrap)}
+                probabilities = bench.thinned(one, runs.get(one.spec, {}), share)
+                by_unit = {
+                    unit.unit: unit for unit in figures(probabilities, bench.folds, bootstrap)
+                }
                 points.append((share, by_unit))
                 bar.update()
-    return found
+    return by_model
 
 
 def _thinned(
     efficiency: dict[str, list[tuple[float, dict[str, Figures]]]], reference: str
 ) -> dict[str, list[Difference]]:
     """The models compared with one at each share, by unit."""
-    found = {}
+    compared = {}
     for unit in next((points[0][1] for points in efficiency.values()), {}):
         by_share: dict[float, dict[str, Figures]] = {}
         for model, points in efficiency.items():
             for share, by_unit in points:
                 by_share.setdefault(share, {})[model] = by_unit[unit]
-        found[unit] = differences(by_share, reference)
-    return found
+        compared[unit] = differences(by_share, reference)
+    return compared
 
 
 def _all_cases(
@@ -351,12 +353,14 @@ def _all_cases(
     outcomes: Sequence[Outcome],
     tell: Callable[[str], None],
 ) -> dict[str, list[Case]]:
-    found = {}
-    said = {one.model: one.probabilities[0] for one in outcomes if one.protocol == "linear"}
+    cases = {}
+    probabilities = {
+        one.model: one.probabilities[0] for one in outcomes if one.protocol == "linear"
+    }
     for one in contenders:
-        if one.spec in said:
+        if one.spec in probabilities:
             try:
-                found[one.spec] = bench.cases(one, runs.get(one.spec, {}), said[one.spec])
+                cases[one.spec] = bench.cases(one, runs.get(one.spec, {}), probabilities[one.spec])
             except (MissingDependencyError, DataError) as error:
                 tell(f"no Grad-CAM of {one.spec}: {error}")
-    return found
+    return cases

@@ -55,8 +55,8 @@ class Source:
     path: Path | None = None
 
     def __str__(self) -> str:
-        told = ", ".join(filter(None, (self.label, self.split)))
-        return one_line(f"{self.name} ({told})" if told else self.name)
+        known = ", ".join(filter(None, (self.label, self.split)))
+        return one_line(f"{self.name} ({known})" if known else self.name)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """What an audit reports.
 
     Attributes:
         data: that was compared.
@@ -149,14 +149,14 @@ class Audit:
         lines += [""]
         if not self.findings:
             lines.append("no two sources show the same picture")
-        for between, found in self._by_kind().items():
-            lines.append(f"{len(found)} pairs {between}")
+        for between, findings in self._by_kind().items():
+            lines.append(f"{len(findings)} pairs {between}")
             lines += [
                 f"  {finding.first} = {finding.second}: {finding.measure}"
-                for finding in found[:_LISTED]
+                for finding in findings[:_LISTED]
             ]
-            if len(found) > _LISTED:
-                lines.append(f"  … and {len(found) - _LISTED} more")
+            if len(findings) > _LISTED:
+                lines.append(f"  … and {len(findings) - _LISTED} more")
         for data, subject, of in self.torn:
             lines.append(one_line(f"{data}: subject {subject} is on several sides: {of}"))
         return "\n".join(lines)
@@ -198,8 +198,8 @@ class Audit:
             row: list[object] = [one.how, " ".join(one.across), one.distance]
             row.append("" if one.correlation is None else f"{one.correlation:.4f}")
             for source, frame in zip((one.first, one.second), one.frames, strict=True):
-                told = source.data, source.name, source.subject, source.label, source.split
-                row += [*map(cell, told), "" if frame is None else frame]
+                described = source.data, source.name, source.subject, source.label, source.split
+                row += [*map(cell, described), "" if frame is None else frame]
             table.writerow(["" if value is None else value for value in row])
         write_text(folder / PAIRS, out.getvalue())
         write_text(folder / PAGE, self._page(progress))
@@ -223,15 +223,15 @@ class Audit:
             )
         left = PICTURED
         with tqdm(total=min(left, len(self.findings)), unit="picture", disable=not progress) as bar:
-            for between, found in self._by_kind().items():
-                body.append(f"<h2>{len(found)} pairs {escape(between)}</h2>")
-                for finding in found[:left]:
+            for between, findings in self._by_kind().items():
+                body.append(f"<h2>{len(findings)} pairs {escape(between)}</h2>")
+                for finding in findings[:left]:
                     caption = f"{finding.first} = {finding.second}: {finding.measure}"
                     picture = self._picture(finding)
                     name = f"{finding.first.name} = {finding.second.name}"
                     body.append(pages.figure(name, "image/jpeg", picture, caption))
                     bar.update()
-                left = max(left - len(found), 0)
+                left = max(left - len(findings), 0)
         if self.skipped:
             body.append("<h2>Could not be read</h2>")
             body.append(pages.table([], [list(row) for row in self.skipped]))

@@ -1,6 +1,6 @@
 """Public data sets as they are published: their folders and tables, labels, subjects and folds.
 
-A loader checks what it reads, and says what it left out.
+A loader checks what it reads, and reports what it left out.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _pocus(
     roots = [_child(data, "videos", "pocus_videos", known=known)]
     if stills:
         roots.append(_child(data, "images", "pocus_images", known=known))
-    found: dict[str, tuple[Path, Annotation]] = {}
+    files: dict[str, tuple[Path, Annotation]] = {}
     left: Counter[str] = Counter()
     for root in roots:
         suffixes = video.SUFFIXES | ({".gif"} if root == roots[0] else image_files.SUFFIXES)
@@ -80,9 +80,9 @@ def _pocus(
             elif row.label.casefold() != _POCUS.get(prefix, "").casefold():
                 left["whose label is not that of its name"] += 1
             else:
-                found[name] = source, row
+                files[name] = source, row
     notes = [f"{count} files {why} left out" for why, count in left.items()]
-    return _collected(known, data, found, notes, tuple(_POCUS.values())), None
+    return _collected(known, data, files, notes, tuple(_POCUS.values())), None
 
 
 #: Smallest correlation of two of its images that show one scene: looked at pair by pair.
@@ -94,7 +94,7 @@ def _busi(
 ) -> tuple[Collection, None]:
     classes = ("benign", "malignant", "normal")
     roots = {label: _child(data, label, known=known) for label in classes}
-    found: dict[str, tuple[Path, Annotation]] = {}
+    files: dict[str, tuple[Path, Annotation]] = {}
     masks = 0
     for label, root in roots.items():
         for source in sorted(root.iterdir(), key=reading.natural_key):
@@ -104,21 +104,21 @@ def _busi(
                 masks += 1
                 continue
             name = f"{label}/{source.name}"
-            found[name] = source, Annotation(name, label)
+            files[name] = source, Annotation(name, label)
     notes = [f"{masks} masks left out"] if masks else []
     if grouped:
-        found = _of_one_scene(found, notes)
+        files = _of_one_scene(files, notes)
     else:
         notes.append("no subjects are known, so each image counts as its own")
-    return replace(_collected(known, data, found, notes, classes), subjects=grouped), None
+    return replace(_collected(known, data, files, notes, classes), subjects=grouped), None
 
 
 def _of_one_scene(
-    found: Mapping[str, tuple[Path, Annotation]], notes: list[str]
+    files: Mapping[str, tuple[Path, Annotation]], notes: list[str]
 ) -> dict[str, tuple[Path, Annotation]]:
     """Near-duplicates as one subject; those that differ in class left out, whichever is right."""
-    names = list(found)
-    prints = Prints.of(_opened(found[name][0]) for name in names)
+    names = list(files)
+    prints = Prints.of(_opened(files[name][0]) for name in names)
     own = np.arange(len(names))
     pairs = find_pairs(prints, own, own, correlation=BUSI_CORRELATION)
     number = clusters(len(names), pairs.first, pairs.second)
@@ -128,13 +128,13 @@ def _of_one_scene(
     kept = {}
     contradictory, repeated = [], []
     for group in members.values():
-        if len({found[name][1].label for name in group}) > 1:
+        if len({files[name][1].label for name in group}) > 1:
             contradictory.append(" = ".join(group))
             continue
         if len(group) > 1:
             repeated.append(len(group))
         for name in group:
-            source, row = found[name]
+            source, row = files[name]
             kept[name] = source, replace(row, subject=group[0])
     notes.append(
         f"no patients are known: {sum(repeated)} images show {len(repeated)} scenes, each of which "
@@ -142,7 +142,7 @@ def _of_one_scene(
     )
     if contradictory:
         notes.append(
-            f"{len(found) - len(kept)} images of {len(contradictory)} scenes that are in two "
+            f"{len(files) - len(kept)} images of {len(contradictory)} scenes that are in two "
             f"classes left out: {'; '.join(contradictory)}"
         )
     # in the order of the files
@@ -161,8 +161,8 @@ def _bus_bra(
     wanted = {"pathology": "Pathology", "birads": "BIRADS"}[target]
     table = read_table(path, *_spelt(path, "ID", wanted, "Case"))
     images = _child(data, "Images", known=known)
-    found, notes = _matched(images, image_files.SUFFIXES, table)
-    collection = _collected(known, data, found, notes)
+    files, notes = _matched(images, image_files.SUFFIXES, table)
+    collection = _collected(known, data, files, notes)
     if folds not in (5, 10):
         note = f"official folds are 5 or 10, and {folds} were asked for"
         return replace(collection, notes=(*collection.notes, note)), None
@@ -217,8 +217,8 @@ def _covid_blues(known: Known, data: Path, target: str, folds: int) -> tuple[Col
             if target != "severity":
                 label = yes.get(label.casefold(), "")
             rows[stem] = Annotation(patient, label or None, known.licence)
-    found, more = _matched(root, video.SUFFIXES, Table(path, rows))
-    return _collected(known, data, found, [*notes, *more]), None
+    labelled, more = _matched(root, video.SUFFIXES, Table(path, rows))
+    return _collected(known, data, labelled, [*notes, *more]), None
 
 
 def _whole(value: str | None) -> str:
@@ -292,10 +292,10 @@ def where_from(known: Known) -> str:
 def _child(folder: Path, *names: str, known: Known) -> Path:
     """A file or folder by its name, in whatever case."""
     wanted = [name.casefold() for name in names]
-    found = {path.name.casefold(): path for path in folder.iterdir()} if folder.is_dir() else {}
+    there = {path.name.casefold(): path for path in folder.iterdir()} if folder.is_dir() else {}
     for name in wanted:
-        if name in found:
-            return found[name]
+        if name in there:
+            return there[name]
     raise DataError(f"{folder}: has no {names[0]}; {where_from(known)}")
 
 
@@ -330,25 +330,25 @@ def _matched(
     files.sort(key=reading.natural_key)
     matched = assign(table, {file: [file.name] for file in files})
     rows = matched.rows
-    found = {file.name: (file, row) for file, row in rows.items() if row.label is not None}
+    labelled = {file.name: (file, row) for file, row in rows.items() if row.label is not None}
     notes = list(matched.notes)
     if len(rows) < len(files):
         unknown = len(files) - len(rows)
         notes.append(f"{unknown} files without a row in {table.path.name} left out")
-    if len(found) < len(rows):
-        unlabelled = len(rows) - len(found)
+    if len(labelled) < len(rows):
+        unlabelled = len(rows) - len(labelled)
         notes.append(f"{unlabelled} files without a label in {table.path.name} left out")
-    return found, [*notes, *told_lost(table, matched.lost)]
+    return labelled, [*notes, *told_lost(table, matched.lost)]
 
 
 def _collected(
     known: Known,
     data: Path,
-    found: Mapping[str, tuple[Path, Annotation]],
+    files: Mapping[str, tuple[Path, Annotation]],
     notes: Sequence[str],
     classes: Sequence[str] | None = None,
 ) -> Collection:
-    rows = unify({name: row for name, (_, row) in found.items()}, classes)
+    rows = unify({name: row for name, (_, row) in files.items()}, classes)
     rows = {name: replace(row, licence=row.licence or known.licence) for name, row in rows.items()}
     labels = {row.label for row in rows.values()}
     if len(labels) < 2:
@@ -357,7 +357,7 @@ def _collected(
             f"{where_from(known)}"
         )
     return Collection(
-        sources={name: source for name, (source, _) in found.items()},
+        sources={name: source for name, (source, _) in files.items()},
         annotations=rows,
         subjects=True,
         notes=tuple(notes),

@@ -10,10 +10,11 @@ from typing import Literal
 import click
 
 from ..errors import DataError, one_line
+from .commands import Heading
 from .options import FILE, MODEL, NAME, device_option, rate_option
 from .weights import whereabouts
 
-commands = click.Group(help="Use a backbone as it is")
+commands = Heading(help="Use a backbone as it is")
 
 
 @commands.command("list")

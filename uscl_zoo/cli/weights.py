@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UsclError
+from .commands import Heading
 from .options import FILE, MODEL, NAME
 
 if TYPE_CHECKING:
     from ..card import Card
     from ..places import Place
 
-commands = click.Group(help="Keep weights, and pass them on")
+commands = Heading(help="Keep weights, and pass them on")
 
 
 def whereabouts(card: Card, places: Sequence[Place]) -> tuple[str, Path | None]:

@@ -2,9 +2,7 @@
 
 A scanner draws its image into a shape it knows: a fan of rays from one apex, cut by two arcs, or a
 rectangle. So a model of that shape is fitted to what differs from the interface's background, and
-the mask is drawn from the model. For a given apex the best angles and radii are those of an
-interval of rays and one of depths, found exactly by summing over each; only the apex is searched.
-The edges are then refined by robust least squares on the outline.
+the mask is drawn from the model: `evidence` has what differs, `shape` the fit.
 """
 
 from __future__ import annotations
@@ -87,7 +85,7 @@ class Interface:
 
 
 def beam(clip: Clip) -> Beam:
-    """Find the beam of a clip.
+    """Detect the beam of a clip.
 
     What the scanner declared (DICOM regions of 2D and colour images) bounds the search. A clip is
     judged by at most 16 frames spread over its length, so that memory does not grow with it.
@@ -96,7 +94,7 @@ def beam(clip: Clip) -> Beam:
         clip: any; a still is one of a single frame.
 
     Returns:
-        The beam. Where it cannot be told, `kind` is `unknown` and `confidence` low.
+        The beam. Where none is detected, `kind` is `unknown` and `confidence` low.
 
     Raises:
         MissingDependencyError: if OpenCV or SciPy is not installed.
@@ -106,7 +104,7 @@ def beam(clip: Clip) -> Beam:
 
 
 def look(frames: Pixels, facts: Facts) -> tuple[Beam, Interface]:
-    """Find the beam in frames of one clip, and what the scanner drew around it.
+    """Detect the beam in frames of one clip, and what the scanner drew around it.
 
     Args:
         frames: uint8 (T, H, W, 3).
@@ -119,17 +117,17 @@ def look(frames: Pixels, facts: Facts) -> tuple[Beam, Interface]:
     shape, confidence = fit(evidence)
     if shape is None:
         # what the scanner declared is a beam, even where the picture says nothing more
-        said = declared != (0, 0, width, height)
+        declares = declared != (0, 0, width, height)
         mask = np.zeros((height, width), bool)
         mask[top:bottom, left:right] = True
-        return Beam(mask, UNKNOWN, declared, 0.6 if said else confidence), interface
+        return Beam(mask, UNKNOWN, declared, 0.6 if declares else confidence), interface
     shape = shape.scaled(evidence.scale, left, top)
     mask = shape.draw(height, width)
     inside = np.zeros_like(mask)
     inside[top:bottom, left:right] = True
     mask &= inside
-    found = Beam(mask, *_describe(shape, mask), round(confidence, 3), *_geometry(shape))
-    return found, interface
+    detected = Beam(mask, *_describe(shape, mask), round(confidence, 3), *_geometry(shape))
+    return detected, interface
 
 
 def _describe(shape: Shape, mask: Mask) -> tuple[str, Box]:

@@ -1,4 +1,4 @@
-"""OpenCV where it is needed: the morphology that finds the beam and what is drawn over it."""
+"""OpenCV where it is needed: the morphology that detects the beam and what is drawn over it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise MissingDependencyError(
-            "finding the beam needs OpenCV: pip install 'uscl-zoo[clean]'"
+            "detecting the beam needs OpenCV: pip install 'uscl-zoo[clean]'"
         ) from error
     return cv2

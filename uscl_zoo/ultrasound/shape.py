@@ -1,8 +1,8 @@
 """The shape of a beam, a fan or a rectangle, and its fit to what differs from the background.
 
-For a given apex the best angles and radii are those of an interval of rays and one of depths, found
-exactly by summing over each; only the apex is searched. The edges are then refined by robust least
-squares on the outline.
+For a given apex the best angles and radii are those of an interval of rays and one of depths,
+computed exactly by summing over each; only the apex is searched. The edges are then refined by
+robust least squares on the outline.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def fit(evidence: Evidence) -> tuple[Shape | None, float]:
     )
     grid = _Grid.of(beam, weight)
     outline = _Outline.of(evidence.outline)
-    found: list[tuple[float, Shape]] = []
+    fitted: list[tuple[float, Shape]] = []
     # a fan can mimic a rectangle from afar: it has to be the better of the two
     for (shape, score), handicap in ((grid.best(None), 0.0), (_search(grid), 0.004)):
         shape = _settle(_refine(shape.scaled(by), outline), outline, evidence)
         worth = score / grid.bright - handicap + 0.05 * outline.support(shape).mean()
-        found.append((worth, shape))
-    _, shape = max(found, key=lambda one: one[0])
+        fitted.append((worth, shape))
+    _, shape = max(fitted, key=lambda one: one[0])
     mask = shape.draw(height, width)
     if mask.mean() > 0.985:
         return None, 0.3
@@ -208,18 +208,18 @@ def _search(grid: _Grid) -> tuple[Shape, float]:
     columns = grid.x[grid.gain > 0]
     top, high = float(np.percentile(rows, 1)), float(np.ptp(rows)) + 1
     middle = float(columns.min() + columns.max()) / 2
-    found = []
+    tried = []
     for x in (middle, width / 2, middle - 0.1 * width, middle + 0.1 * width):
         for above in (0.0, 0.1, 0.22, 0.4, 0.65, 1.0, 1.6, 2.6):
             apex = (x, top - above * high)
-            found.append((grid.best(apex)[1], apex))
-    found.sort(reverse=True)
+            tried.append((grid.best(apex)[1], apex))
+    tried.sort(reverse=True)
 
     def loss(apex: NDArray[np.float64]) -> float:
         return -grid.best((float(apex[0]), float(apex[1])))[1]
 
-    best: tuple[float, tuple[float, float]] = found[0]
-    for _, start in found[:2]:
+    best: tuple[float, tuple[float, float]] = tried[0]
+    for _, start in tried[:2]:
         simplex = np.array(start) + np.array([[0, 0], [0.04 * width, 0], [0, -0.08 * height]])
         done = optimize.minimize(
             loss,
@@ -234,7 +234,7 @@ def _search(grid: _Grid) -> tuple[Shape, float]:
 def _deepen(shape: Shape, bright: Mask) -> Shape:
     """Move the far arc of a fan out to the last echoes that are spread over its whole width.
 
-    In a still these may be too sparse to be told from lettering, which is nowhere as wide.
+    In a still these may be too sparse to be distinguished from lettering, which is nowhere as wide.
     """
     y, x = np.nonzero(bright)
     along, across = _coordinates(shape.apex, x.astype(np.float32), y.astype(np.float32))
@@ -386,6 +386,6 @@ def _scipy() -> Any:
         from scipy import optimize  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingDependencyError(
-            "finding the beam needs SciPy: pip install 'uscl-zoo[clean]'"
+            "detecting the beam needs SciPy: pip install 'uscl-zoo[clean]'"
         ) from error
     return optimize

@@ -161,7 +161,7 @@ def test_weights_that_have_seen_the_data_are_marked(
     monkeypatch.setattr(datasets, "load", lambda *a, **k: data)
     found = run(classes, tmp_path, "resnet18_uscl", "random")
     assert [outcome.seen.leaks for outcome in found.outcomes] == [True, False]
-    told = [outcome.seen.told for outcome in found.outcomes]
+    told = [outcome.seen.words for outcome in found.outcomes]
     assert told == ["in corpus (by name; none of 27 files recognised)", "untrained"]
     for text in (results.markdown(found, ""), results.page(found, "", [])):
         assert told[0] in text
@@ -193,7 +193,7 @@ def test_models_are_compared_with_one_at_each_share(classes: Path, tmp_path: Pat
     tables = (tmp_path / "results.md").read_text()
     assert "## label efficiency, by clip: differences to random:resnet50" in tables
     assert "| 25 % | random − random:resnet50 |" in tables
-    with pytest.raises(DataError, match="--against other: is none of the models"):
+    with pytest.raises(DataError, match="`against=other`: is none of the models"):
         run(classes, tmp_path, "random", against="other")
 
 
@@ -218,7 +218,7 @@ def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
     own = contender(str(weights(tmp_path / "own.safetensors", metadata_of(mean, std))), TINY)
     assert (own.kind, own.shape.mean, own.shape.std) == ("file", mean, std)
     silent = str(weights(tmp_path / "silent.safetensors"))
-    with pytest.raises(DataError, match=r"silent.safetensors: does not say .* .--mean and --std"):
+    with pytest.raises(DataError, match=r"silent.safetensors: does not say .* .`statistics`"):
         contender(silent, TINY)
     (told,) = contenders.contenders([silent], TINY, (mean, std))
     assert (told.shape.mean, told.shape.std) == (mean, std)
@@ -299,7 +299,7 @@ def test_classes_of_a_store_are_chosen(half: FrameStore) -> None:
 
 def test_a_store_of_which_nobody_is_held_out_is_said(half: FrameStore, tmp_path: Path) -> None:
     copy = take(half, half.select("train"), tmp_path / "copy", 32)
-    with pytest.raises(DataError, match=r"none of a held-out subject; .* --all-subjects"):
+    with pytest.raises(DataError, match=r"none of a held-out subject; .* `everyone=True`"):
         labelled(copy)
 
 
