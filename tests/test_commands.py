@@ -22,7 +22,7 @@ commands = Heading()
 @click.option("--overwrite", is_flag=True)
 @click.option("--compile/--no-compile", "compiled", default=None)
 @click.pass_obj
-def refuse(error: UsclError, **options: Any) -> None:
+def refuse(error: UsclError, /, **options: Any) -> None:
     raise error
 
 
