@@ -1,4 +1,4 @@
-"""Another process that uses the store and the Hub's client, told what to do over a pipe.
+"""Another process that uses the weights cache and the Hub's client, told what to do over a pipe.
 
 huggingface_hub reads HF_ENDPOINT, HF_HOME, HF_TOKEN and the like when it is imported, so a test
 that sets them needs a process of its own. `Client` starts one and asks; run as a script, this file
@@ -69,14 +69,14 @@ class Client:
 
 
 def locate(card: str, **arguments: Any) -> dict[str, Any]:
-    """Where the store finds a card's weights and what is in the file, or how it refuses."""
-    from uscl_zoo import store
+    """Where the weights cache has a card's weights and what is in the file, or how it refuses."""
+    from uscl_zoo import digests, weights_cache
     from uscl_zoo.card import read_card
     from uscl_zoo.errors import UsclError
 
     start = time.monotonic()
     try:
-        located = store.locate(read_card(Path(card)), **arguments)
+        located = weights_cache.locate(read_card(Path(card)), **arguments)
     except UsclError as error:
         return {
             "error": type(error).__name__,
@@ -86,19 +86,19 @@ def locate(card: str, **arguments: Any) -> dict[str, Any]:
     return {
         "path": str(located.path),
         "source": located.source,
-        "sha256": store.sha256_of(located.path),
+        "sha256": digests.sha256_of(located.path),
         "seconds": time.monotonic() - start,
     }
 
 
 def fetch(card: str, folder: str) -> dict[str, Any]:
-    """Where the store puts a copy of a card's weights, or how it refuses."""
-    from uscl_zoo import store
+    """Where the weights cache puts a copy of a card's weights, or how it refuses."""
+    from uscl_zoo import weights_cache
     from uscl_zoo.card import read_card
     from uscl_zoo.errors import UsclError
 
     try:
-        return {"path": str(store.fetch(read_card(Path(card)), folder))}
+        return {"path": str(weights_cache.fetch(read_card(Path(card)), folder))}
     except UsclError as error:
         return {"error": type(error).__name__, "message": str(error)}
 
@@ -106,7 +106,7 @@ def fetch(card: str, folder: str) -> dict[str, Any]:
 def race(card: str, count: int, **arguments: Any) -> list[dict[str, Any]]:
     """The answers of so many processes that locate the same card at once."""
     # before the fork, or every child imports torch
-    import uscl_zoo.store  # noqa: F401
+    import uscl_zoo.weights_cache  # noqa: F401
 
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(count)

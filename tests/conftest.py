@@ -31,7 +31,8 @@ from uscl_zoo.records import write_yaml
 from uscl_zoo.training import network
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 
 #: Colours of the synthetic classes: easy to tell apart, so that a probe has something to find.
 TINTS = {"Cov": (190, 60, 60), "Pneu": (60, 190, 60), "Reg": (60, 60, 190)}
@@ -64,6 +65,17 @@ def files_of(most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home within the test's own folder, and none of the variables that name another."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("USCL_ZOO_WEIGHTS", raising=False)
+    return home
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +131,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clip = draw_clip(i, count=2 + 3 * i % 5, tint=TINTS[prefix])
         write_clip(folder / f"{prefix}-s{subject:02}-{'ab'[i % 2]}_mp4", clip)
     return folder
+
+
+@pytest.fixture
+def own_clips(clips: Path, tmp_path: Path) -> Path:
+    """A copy of the clips to be damaged."""
+    return Path(shutil.copytree(clips, tmp_path / "clips"))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -12,25 +13,36 @@ ROOT = Path(__file__).parents[1]
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its name; those of `training` as they are installed."""
-    found = {}
+    paths = {}
     for folder, package in (("uscl_zoo", "uscl_zoo"), ("training", "uscl_zoo.training")):
         for path in (ROOT / folder).rglob("*.py"):
             parts = [package, *path.relative_to(ROOT / folder).with_suffix("").parts]
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 MODULES = modules()
+
+#: Lines that a module may have without a reason.
+MOST = 500
+#: Modules that are longer, and why.
+LONGER = {
+    "uscl_zoo.embed": "to be cut: rows of a table, and how they are resumed, beside the command",
+    "uscl_zoo.shortcuts": "to be cut: what is measured, and the page that shows it",
+    "uscl_zoo.training.downstream.finetune": "to be cut into gather, fit, calibrate, judge, write",
+    "uscl_zoo.training.downstream.tuning": "to be cut: settings, the fit and what is kept of it",
+    "uscl_zoo.training.trainer": "the step of pretraining and its state, which resume as one",
+}
 
 
 def imported(name: str) -> set[str]:
     """The modules of the package that one imports, at the top, within functions, or for types."""
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -38,8 +50,8 @@ def imported(name: str) -> set[str]:
                 base = ".".join([*above, *filter(None, [node.module])])
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                found.add(inner if inner in MODULES else base)
-    return (found & MODULES.keys()) - {name}
+                names.add(inner if inner in MODULES else base)
+    return (names & MODULES.keys()) - {name}
 
 
 GRAPH = {name: imported(name) for name in MODULES}
@@ -57,7 +69,7 @@ def reach(start: str) -> set[str]:
 
 
 def test_the_graph_is_that_of_the_package() -> None:
-    assert "uscl_zoo.store" in GRAPH["uscl_zoo.network"]
+    assert "uscl_zoo.weights_cache" in GRAPH["uscl_zoo.network"]
     assert "uscl_zoo.training.pairs" in reach("uscl_zoo.training.pretrain")
     assert "uscl_zoo.errors" in reach("uscl_zoo.training.downstream.evaluate")
 
@@ -74,3 +86,55 @@ def test_the_zoo_does_not_know_how_it_was_trained(name: str) -> None:
     if name.startswith("uscl_zoo.training") or name == "uscl_zoo" or ".cli" in name:
         return
     assert not [other for other in GRAPH[name] if other.startswith("uscl_zoo.training")]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_module_is_long_without_a_reason(name: str) -> None:
+    lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST or LONGER.get(name), f"{name} has {lines} lines: cut it, or say why not"
+
+
+def test_reasons_are_given_for_modules_that_there_are() -> None:
+    assert LONGER.keys() <= MODULES.keys()
+
+
+#: Modules whose messages are still to be put in words of arguments.
+SPEAK_OF_OPTIONS = {
+    "uscl_zoo.authors",
+    "uscl_zoo.publish",
+    "uscl_zoo.training.downstream.finetune",
+    "uscl_zoo.training.trainer",
+}
+
+
+def messages(name: str) -> list[str]:
+    """The texts of a module, without its docstrings and what it asks git."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    silent: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            silent.add(id(node.value))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "git":
+            silent |= {id(argument) for argument in node.args}
+        elif isinstance(node, ast.JoinedStr):
+            silent |= {id(part) for part in node.values}
+    texts = []
+    for node in ast.walk(tree):
+        if id(node) in silent:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts = (getattr(part, "value", None) for part in node.values)
+            texts.append("".join(part if isinstance(part, str) else "x" for part in parts))
+    return texts
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - SPEAK_OF_OPTIONS))
+def test_the_library_speaks_of_arguments(name: str) -> None:
+    """Of `overwrite=True`, where the command line says --overwrite; whole commands may stand."""
+    if ".cli" in name:
+        return
+    # a command is advice that holds wherever it is read
+    texts = [re.sub(r"`uscl [^`]*`", "", text) for text in messages(name)]
+    assert not [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text)]

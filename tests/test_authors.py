@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import uscl_zoo
-from uscl_zoo import authors, store
-from uscl_zoo.card import packaged_cards
+from uscl_zoo import authors, places, weights_cache
+from uscl_zoo.catalogue import packaged_cards
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError, CheckpointError, DataError
 
 State = dict[str, Tensor]
@@ -150,7 +151,7 @@ def test_same_output_as_torchvision_bit_for_bit(
     assert expected.std() > 0.01
     assert torch.equal(embed_by_zoo(name, FRAMES), expected)
     assert torch.equal(embed_by_zoo(name, FRAMES, uscl_zoo.create_model), expected)
-    kinds = {tensor.dtype for tensor in load_file(store.locate(card).path).values()}
+    kinds = {tensor.dtype for tensor in load_file(weights_cache.locate(card).path).values()}
     assert kinds == {torch.float16 if half else torch.float32, torch.int64}
 
 
@@ -219,9 +220,9 @@ def test_the_card_keeps_what_is_known_and_says_where_it_came_from(
     assert (card.training.sources, card.limits) == (packaged.training.sources, packaged.limits)
     assert card.weights.origin == packaged.weights.origin
     assert card.training.code is not None
-    assert store.sha256_of(path) in card.training.code
+    assert sha256_of(path) in card.training.code
     weights = own_folder / "resnet18_uscl.us4.safetensors"
-    assert card.weights.sha256 == store.sha256_of(weights)
+    assert card.weights.sha256 == sha256_of(weights)
     assert card.weights.bytes == weights.stat().st_size
     assert sorted(p.name for p in own_folder.iterdir()) == [weights.name, "resnet18_uscl.us4.yaml"]
 
@@ -405,7 +406,7 @@ def test_other_weights_are_not_overwritten_unasked(tmp_path: Path) -> None:
     path = saved(as_authors(other), tmp_path / "other.pth")
     with pytest.raises(DataError, match="--overwrite"):
         authors.import_checkpoint(path, "resnet18_uscl.us4")
-    assert store.locate(first).source == store.NAMED_FOLDER
+    assert weights_cache.locate(first).source == places.NAMED_FOLDER
     second = authors.import_checkpoint(path, "resnet18_uscl.us4", overwrite=True)
     assert second.weights.sha256 != first.weights.sha256
     found = timm.create_model("resnet18_uscl.us4", pretrained=True).state_dict()

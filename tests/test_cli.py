@@ -19,10 +19,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from uscl_zoo import store as weights_store
-from uscl_zoo.card import Card, packaged_cards, table
-from uscl_zoo.catalogue import model_info
+from uscl_zoo import weights_cache
+from uscl_zoo.card import Card
+from uscl_zoo.catalogue import model_info, packaged_cards
 from uscl_zoo.cli import cli, main
+from uscl_zoo.descriptions import table
 
 
 def call(*arguments: str | Path) -> int:
@@ -408,7 +409,7 @@ def test_list_into_a_closed_pipe() -> None:
 def bundled() -> str:
     """A checkpoint whose weights come with the package."""
     cards = packaged_cards()
-    return next(n for n in cards if (weights_store._BUNDLED / cards[n].weights.file).is_file())
+    return next(n for n in cards if (weights_cache._BUNDLED / cards[n].weights.file).is_file())
 
 
 def test_where_marks_the_place_that_has_the_file(

@@ -538,7 +538,7 @@ def test_undamaged_it_loads(
     if what == "weights":
         # not a network's, but the card's: the digest lets it pass
         shutil.copy(originals / CARD_FILE, tmp_path)
-        uscl_zoo.store.locate(read_card(tmp_path / CARD_FILE))
+        uscl_zoo.weights_cache.locate(read_card(tmp_path / CARD_FILE))
         return
     if target.vouched:
         data = (tmp_path / target.path).read_bytes()

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from uscl_zoo import files
-from uscl_zoo.card import packaged_cards
+from uscl_zoo.catalogue import packaged_cards
 from uscl_zoo.cli import main
 from uscl_zoo.files import locked
 from uscl_zoo.records import to_plain

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from uscl_zoo import store
-from uscl_zoo.card import packaged_cards
+from uscl_zoo import weights_cache
+from uscl_zoo.catalogue import packaged_cards
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +48,9 @@ def test_every_bundled_file_is_in_the_wheel(wheel: Path) -> None:
 def test_every_bundled_file_has_a_card() -> None:
     cards = packaged_cards().values()
     named = {card.weights.file for card in cards} | {card.weights.licence_file for card in cards}
-    bundled = [path for path in store._BUNDLED.iterdir() if path.suffix != ".py" and path.is_file()]
+    bundled = [
+        path for path in weights_cache._BUNDLED.iterdir() if path.suffix != ".py" and path.is_file()
+    ]
     assert {path.name for path in bundled} <= named
 
 

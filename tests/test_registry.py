@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import uscl_zoo
-from uscl_zoo import store
-from uscl_zoo.card import MODELS, Card, packaged_cards
+from uscl_zoo import weights_cache
+from uscl_zoo.card import MODELS, Card
+from uscl_zoo.catalogue import packaged_cards
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import (
     CardError,
     CheckpointError,
@@ -35,7 +37,7 @@ PACKAGED = packaged_cards()
 #: Cards with weights: the zoo's own, and one that a user adds.
 KNOWN = [name for name, card in PACKAGED.items() if card.has_weights]
 #: Those whose file comes with the package; the cards of others say how to make it again.
-OWN = [name for name in KNOWN if (store._BUNDLED / PACKAGED[name].weights.file).is_file()]
+OWN = [name for name in KNOWN if (weights_cache._BUNDLED / PACKAGED[name].weights.file).is_file()]
 WITH_WEIGHTS = [*OWN, "resnet50_uscl.trial"]
 WITHOUT_WEIGHTS = [name for name, card in PACKAGED.items() if not card.has_weights]
 
@@ -62,7 +64,7 @@ def create(request: pytest.FixtureRequest) -> Create:
 def weights_of(card: Card) -> dict[str, Tensor]:
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in load_file(store.locate(card).path).items()
+        for name, tensor in load_file(weights_cache.locate(card).path).items()
     }
 
 
@@ -193,7 +195,7 @@ def test_an_overlay_changes_what_it_names(card: Card, create: Create) -> None:
 
 
 def test_checkpoint_path(card: Card, create: Create) -> None:
-    path = store.locate(card).path
+    path = weights_cache.locate(card).path
     assert_loaded(create(card.name, checkpoint_path=str(path)), card)
 
 
@@ -443,7 +445,7 @@ def test_a_foreign_file_with_a_card_is_refused(trial: Card, create: Create, home
 
     path = foreign_file(home / ".uscl_zoo" / trial.weights.file, "renamed")
     plain = to_plain(trial)
-    plain["weights"] |= {"sha256": store.sha256_of(path), "bytes": path.stat().st_size}
+    plain["weights"] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     write_yaml(home / ".uscl_zoo" / f"{trial.name}.yaml", plain)
     with pytest.raises(CheckpointError, match="does not hold the 120 tensors"):
         create(trial.name, pretrained=True, num_classes=3)

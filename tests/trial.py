@@ -13,8 +13,9 @@ import timm
 import torch
 from torch import Tensor
 
-from uscl_zoo import checkpoint, store
+from uscl_zoo import checkpoint
 from uscl_zoo.card import Card, Input, Metric, Source, Training, Weights
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.records import write_yaml
 
 NAME = "resnet18_uscl.trial"
@@ -101,7 +102,7 @@ def write(folder: Path, card: Card = CARD, seed: int = 0) -> Card:
     """Write weights and card into a folder for `USCL_ZOO_WEIGHTS`; the card with its digest."""
     path = folder / card.weights.file
     checkpoint.write_backbone(random_state(seed), path, card.architecture)
-    known = replace(card.weights, sha256=store.sha256_of(path), bytes=path.stat().st_size)
+    known = replace(card.weights, sha256=sha256_of(path), bytes=path.stat().st_size)
     card = replace(card, weights=known)
     write_yaml(folder / f"{card.name}.yaml", card)
     return card

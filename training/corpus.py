@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from uscl_zoo import store as weights_store
 from uscl_zoo.card import Card, read_card
 from uscl_zoo.card import Corpus as CorpusFile
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.files import written
 from uscl_zoo.records import from_mapping, write_yaml
@@ -86,7 +86,7 @@ def write_corpus(folder: Path, name: str, store: FrameStore, videos: Sequence[Vi
     with written(path) as partial:
         # not save_file, whose files nobody else may read
         partial.write_bytes(save(tensors, {"hash": _KIND}))
-    return CorpusFile(path.name, weights_store.sha256_of(path), path.stat().st_size)
+    return CorpusFile(path.name, sha256_of(path), path.stat().st_size)
 
 
 def read_corpus(path: Path) -> Corpus:

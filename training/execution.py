@@ -156,7 +156,7 @@ def place_for(size: int, device: torch.device, asked: str | None = None) -> str:
         return next((p for p in ("device", "host") if size <= _SHARE * room[p]), "disk")
     if asked != "disk" and size > room[asked]:
         raise DataError(
-            f"--frames {asked}: {size / 1e9:.1f} GB of frames do not fit into "
+            f"`place={asked}`: {size / 1e9:.1f} GB of frames do not fit into "
             f"{room[asked] / 1e9:.1f} GB free; leave it out to have the place chosen"
         )
     return asked

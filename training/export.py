@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from uscl_zoo import licences, store
+from uscl_zoo import licences
 from uscl_zoo.card import (
     Card,
     Corpus,
@@ -19,11 +19,12 @@ from uscl_zoo.card import (
     Source,
     Training,
     Weights,
-    home,
     licences_of,
     read_card,
 )
+from uscl_zoo.catalogue import home
 from uscl_zoo.checkpoint import metadata_of, same_tensors, write_backbone
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import check_output, expanded, locked, written
 from uscl_zoo.records import write_yaml
@@ -84,7 +85,7 @@ def export(
         )
     if name.partition(".")[0] != f"{recipe.architecture}_uscl" or not name.partition(".")[2]:
         raise DataError(
-            f"--name {name}: should look like {recipe.architecture}_uscl.TAG, since the run "
+            f"`name={name}`: should look like {recipe.architecture}_uscl.TAG, since the run "
             f"trained a {recipe.architecture}"
         )
     output = home() if output is None else expanded(output)
@@ -92,7 +93,9 @@ def export(
     for path in (weights_file, card_file):
         check_output(path)
     if card_file.exists() and not overwrite:
-        raise DataError(f"{card_file}: is there already; choose another name or add --overwrite")
+        raise DataError(
+            f"{card_file}: is there already; choose another name or add `overwrite=True`"
+        )
     counts = about["training"]
     training = Training(
         method=recipe.method,
@@ -121,7 +124,7 @@ def export(
                 recipe.architecture,
                 metadata=says | ({"licence": licence} if licence else {}),
             )
-            digest, count = store.sha256_of(partial), partial.stat().st_size
+            digest, count = sha256_of(partial), partial.stat().st_size
             if (
                 weights_file.exists()
                 and not overwrite
@@ -131,7 +134,7 @@ def export(
             ):
                 raise DataError(
                     f"{weights_file}: is there already with other weights; choose another name or "
-                    "add --overwrite"
+                    "add `overwrite=True`"
                 )
             # from here to its end there is no card, rather than one of other weights
             card_file.unlink(missing_ok=True)
@@ -172,15 +175,15 @@ def _bound(licence: str | None, reason: str | None, training: Training) -> tuple
     bound = licences_of(training)
     told = licences.fault(licence, bound)
     if told is not None:
-        raise DataError(f"--licence {licence}: {told}")
+        raise DataError(f"`licence={licence}`: {told}")
     unknown = licences.unknown(bound)
     if not unknown:
         return ()
     if reason is None:
         raise DataError(
-            f"--licence {licence}: what it was made of is also licensed under "
-            f"{', '.join(map(repr, unknown))}, which the zoo does not know; leave --licence out, "
-            "or say with --licence-reason why you may give it, e.g. that the videos are your own"
+            f"`licence={licence}`: what it was made of is also licensed under "
+            f"{', '.join(map(repr, unknown))}, which the zoo does not know; leave `licence` out, "
+            "or say with `licence_reason` why you may give it, e.g. that the videos are your own"
         )
     return (f"Licensed {licence} although made also under {', '.join(unknown)}: {reason}",)
 

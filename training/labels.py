@@ -122,7 +122,7 @@ def unify(
             if fold(label) not in spelling:
                 raise DataError(
                     f"{name}: label {label!r} is not among the declared classes "
-                    f"({', '.join(classes or ())}); declare it or add --unlabelled {label!r}"
+                    f"({', '.join(classes or ())}); declare it or add `unlabelled=[{label!r}]`"
                 )
             label = spelling[fold(label)]
         unified[name] = Annotation(row.subject, label, row.licence)

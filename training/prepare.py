@@ -7,15 +7,9 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
-import os
-import re
 import shutil
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,48 +18,23 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
-from uscl_zoo.files import WriteError, check_folder, is_ours, locked, sweep, written
+from uscl_zoo.errors import DataError, UnreadableError
+from uscl_zoo.files import check_folder, is_ours, locked, sweep, written
 from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.beam import opencv
-from uscl_zoo.ultrasound.cleaning import Cleaner
-from uscl_zoo.ultrasound.clip import Clip
-from uscl_zoo.ultrasound.sources import files_of, state_of
+from uscl_zoo.ultrasound.sources import state_of
 
 from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .frames import BEAM, COLUMNS, DESCRIPTION, FRAMES, MANIFEST, ORIGIN, FrameStore, manifest_of
 from .labels import Annotation, SubjectPattern, Table, hold_out, unify
+from .parts import _PART, Sampling, decode_all, part_of
 from .sources import CorpusPlan, Item, items_in, items_named, items_of
 from .spdx import allows, canonical
 
 PARTS, SKIPPED, LEFT_OUT, CORPUS = "parts", "skipped.csv", "left_out.csv", "corpus.yaml"
 #: What is written into the folder of a store.
 _NAMES = (DESCRIPTION, FRAMES, MANIFEST, PARTS, SKIPPED, LEFT_OUT, CORPUS)
-#: Names of parts, half-written ones of earlier releases among them.
-_PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial)|\.[0-9a-f]{32}\..*\.partial")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How frames are taken from a video.
-
-    Attributes:
-        rate: frames a second. A folder of frames is taken whole: it has been sampled already.
-        size: height and width in pixels; the aspect ratio is not kept (METHOD, step 2).
-        clean: crop each video to its beam first, blank the rest and take out what is drawn inside.
-        grey: keep the brightness alone, in all channels: a scanner's tint may give away a class.
-    """
-
-    rate: float = 3.0
-    size: int = 224
-    clean: bool = False
-    grey: bool = False
-
-    def settings(self) -> dict[str, Any]:
-        """As stores have it; switches only where they are on, as older stores lack them."""
-        return {key: value for key, value in asdict(self).items() if value is not False}
 
 
 @dataclass(frozen=True)
@@ -88,7 +57,7 @@ class Report:
 
     @property
     def unclean(self) -> tuple[str, ...] | None:
-        """Videos whose beam could not be told, kept as they are; None if not asked to clean."""
+        """Videos in which no beam was detected, kept as they are; None if not asked to clean."""
         beams: dict[str, Any] | None = self.store.description.get("beams")
         if beams is None:
             return None
@@ -121,7 +90,7 @@ def prepare(
 
     Each video becomes a part of its own, moved into place when it is whole, so an interrupted call
     continues where it was and memory holds one frame a worker, however many videos there are.
-    Near-duplicates are looked for among the fingerprints of one source at a time, 8 KiB a frame.
+    Near-duplicates are detected among the fingerprints of one source at a time, 8 KiB a frame.
 
     Args:
         videos: files and folders, which are searched; sources by the names to give them; or a
@@ -131,7 +100,7 @@ def prepare(
             of files and folders, a table, whose rows also say which stills and folders are items
             of their own.
         sampling: rate and size; 3 frames a second of 224x224 by default.
-        classes: the declared classes; None declares every label found.
+        classes: the declared classes; None declares every label there is.
         unlabelled: labels to drop.
         licences: SPDX identifiers; items that they do not allow are left out. None given: all.
         only_annotated: leave out what has no row.
@@ -139,22 +108,22 @@ def prepare(
         holdout: share of the subjects of each class to hold out.
         seed: of the choice of held-out subjects.
         strict: fail if any source cannot be decoded.
-        subject_pattern: of subjects, see `SubjectPattern`; None for those that `annotate` tells.
+        subject_pattern: of subjects, see `SubjectPattern`; None for those that `annotate` gives.
         every_row: fail if a row of a table has no file.
         overwrite: replace a finished store.
         workers: processes; None for one a core.
         origin: name, url and citation of the collection, for the card. A corpus has its own.
         progress: show a bar.
-        tell: is given a line for whatever of files and tables is left out, lost or bent; a
+        tell: called with a line for whatever of files and tables is left out, lost or bent; a
             `DamageWarning` unless given.
 
     Returns:
         The store and what was left out of it.
 
     Raises:
-        DataError: if nothing is found or wanted, a label is undeclared, a row does not name one
-            file, a store, another's files or an input is in the way, or another process prepares
-            into the same folder.
+        DataError: if there is nothing, or nothing that is wanted, a label is undeclared, a row does
+            not name one file, a store, another's files or an input is in the way, or another
+            process prepares into the same folder.
         UnreadableError: if nothing can be decoded, or something cannot and `strict`.
     """
     output = check_folder(output, _is_ours(output), _inputs(videos, annotate), _NAMES)
@@ -168,8 +137,8 @@ def prepare(
         left_out = [*left_out, *unwanted]
         if not items:
             counts = Counter(reason for _, reason in left_out)
-            told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-            raise DataError(f"nothing is left of {len(left_out)} items: {told}")
+            counted = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+            raise DataError(f"nothing is left of {len(left_out)} items: {counted}")
         unannotated = tuple(name for name, item in items.items() if not item.annotated)
         annotations = unify({n: item.annotation for n, item in items.items()}, classes, unlabelled)
         alike = _sources_with_near_duplicates(plan, near_duplicates)
@@ -195,7 +164,7 @@ def prepare(
             if not overwrite:
                 raise DataError(
                     f"{output}: holds a store of other videos, labels or settings; "
-                    "choose another folder or add --overwrite"
+                    "choose another folder or add `overwrite=True`"
                 )
             # before the rest, as a folder without one is never taken for a store; but after there
             # are parts, as a folder with them is one to go on with
@@ -204,7 +173,7 @@ def prepare(
         (output / PARTS).mkdir(exist_ok=True)
 
         sweep(output / PARTS)
-        skipped, reused = _decode_all(items, output / PARTS, sampling, workers, progress)
+        skipped, reused = decode_all(items, output / PARTS, sampling, workers, progress)
         _refuse_skipped(skipped, strict)
         unreadable = {source for source, _ in skipped}
         kept = {name: item for name, item in items.items() if str(item.path) not in unreadable}
@@ -293,8 +262,8 @@ def _items(
             items = items_named(videos, annotate)
         left_out = []
     if not items:
-        told = videos.name if isinstance(videos, CorpusPlan) else ", ".join(map(str, videos))
-        raise DataError(f"{told}: no video or folder of frames in it")
+        named = videos.name if isinstance(videos, CorpusPlan) else ", ".join(map(str, videos))
+        raise DataError(f"{named}: no video or folder of frames in it")
     return items, left_out
 
 
@@ -353,7 +322,7 @@ def _scenes(
     def frames() -> Iterator[Image.Image]:
         for name in tqdm(names, "fingerprints", unit="video", disable=not progress):
             # a map, as a video may be long
-            values = np.memmap(_part(parts, name).with_suffix(".u8"), np.uint8, "r")
+            values = np.memmap(part_of(parts, name).with_suffix(".u8"), np.uint8, "r")
             own = values.reshape(-1, side, side, 3)
             counts.append(len(own))
             yield from map(Image.fromarray, own)
@@ -374,7 +343,7 @@ def _open(output: Path, overwrite: bool) -> FrameStore | None:
         return FrameStore(output)
     except UnreadableError as error:
         if not overwrite:
-            raise UnreadableError(f"{error} with --overwrite") from error
+            raise UnreadableError(f"{error} with `overwrite=True`") from error
         return None
 
 
@@ -388,9 +357,9 @@ def _fingerprint(
 ) -> str:
     """One digest of all that a store depends on, without reading any video."""
     rows = [[name, state_of(items[name].path), asdict(annotations[name])] for name in items]
-    told: list[Any] = [rows, sampling.settings(), holdout, seed]
+    basis: list[Any] = [rows, sampling.settings(), holdout, seed]
     # as they were before there was anything to ask for
-    return _digest([*told, _without_roots(asked)] if asked else told)
+    return _digest([*basis, _without_roots(asked)] if asked else basis)
 
 
 def _without_roots(asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -408,183 +377,9 @@ def _digest(value: Any) -> str:
 def _refuse_skipped(skipped: Sequence[tuple[str, str]], strict: bool) -> None:
     if skipped and strict:
         raise UnreadableError(
-            f"{len(skipped)} sources cannot be decoded and --strict was given; the first: "
+            f"{len(skipped)} sources cannot be decoded and `strict=True` was given; the first: "
             f"{skipped[0][1]}"
         )
-
-
-def _decode_all(
-    items: Mapping[str, Item],
-    parts: Path,
-    sampling: Sampling,
-    workers: int | None,
-    progress: bool,
-) -> tuple[list[tuple[str, str]], int]:
-    """Decode what has no part yet; returns what could not be, and how many parts there were."""
-    todo = [
-        (item.path, _part(parts, name), _sampling_of(item, sampling))
-        for name, item in items.items()
-    ]
-    todo = [job for job in todo if not _is_done(job[1], job[0], job[2])]
-    # the largest first: begun last, a long one would leave the other workers idle
-    todo.sort(key=lambda job: -sum(size for _, size, _ in state_of(job[0])))
-    reused = len(items) - len(todo)
-    workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
-    skipped: list[tuple[str, str]] = []
-    bar = tqdm(total=len(items), initial=reused, unit="video", disable=not progress)
-    with bar:
-        for source, error in _outcomes(todo, workers):
-            if error is not None:
-                skipped.append((str(source), error))
-                bar.write(f"skipped {error}", file=sys.stderr)
-            bar.update()
-    return sorted(skipped), reused
-
-
-def _sampling_of(item: Item, sampling: Sampling) -> Sampling:
-    return sampling if item.rate is None else replace(sampling, rate=item.rate)
-
-
-def _outcomes(
-    todo: Sequence[tuple[Path, Path, Sampling]], workers: int
-) -> Iterator[tuple[Path, str | None]]:
-    if workers == 1:
-        for source, part, sampling in todo:
-            yield source, _decode(source, part, sampling)
-        return
-    # Any other start imports torch anew, which takes as long as decoding fifty videos. A fork would
-    # inherit the locks of torch's threads, but decoding calls nothing of torch.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-        futures: dict[Future[str | None], Path] = {
-            pool.submit(_decode, source, part, sampling): source for source, part, sampling in todo
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """End this worker once the process that feeds it is killed: it would wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _part(parts: Path, name: str) -> Path:
-    """Where the part of a video lives; its name is hashed because it may hold folders."""
-    return parts / hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]
-
-
-def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
-    try:
-        about = json.loads(part.with_suffix(".json").read_text())
-        size = part.with_suffix(".u8").stat().st_size
-    except (OSError, ValueError):
-        return False
-    return bool(
-        about["state"] == state_of(source)
-        and "grey" in about
-        and about["sampling"] == sampling.settings()
-        and size == len(about["times"]) * sampling.size**2 * 3
-    )
-
-
-def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
-    """Decode one source into a part; returns the reason if it cannot be decoded.
-
-    The description is written after the frames, so that a part with one is whole.
-    """
-    try:
-        about: dict[str, Any] = {"state": state_of(source), "sampling": sampling.settings()}
-        cleaner = _cleaner(source, sampling)
-        with written(part.with_suffix(".u8")) as partial:
-            about["times"], about["grey"] = _sample(source, partial, sampling, cleaner)
-        about["sha256"] = content_of(source)
-        if cleaner is not None:
-            about["beam"] = _record(cleaner)
-        write_text(part.with_suffix(".json"), json.dumps(about))
-    except (MissingDependencyError, WriteError):
-        # not the video's fault: skipping would leave every video out for want of a library, or room
-        raise
-    except (UsclError, OSError) as error:
-        return str(error)
-    return None
-
-
-def _sample(
-    source: Path, path: Path, sampling: Sampling, cleaner: Cleaner | None
-) -> tuple[list[float], bool]:
-    """Write the frames of a source; returns their times, and whether all are grey."""
-    times: list[float] = []
-    grey = True
-    with path.open("wb") as stream:
-        for time, frame in reading.sample(source, rate=sampling.rate, grey=True):
-            if cleaner is not None:
-                frame, _ = cleaner(frame)
-            side = (sampling.size, sampling.size)
-            small = frame.resize(side, Image.Resampling.BILINEAR)
-            if sampling.grey:
-                small = small.convert("L")
-            grey = grey and _is_grey(small)
-            stream.write(small.convert("RGB").tobytes())
-            times.append(round(time, 6))
-    if not times:
-        raise UnreadableError(f"{source}: holds no frame")
-    return times, grey
-
-
-def _is_grey(image: Image.Image) -> bool:
-    """Whether red, green and blue are the same in every pixel."""
-    if image.mode == "L":
-        return True
-    red, green, blue = (np.asarray(band) for band in image.convert("RGB").split())
-    return bool((red == green).all() and (green == blue).all())
-
-
-def _cleaner(source: Path, sampling: Sampling) -> Cleaner | None:
-    """Looks at frames all over a source, in a pass of its own; None if not asked to."""
-    if not sampling.clean:
-        return None
-    opencv().setNumThreads(1)  # other processes have the other cores
-
-    def decode() -> Iterator[reading.Frame]:
-        # the second pass tells of damage
-        return reading.sample(source, rate=sampling.rate, on_damage=lambda _: None)
-
-    return Cleaner.of(Clip(decode, source, reading.read(source).facts))
-
-
-def _record(cleaner: Cleaner) -> dict[str, Any]:
-    beam = cleaner.beam
-    return {
-        "kind": beam.kind,
-        "box": beam.box,
-        "apex": beam.apex,
-        "angles": beam.angles,
-        "radii": beam.radii,
-        "confidence": beam.confidence,
-        "colour": cleaner.colour,
-        "cleaned": cleaner.sure,
-    }
-
-
-def content_of(source: Path) -> str:
-    """SHA-256 of a file, or of the files of a folder in order."""
-    digest = hashlib.sha256()
-    for file in files_of(source):
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _assemble(
@@ -596,7 +391,7 @@ def _assemble(
     left_out: Sequence[tuple[str, str]],
 ) -> None:
     """Join the parts into the store; the description is written last and makes it one."""
-    parts = {name: _part(output / PARTS, name) for name in items}
+    parts = {name: part_of(output / PARTS, name) for name in items}
     abouts = {n: json.loads(p.with_suffix(".json").read_text()) for n, p in parts.items()}
     side = description["sampling"]["size"]
     total = sum(len(about["times"]) for about in abouts.values())
@@ -631,17 +426,17 @@ def _assemble(
         write_yaml(output / CORPUS, description["corpus"])
     contents = {name: about["sha256"] for name, about in abouts.items()}
     splits = {name: annotations[name].subject in held for name in parts}
-    told: list[Any] = [contents, {n: asdict(annotations[n]) for n in parts}, splits]
-    told.append(description["sampling"])
+    basis: list[Any] = [contents, {n: asdict(annotations[n]) for n in parts}, splits]
+    basis.append(description["sampling"])
     if of_corpus:
-        told.append(_without_roots({"corpus": description["corpus"]}))
+        basis.append(_without_roots({"corpus": description["corpus"]}))
     description = description | {
         "frames": total,
         "videos": len(parts),
         "grey": all(about["grey"] for about in abouts.values()),
         "sources_sha256": contents,
         **({"beams": beams} if beams else {}),
-        "digest": _digest(told),
+        "digest": _digest(basis),
     }
     write_text(output / DESCRIPTION, json.dumps(description, indent=1))
     for path in (output / PARTS).iterdir():

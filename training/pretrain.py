@@ -111,7 +111,9 @@ def _pretrain(
     about = None
     if (run / RECIPE).exists():
         if not resume:
-            raise DataError(f"{run}: holds a run already; add --resume or choose another folder")
+            raise DataError(
+                f"{run}: holds a run already; add `resume=True` or choose another folder"
+            )
         about = json.loads((run / ABOUT).read_text())
         wanted, recipe = recipe.precision, same_recipe(recipe, run / RECIPE)
         # `auto` means another precision on another machine, or before it knew of CPUs with bf16
@@ -226,7 +228,7 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
                 raise Interrupted(
                     f"stopped by {asked[0] if asked else 'another rank'} in epoch "
                     f"{state.epoch + 1} of {recipe.epochs}, saved in {run / CHECKPOINT}; "
-                    "--resume continues it"
+                    "`resume=True` continues it"
                 )
             if not trainer.is_finite():
                 raise NotFiniteError(f"the weights are not finite after epoch {state.epoch + 1}")

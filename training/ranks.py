@@ -101,7 +101,7 @@ def join(device: str | None) -> Iterator[tuple[Ranks, str | None]]:
         return
     if device is not None and ":" in device:
         raise DataError(
-            f"--device {device}: {world} ranks cannot share it; give cuda or cpu, and each rank "
+            f"`device={device}`: {world} ranks cannot share it; give cuda or cpu, and each rank "
             "takes the GPU of its number"
         )
     local = int(os.environ.get("LOCAL_RANK", "0"))

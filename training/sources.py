@@ -150,14 +150,16 @@ def load_corpus(name_or_file: str, roots: Mapping[str, Path] | None = None) -> C
     unknown = sorted(set(roots or ()) - set(plan.roots))
     if unknown:
         raise DataError(
-            f"{path}: has no root {unknown[0]!r}, only {', '.join(plan.roots)}; see --root"
+            f"{path}: has no root {unknown[0]!r}, only {', '.join(plan.roots)}; see `roots`"
         )
     resolved = {}
     for key, folder in plan.roots.items():
         given = (roots or {}).get(key)
         where = expanded(given) if given is not None else path.parent / folder
         if not where.is_dir():
-            raise DataError(f"{where}: no such folder; say where it is, --root {key}=FOLDER")
+            raise DataError(
+                f"{where}: no such folder; say where it is, `roots={{{key!r}: FOLDER}}`"
+            )
         resolved[key] = str(where.resolve())
     return dataclasses.replace(plan, roots=resolved)
 

@@ -12,11 +12,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from uscl_zoo import store as weights_store
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import backbone_shapes, statistics_in
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CheckpointError, DataError
 from uscl_zoo.files import expanded
 from uscl_zoo.registry import create_model
@@ -150,7 +150,7 @@ def _of_file(reference: str, path: Path) -> Start:
         architecture=architecture,
         mean=mean,
         std=std,
-        sha256=weights_store.sha256_of(path),
+        sha256=sha256_of(path),
         licence=None,
     )
 

@@ -22,17 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from . import checkpoint, store
-from .card import (
-    ARCHITECTURES,
-    Card,
-    Input,
-    Training,
-    Weights,
-    home,
-    packaged_cards,
-    read_card,
-)
+from . import checkpoint
+from .card import ARCHITECTURES, Card, Input, Training, Weights, read_card
+from .catalogue import home, packaged_cards
+from .digests import sha256_of
 from .errors import CardError, CheckpointError, DataError
 from .files import check_output, expanded, locked, written
 from .records import write_yaml
@@ -212,19 +205,17 @@ def _card(name: str, licence: str | None, summary: str | None, origin: str | Non
 
 def _described(card: Card, source: Path, weights: Path) -> Card:
     """The card with the digest of the converted weights, and of the file they came from."""
-    came_from = f"{source.name} (SHA-256 {store.sha256_of(source)}), converted bit for bit"
+    came_from = f"{source.name} (SHA-256 {sha256_of(source)}), converted bit for bit"
     return replace(
         card,
-        weights=replace(
-            card.weights, sha256=store.sha256_of(weights), bytes=weights.stat().st_size
-        ),
+        weights=replace(card.weights, sha256=sha256_of(weights), bytes=weights.stat().st_size),
         training=replace(card.training, code=f"{came_from} by uscl-zoo {release()}"),
     )
 
 
 def _refuse_other(weights: Path, card_file: Path, card: Card) -> None:
     if os.path.lexists(weights):
-        there = store.sha256_of(weights) if weights.is_file() else None
+        there = sha256_of(weights) if weights.is_file() else None
         if there != card.weights.sha256:
             raise DataError(
                 f"{weights}: is there already with other weights; choose another tag or overwrite "

@@ -6,17 +6,11 @@ printed from cards, so a fact about a checkpoint stands in exactly one place.
 
 from __future__ import annotations
 
-import os
 import re
-import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
-from . import licences
-from .errors import CardError, DataError, reason
-from .files import expanded
+from .errors import CardError
 from .records import from_mapping, read_yaml
 
 #: The models of the zoo, each an entry point of timm, and the timm model that implements each.
@@ -75,7 +69,7 @@ class Weights:
 class Corpus:
     """Fingerprints of what weights were trained on, in a file beside the card.
 
-    They tell whether a file or an image has been seen; `uscl audit` reads them.
+    They show whether a file or an image has been seen; `uscl audit` reads them.
 
     Attributes:
         file: its name.
@@ -119,7 +113,7 @@ class Source:
         citation: of its authors.
         videos: files of it, a still counting as one; None where nobody says how many.
         frames: of them; None where nobody says how many.
-        subjects: patients; None where they are not told apart.
+        subjects: patients; None where they are not distinguished.
         classes: videos by label.
         licences: videos by licence, as the collection words it.
         organs: that are shown, where that is known.
@@ -138,14 +132,14 @@ class Source:
     @property
     def counts(self) -> str:
         """How much there is of it, in words; empty where nobody says."""
-        told = []
+        counted = []
         if self.videos is not None and self.videos == self.frames:
-            told.append(f"{self.videos:,} images")
+            counted.append(f"{self.videos:,} images")
         else:
-            told += [f"{self.videos:,} videos"] if self.videos is not None else []
-            told += [f"{self.frames:,} frames"] if self.frames is not None else []
-        told += [f"{self.subjects:,} subjects"] if self.subjects is not None else []
-        return ", ".join(told)
+            counted += [f"{self.videos:,} videos"] if self.videos is not None else []
+            counted += [f"{self.frames:,} frames"] if self.frames is not None else []
+        counted += [f"{self.subjects:,} subjects"] if self.subjects is not None else []
+        return ", ".join(counted)
 
 
 @dataclass(frozen=True)
@@ -265,15 +259,6 @@ class Card:
         return self.weights.sha256 is not None
 
 
-def home() -> Path:
-    """The user's own folder of cards and weights: `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`.
-
-    Raises:
-        DataError: if they have no home folder.
-    """
-    return expanded(os.environ.get("USCL_ZOO_WEIGHTS") or "~/.uscl_zoo")
-
-
 def read_card(path: Path) -> Card:
     """Read and check one card.
 
@@ -381,82 +366,6 @@ def read_card(path: Path) -> Card:
     return card
 
 
-def packaged_folder() -> Path:
-    """The folder of the cards that come with uscl-zoo."""
-    return Path(__file__).parent / "cards"
-
-
-@lru_cache(maxsize=1)
-def _packaged() -> tuple[dict[str, Card], tuple[str, ...]]:
-    return _cards_in(packaged_folder())
-
-
-def _cards_in(folder: Path) -> tuple[dict[str, Card], tuple[str, ...]]:
-    """The cards in a folder that can be read, by name, and what is wrong with the others."""
-    cards, faults = {}, []
-    try:
-        # not glob, to which a folder that cannot be read is an empty one
-        paths = sorted(path for path in folder.iterdir() if path.suffix == ".yaml")
-    except FileNotFoundError:
-        return {}, ()
-    except OSError as error:
-        return {}, (f"{folder}: cannot be read ({reason(error)})",)
-    for path in paths:
-        try:
-            cards[path.stem] = read_card(path)
-        except CardError as error:
-            faults.append(str(error))
-    return cards, tuple(faults)
-
-
-def packaged_cards() -> dict[str, Card]:
-    """The cards that come with uscl-zoo, by name."""
-    return _packaged()[0]
-
-
-def user_cards(folder: Path | None = None) -> dict[str, Card]:
-    """The cards in the user's folder, by name; read anew at each call.
-
-    One damaged file should not cost the user the zoo: it is left out with a warning.
-    """
-    cards, faults = _of_user(folder)
-    _warn(faults)
-    return cards
-
-
-def _of_user(folder: Path | None) -> tuple[dict[str, Card], tuple[str, ...]]:
-    try:
-        return _cards_in(folder or home())
-    except DataError as error:
-        return {}, (str(error),)
-
-
-def _warn(faults: Iterable[str]) -> None:
-    for fault in faults:
-        warnings.warn(f"left out of the zoo: {fault}", stacklevel=3)
-
-
-def all_cards() -> dict[str, Card]:
-    """Every card in reach. A user's card stands in for a packaged one that has no weights.
-
-    What cannot be read is left out with a warning.
-    """
-    cards, faults = survey()
-    _warn(faults)
-    return cards
-
-
-def survey() -> tuple[dict[str, Card], tuple[str, ...]]:
-    """Every card in reach, and why others, or the whole folder of the user, cannot be read."""
-    packaged, damaged = _packaged()
-    own, unreadable = _of_user(None)
-    cards = dict(packaged)
-    for name, card in own.items():
-        if name not in cards or not cards[name].has_weights:
-            cards[name] = card
-    return cards, (*damaged, *unreadable)
-
-
 def licences_of(training: Training) -> tuple[str | None, ...]:
     """The licences of the data, the start and the teachers, each once; None where none is stated.
 
@@ -470,153 +379,3 @@ def licences_of(training: Training) -> tuple[str | None, ...]:
         if origin is not None:
             bound[origin.licence] = None
     return tuple(bound)
-
-
-# ---------------------------------------------------------------------------- in plain words
-
-
-def seen(card: Card) -> str:
-    """What weights were trained on, in a line."""
-    told = []
-    for source in card.training.sources:
-        facts = "; ".join(part for part in (", ".join(source.organs), source.counts) if part)
-        told.append(f"{source.name} ({facts})" if facts else source.name)
-    return ", ".join(told) or "nothing is known of it"
-
-
-def standing(card: Card, brief: bool = False) -> list[str]:
-    """Where weights are ahead of others, level with them or behind, a line a measured figure.
-
-    A difference whose interval holds zero is `level`: it is not told apart from none. Where the
-    card has no figure beside ImageNet, the last line says so.
-
-    Args:
-        card: whose figures to tell.
-        brief: leave out how they were measured.
-    """
-    told = []
-    for metric in card.metrics:
-        if metric.compared_with is None:
-            continue
-        where = "beside"
-        if metric.interval is not None:
-            low, high = metric.interval
-            where = "ahead of" if low > 0 else "behind" if high < 0 else "level with"
-        how = f"; {_in_short(metric.protocol) if brief else metric.protocol}"
-        told.append(
-            f"{where} {metric.compared_with}: {_figure(metric)} {metric.metric}, by {metric.unit}; "
-            f"{metric.dataset}{how}"
-        )
-    against = [m.compared_with for m in card.metrics if m.compared_with]
-    if card.is_uscl and not any("imagenet" in name.lower() for name in against):
-        told.append("beside ImageNet: no figure on this card")
-    return told
-
-
-def _in_short(protocol: str) -> str:
-    """The first clause of how something was measured."""
-    return protocol.partition(";")[0].partition(",")[0]
-
-
-def _figure(metric: Metric) -> str:
-    form = "+.3f" if metric.compared_with else ".3f"
-    interval = ""
-    if metric.interval is not None:
-        interval = " [" + ", ".join(format(bound, form) for bound in metric.interval) + "]"
-    return f"{metric.value:{form}}{interval}"
-
-
-def origin_in_words(origin: Origin) -> str:
-    """What weights came of, with its licence and digest."""
-    digest = f", sha256 {origin.sha256}" if origin.sha256 else ""
-    return f"{origin.name}, {origin.licence or 'licence not stated'}{digest}"
-
-
-def _numbers(values: Sequence[float]) -> str:
-    """One number where all are the same."""
-    return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
-
-
-def describe(card: Card) -> str:
-    """A card as a person reads it."""
-    weights, training = card.weights, card.training
-    lines = [card.name, f"  {card.summary}", ""]
-
-    def row(key: str, value: object) -> None:
-        lines.append(f"  {key:18} {value}")
-
-    def rows(key: str, values: Iterable[object]) -> None:
-        for i, value in enumerate(values):
-            row("" if i else key, value)
-
-    row("in a product", licences.in_a_product(card.licence))
-    row("has seen", seen(card))
-    rows("how good", standing(card))
-    lines.append("")
-    row("architecture", f"{card.architecture} (timm), embeds frames {card.input.size}")
-    mean, std = _numbers(card.input.mean), _numbers(card.input.std)
-    row("normalisation", f"mean {mean}, std {std}, intensities in 0-1")
-    row("licence", card.licence or "not stated by the authors")
-    if card.has_weights:
-        row("weights", f"{weights.file}, {(weights.bytes or 0) / 1e6:.1f} MB")
-        row("sha256", weights.sha256)
-        if weights.again:
-            row("distributed", f"no more; make it again: {weights.again}")
-    else:
-        row("weights", f"published by their authors at {weights.origin}; `uscl import` takes them")
-    if weights.converted_from:
-        row("converted from", origin_in_words(weights.converted_from))
-    if weights.hub_repo:
-        row("Hub", f"{weights.hub_repo} at {weights.revision}")
-    row("method", training.method)
-    if training.start is not None:
-        row("began from", origin_in_words(training.start))
-    rows("teachers", [origin_in_words(teacher) for teacher in training.teachers])
-    for source in training.sources:
-        row("trained on", source.name)
-        rows("", [source.counts] if source.counts else [])
-        if source.classes:
-            row("", ", ".join(f"{label} {count}" for label, count in source.classes.items()))
-        if source.licences:
-            bound = ", ".join(f"{name} {count}" for name, count in source.licences.items())
-            row("licences", bound)
-    if card.corpus is not None:
-        row("fingerprints", f"of the training data, {card.corpus.file}; `uscl audit` reads them")
-    if training.held_out_subjects:
-        row("held out", f"{len(training.held_out_subjects)} subjects")
-    if training.epochs is not None:
-        row("run", f"{training.epochs} epochs, {training.steps} steps, seed {training.seed}")
-        row("", f"{training.hours} h on {training.hardware}; {training.code}")
-    for metric in card.metrics:
-        what = f"{metric.metric} of {metric.model}" if metric.model else metric.metric
-        row("measured", f"{what}, by {metric.unit}: {_figure(metric)}")
-        row("", f"{metric.protocol}; {metric.dataset}")
-        row("", f"{metric.interval_kind}; {metric.command}")
-    row("intended use", card.intended_use)
-    rows("limits", card.limits)
-    return "\n".join(lines)
-
-
-def table(cards: Iterable[Card]) -> str:
-    """Cards as a table in Markdown: the one of the README."""
-    lines = [
-        "| checkpoint | weights | trained on | licence | in a product | measured |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for card in cards:
-        size = f"{(card.weights.bytes or 0) / 1e6:.0f} MB" if card.has_weights else "`uscl import`"
-        sources = "; ".join(
-            f"{source.name}: {source.counts.split(', ')[0]}" if source.counts else source.name
-            for source in card.training.sources
-        )
-        measured = "; ".join(
-            f"{metric.metric} to {metric.compared_with}, by {metric.unit}: {_figure(metric)} "
-            f"({_in_short(metric.protocol)})"
-            for metric in card.metrics
-            if metric.compared_with
-        )
-        licence = card.licence or "not stated"
-        product = licences.in_a_product(card.licence).partition(" ")[0].strip(":,")
-        cells = (f"`{card.name}`", size, sources, licence, product, measured or "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

@@ -1,13 +1,103 @@
-"""What is in the zoo, answered from the cards alone: neither torch nor timm is imported."""
+"""What is in the zoo, from the cards alone: neither torch nor timm is imported."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import os
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
-from .card import MODELS, Card, all_cards, home, packaged_cards, packaged_folder, read_card
-from .errors import UnknownModelError
+from .card import MODELS, Card, read_card
+from .errors import CardError, DataError, UnknownModelError, reason
+from .files import expanded
+
+
+def home() -> Path:
+    """The user's own folder of cards and weights: `USCL_ZOO_WEIGHTS`, else `~/.uscl_zoo`.
+
+    Raises:
+        DataError: if they have no home folder.
+    """
+    return expanded(os.environ.get("USCL_ZOO_WEIGHTS") or "~/.uscl_zoo")
+
+
+def packaged_folder() -> Path:
+    """The folder of the cards that come with uscl-zoo."""
+    return Path(__file__).parent / "cards"
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> tuple[dict[str, Card], tuple[str, ...]]:
+    return _cards_in(packaged_folder())
+
+
+def _cards_in(folder: Path) -> tuple[dict[str, Card], tuple[str, ...]]:
+    """The cards in a folder that can be read, by name, and what is wrong with the others."""
+    cards, faults = {}, []
+    try:
+        # not glob, to which a folder that cannot be read is an empty one
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".yaml")
+    except FileNotFoundError:
+        return {}, ()
+    except OSError as error:
+        return {}, (f"{folder}: cannot be read ({reason(error)})",)
+    for path in paths:
+        try:
+            cards[path.stem] = read_card(path)
+        except CardError as error:
+            faults.append(str(error))
+    return cards, tuple(faults)
+
+
+def packaged_cards() -> dict[str, Card]:
+    """The cards that come with uscl-zoo, by name."""
+    return _packaged()[0]
+
+
+def user_cards(folder: Path | None = None) -> dict[str, Card]:
+    """The cards in the user's folder, by name; read anew at each call.
+
+    One damaged file should not cost the user the zoo: it is left out with a warning.
+    """
+    cards, faults = _of_user(folder)
+    _warn(faults)
+    return cards
+
+
+def _of_user(folder: Path | None) -> tuple[dict[str, Card], tuple[str, ...]]:
+    try:
+        return _cards_in(folder or home())
+    except DataError as error:
+        return {}, (str(error),)
+
+
+def _warn(faults: Iterable[str]) -> None:
+    for fault in faults:
+        warnings.warn(f"left out of the zoo: {fault}", stacklevel=3)
+
+
+def all_cards() -> dict[str, Card]:
+    """Every card in reach. A user's card stands in for a packaged one that has no weights.
+
+    What cannot be read is left out with a warning.
+    """
+    cards, faults = survey()
+    _warn(faults)
+    return cards
+
+
+def survey() -> tuple[dict[str, Card], tuple[str, ...]]:
+    """Every card in reach, and why others, or the whole folder of the user, cannot be read."""
+    packaged, damaged = _packaged()
+    own, unreadable = _of_user(None)
+    cards = dict(packaged)
+    for name, card in own.items():
+        if name not in cards or not cards[name].has_weights:
+            cards[name] = card
+    return cards, (*damaged, *unreadable)
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import store
+from . import weights_cache
 from .catalogue import model_info
 from .drawing import (
     FAINT,
@@ -76,7 +76,7 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         raise DataError(f"{output}: the name should end in .png, .jpg or .webp")
     check_output(output, () if clip_path is None else inputs_of([clip_path]))
     card = model_info(model_name)
-    located = store.locate(card)
+    located = weights_cache.locate(card)
     pretrained = create_model(card.name, pretrained=True)
     print(f"{card.name}: {located.source}, {located.path}")
 

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from . import authors, checkpoint, store
+from . import authors, checkpoint, weights_cache
 from .answers import ANSWERS, STATISTICS, Answers, Statistics, read_model, read_statistics, softmax
-from .card import ARCHITECTURES, MODELS, Card, Input, all_cards, read_card
-from .catalogue import model_info
+from .card import ARCHITECTURES, MODELS, Card, Input, read_card
+from .catalogue import all_cards, model_info
 from .checkpoint import Channels
 from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
@@ -231,7 +231,7 @@ def _named(reference: str, statistics: tuple[Channels, Channels] | None) -> Netw
 
 def _of_card(card: Card, reference: str, kind: str, name: str, folder: Path | None) -> Network:
     """A network of the architecture and with the weights that a card names, byte for byte."""
-    content = store.read_bytes(card, folder)
+    content = weights_cache.read_bytes(card, folder)
     count = len(card.classes)
     module = timm.create_model(card.architecture, num_classes=count, **card_config(card))
     module.load_state_dict(_tensors(content, card, name))
@@ -327,8 +327,8 @@ def _of_file(reference: str, path: Path, statistics: tuple[Channels, Channels] |
             own = checkpoint.statistics_in(path) if path.suffix == ".safetensors" else None
             if own is None and statistics is None:
                 raise DataError(
-                    f"{path}: does not say what mean and std its frames had; give them (--mean "
-                    "and --std), as 0.5 and 0.25 for weights of this zoo's first recipes"
+                    f"{path}: does not say what mean and std its frames had; give them "
+                    "(`statistics`), as 0.5 and 0.25 for weights of this zoo's first recipes"
                 )
             mean, std = own or statistics  # type: ignore[misc]
             shape = Input((3, 224, 224), mean, std)

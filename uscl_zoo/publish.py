@@ -19,11 +19,13 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from . import answers, checkpoint, licences, store
-from .card import Card, Metric, Source, licences_of, origin_in_words, standing
+from . import answers, checkpoint, licences, weights_cache
+from .card import Card, Metric, Source, licences_of
 from .catalogue import model_info
+from .descriptions import origin_in_words, standing
 from .errors import CardError, DataError, HubError
 from .files import check_folder, expanded, written_folder
+from .hub import HUB_FILE
 from .records import write_text, write_yaml
 
 CONFIG, README, FIGURE = "config.json", "README.md", "similarity.png"
@@ -149,14 +151,14 @@ def build(name: str, folder: str | Path, repo: str | None = None) -> Path:
             "of the weights, and set `licence` on the card"
         )
     folder = check_folder(folder)
-    located = store.locate(card, folder=tuned)
+    located = weights_cache.locate(card, folder=tuned)
     checkpoint.check_file(located.path, card.architecture, len(card.classes))
     with written_folder(folder) as partial:
-        shutil.copyfile(located.path, partial / store.HUB_FILE)
-        store.verify(partial / store.HUB_FILE, card)
+        shutil.copyfile(located.path, partial / HUB_FILE)
+        weights_cache.verify(partial / HUB_FILE, card)
         write_text(partial / CONFIG, json.dumps(config(card), indent=2) + "\n")
         write_text(partial / README, model_card(card, repo or f"NAMESPACE/{card.name}"))
-        for beside in (store.corpus_of(card, tuned), store.licence_of(card, tuned)):
+        for beside in (weights_cache.corpus_of(card, tuned), weights_cache.licence_of(card, tuned)):
             if beside is not None:
                 shutil.copyfile(beside, partial / beside.name)
         if tuned is None:
@@ -250,7 +252,7 @@ def model_card(card: Card, repo: str) -> str:
         sections.append("## Metrics\n\n" + _items(standing(card)) + "\n\n" + _metrics(card.metrics))
     sections.append(
         "## Verification\n\n"
-        f"`{store.HUB_FILE}` has {card.weights.bytes:,} bytes and SHA-256 "
+        f"`{HUB_FILE}` has {card.weights.bytes:,} bytes and SHA-256 "
         f"`{card.weights.sha256}`; uscl-zoo loads nothing else under this name."
     )
     cited = [

@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg, ResNet, build_model_with_cfg
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from . import checkpoint, store
+from . import checkpoint, weights_cache
 from .card import MODELS
 from .catalogue import model_info
 from .configs import pretrained_cfg_of
@@ -110,7 +110,7 @@ def create(
     card = model_info(f"{model}.{pretrained_cfg}" if pretrained_cfg else model)
     located = None
     if pretrained and not any(overlay.get(source) for source in _SOURCES):
-        located = store.locate(card, cache_dir=cache_dir)
+        located = weights_cache.locate(card, cache_dir=cache_dir)
         checkpoint.check_file(located.path, architecture)
         overlay["file"] = str(located.path)
     if kwargs.get("features_only"):

@@ -244,7 +244,7 @@ def speed(count: int = 300) -> None:
         print(
             f"speed, {threads} thread(s): {count / wall:.0f} frames a second, "
             f"{count / cpu:.0f} a CPU second, {2 * count / cpu:.0f} on two undisturbed cores "
-            "(goal 200); finding the beam included",
+            "(goal 200); detecting the beam included",
             flush=True,
         )
 

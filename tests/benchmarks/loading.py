@@ -20,8 +20,8 @@ NAME = "resnet18_uscl"
 _IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 _MEMORY = """
 import resource, timm, uscl_zoo
-from uscl_zoo import store
-path = store.locate(uscl_zoo.model_info({name!r})).path
+from uscl_zoo import weights_cache
+path = weights_cache.locate(uscl_zoo.model_info({name!r})).path
 {create}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
@@ -77,9 +77,9 @@ def main() -> None:
     import timm
 
     import uscl_zoo
-    from uscl_zoo import store
+    from uscl_zoo import weights_cache
 
-    path = str(store.locate(uscl_zoo.model_info(NAME)).path)
+    path = str(weights_cache.locate(uscl_zoo.model_info(NAME)).path)
     overlay = {"file": path, "num_classes": 0}
 
     def timed(create: Callable[[], object]) -> Callable[[], float]:

@@ -1,32 +1,21 @@
 from __future__ import annotations
 
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
-from numpy.typing import NDArray
+from noise import images, theirs_jitter
 from PIL import Image
 from scipy.stats import kstest  # type: ignore[import-untyped]
 from torch import Tensor
 
 from uscl_zoo.training import augment
+from uscl_zoo.training.jitter import OPERATIONS
 from uscl_zoo.training.recipe import Recipe, replace
 
 RECIPE = Recipe(seed=5)
-
-
-def images(count: int, side: int = 64, seed: int = 0) -> NDArray[np.uint8]:
-    """Noise at two scales, with pure grey and black among it."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (count, side // 8, side // 8, 3)).repeat(8, 1).repeat(8, 2)
-    pixels = np.clip(coarse + rng.integers(-40, 40, (count, side, side, 3)), 0, 255)
-    pixels[:, :8] = pixels[:, :8, :, :1]
-    pixels[:, 8:12] = 0
-    frames: NDArray[np.uint8] = pixels.astype(np.uint8)
-    return frames
 
 
 BOXES = [
@@ -63,37 +52,6 @@ def test_each_image_has_its_own_flip() -> None:
     ours = augment.resized_crop(frames, box, torch.tensor([False, True]))
     assert torch.allclose(ours[0], frames[0], atol=1e-6)
     assert torch.allclose(ours[1], frames[1].flip(2), atol=1e-6)
-
-
-def theirs_jitter(image: Tensor, factor: list[float], order: tuple[int, ...]) -> Tensor:
-    operations = (
-        TF.adjust_brightness,
-        TF.adjust_contrast,
-        TF.adjust_saturation,
-        TF.adjust_hue,
-    )
-    for operation in order:
-        image = operations[operation](image, factor[operation])
-    return image
-
-
-@pytest.mark.parametrize("strength", ["weak", "strong"])
-def test_jitter_is_torchvisions_in_every_order(strength: str) -> None:
-    orders = list(permutations(range(4)))
-    frames = augment.to_float(torch.from_numpy(images(len(orders), side=32)))
-    rng = np.random.default_rng(1)
-    spread = np.array([0.1, 0.1, 0.1, 0.02] if strength == "weak" else [0.8, 0.8, 0.8, 0.2])
-    factor = np.array([1, 1, 1, 0]) + spread * rng.uniform(-1, 1, (len(orders), 4))
-    ours = augment.jitter(frames, torch.from_numpy(factor).float(), torch.tensor(orders))
-    for one, frame, f, order in zip(ours, frames, factor.tolist(), orders, strict=True):
-        assert torch.allclose(one, theirs_jitter(frame, f, order), atol=2e-5), order
-
-
-def test_jitter_leaves_its_input_alone() -> None:
-    frames = augment.to_float(torch.from_numpy(images(2)))
-    before = frames.clone()
-    augment.jitter(frames, torch.full((2, 4), 0.3), torch.arange(4).expand(2, 4))
-    assert torch.equal(frames, before)
 
 
 def test_normalised_as_torchvision_does() -> None:
@@ -240,8 +198,8 @@ def test_saturation_and_hue_of_a_frame_without_colour_are_not_computed(
 
         return count
 
-    counted = [counting(*one) for one in enumerate(augment._OPERATIONS)]
-    monkeypatch.setattr(augment, "_OPERATIONS", counted)
+    counted = [counting(*one) for one in enumerate(OPERATIONS)]
+    monkeypatch.setattr(augment, "OPERATIONS", counted)
     grey = augment.to_float(torch.from_numpy(images(3)))[:, :1]
     made(RECIPE, grey)
     assert set(asked) == {0, 1}

@@ -19,7 +19,8 @@ from uscl_zoo.training.corpus import add_corpus
 from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.export import export
 from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe, replace
 from uscl_zoo.training.runs import ABOUT, load_checkpoint

@@ -62,7 +62,7 @@ def test_a_place_asked_for_must_have_room(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(execution, "free_host_bytes", lambda: 2 * 10**9)
     assert place_for(10**9 + 1, CPU, "host") == "host"
     assert place_for(10**12, CPU, "disk") == "disk"
-    told = r"^--frames host: 3\.0 GB of frames do not fit into 2\.0 GB free; leave it out"
+    told = r"^`place=host`: 3\.0 GB of frames do not fit into 2\.0 GB free; leave it out"
     with pytest.raises(DataError, match=told):
         place_for(3 * 10**9, CPU, "host")
     with pytest.raises(DataError, match=r"^frames can live in device, host, disk, not 'cloud'$"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -18,48 +17,15 @@ import numpy as np
 import pytest
 from conftest import SUBJECT, TINTS, draw_clip, files_of, write_clip
 from PIL import Image
+from stores import SLOWLY, content, run
 
 from uscl_zoo.cli import main
-from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
-from uscl_zoo.training import prepare as module
+from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation, from_name, read_table
-from uscl_zoo.training.prepare import Report, Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 from uscl_zoo.training.sources import CorpusPlan, Source, load_corpus
-from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.cleaning import Cleaner
-from uscl_zoo.ultrasound.clip import Clip
-from uscl_zoo.ultrasound.phantom import lung_clip
-
-FILES = ("frames.npy", "manifest.csv", "skipped.csv", "store.json")
-
-
-def run(videos: Path | list[Path], output: Path, **changes: Any) -> Report:
-    """Prepare at 32x32 in this process, labels and subjects from names."""
-    settings: dict[str, Any] = {
-        "annotate": lambda name: from_name(name, subject_pattern=SUBJECT),
-        "sampling": Sampling(size=32),
-        "workers": 1,
-        "progress": False,
-    }
-    settings |= changes
-    annotate = settings.pop("annotate")
-    report: Report = prepare(
-        videos if isinstance(videos, list) else [videos], output, annotate, **settings
-    )
-    return report
-
-
-def content(store: Path) -> dict[str, bytes]:
-    assert sorted(p.name for p in store.iterdir()) == sorted(FILES)
-    return {name: (store / name).read_bytes() for name in FILES}
-
-
-@pytest.fixture
-def own_clips(clips: Path, tmp_path: Path) -> Path:
-    """A copy of the clips to be damaged."""
-    return Path(shutil.copytree(clips, tmp_path / "clips"))
-
 
 # ------------------------------------------------------------------------------- what is stored
 
@@ -182,103 +148,6 @@ def test_the_seed_chooses_whom_to_hold_out(clips: Path, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------- the same bytes
 
 
-def test_workers_make_no_difference(clips: Path, small_store: FrameStore, tmp_path: Path) -> None:
-    one = run(clips, tmp_path / "one", workers=1)
-    two = run(clips, tmp_path / "two", workers=2)
-    assert content(tmp_path / "one") == content(tmp_path / "two")
-    assert one.store.digest == two.store.digest
-
-
-def test_the_largest_are_decoded_first(
-    own_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode, sizes = module._decode, []
-
-    def note(source: Path, part: Path, sampling: Sampling) -> str | None:
-        sizes.append(sum(file.stat().st_size for file in source.iterdir()))
-        reason: str | None = decode(source, part, sampling)
-        return reason
-
-    monkeypatch.setattr(module, "_decode", note)
-    report = run(own_clips, tmp_path / "store")
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) > 5
-    # whatever the order of decoding, the store has that of the names
-    names = [video.name for video in report.store.videos]
-    assert names == sorted(names, key=lambda name: reading.natural_key(Path(name)))
-
-
-def test_an_interrupted_call_continues(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode = module._decode
-    calls: list[Path] = []
-
-    def stop(source: Path, part: Path, sampling: Sampling) -> str | None:
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        calls.append(source)
-        reason: str | None = decode(source, part, sampling)
-        return reason
-
-    monkeypatch.setattr(module, "_decode", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(clips, tmp_path / "a")
-    with pytest.raises(DataError, match="was interrupted: run it again"):
-        FrameStore(tmp_path / "a")
-    monkeypatch.undo()
-    assert run(clips, tmp_path / "a").reused == 7
-    assert run(clips, tmp_path / "b").reused == 0
-    assert content(tmp_path / "a") == content(tmp_path / "b")
-
-
-SLOWLY = """
-import sys, time
-from pathlib import Path
-from uscl_zoo.training import prepare as module
-from uscl_zoo.training.labels import from_name
-decode = module._decode
-def slowly(*arguments):
-    time.sleep(0.05)
-    return decode(*arguments)
-module._decode = slowly
-module.prepare([Path(sys.argv[1])], Path(sys.argv[2]),
-    lambda name: from_name(name, subject_pattern=sys.argv[3]),
-    sampling=module.Sampling(size=32), workers=int(sys.argv[4]), progress=False)
-"""
-
-
-def _runs(process: str) -> bool:
-    try:
-        # the state follows the name; a zombie has ended
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_call_continues(clips: Path, tmp_path: Path, workers: int) -> None:
-    """SIGKILL leaves no time to tidy up."""
-    arguments = [str(clips), str(tmp_path / "a"), SUBJECT, str(workers)]
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, *arguments])
-    parts = tmp_path / "a" / "parts"
-    deadline = time.monotonic() + 60
-    while len(list(parts.glob("*.json"))) < 4:
-        assert process.poll() is None, "it was done before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    left = children.read_text().split() if children.exists() else []
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while any(_runs(child) for child in left):
-        assert time.monotonic() < deadline + 60, "a worker waits for ever"
-        time.sleep(0.05)
-    assert 4 <= run(clips, tmp_path / "a").reused < 18
-    run(clips, tmp_path / "b")
-    assert content(tmp_path / "a") == content(tmp_path / "b")
-
-
 def test_two_into_one_store(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,22 +171,6 @@ def test_two_into_one_store(
     assert FrameStore(tmp_path / "a").frames.any(axis=(1, 2, 3)).all()
 
 
-def test_a_part_of_another_source_is_not_reused(own_clips: Path, tmp_path: Path) -> None:
-    (tmp_path / "a" / "parts").mkdir(parents=True)
-    for source in sorted(own_clips.iterdir())[:3]:
-        part = module._part(tmp_path / "a" / "parts", source.name)
-        assert module._decode(source, part, Sampling(size=32)) is None
-    # the first is changed meanwhile, the part of the second was cut off
-    first, second, _ = sorted(own_clips.iterdir())[:3]
-    frame = next(first.iterdir())
-    Image.fromarray(draw_clip(99, 1, (9, 9, 9))[0]).save(frame)
-    cut = module._part(tmp_path / "a" / "parts", second.name).with_suffix(".u8")
-    cut.write_bytes(cut.read_bytes()[:-1])
-    assert run(own_clips, tmp_path / "a").reused == 1
-    run(own_clips, tmp_path / "b")
-    assert content(tmp_path / "a") == content(tmp_path / "b")
-
-
 def test_a_finished_store_is_returned_as_it_is(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "store")
     stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "store").iterdir()}
@@ -334,7 +187,7 @@ def test_another_store_is_not_overwritten_unasked(
 ) -> None:
     run(clips, tmp_path / "store")
     before = content(tmp_path / "store")
-    with pytest.raises(DataError, match=r"store: holds a store of other .* --overwrite"):
+    with pytest.raises(DataError, match=r"store: holds a store of other .* `overwrite=True`"):
         run(clips, tmp_path / "store", **change)
     assert content(tmp_path / "store") == before
     run(clips, tmp_path / "store", overwrite=True, **change)
@@ -345,7 +198,7 @@ def test_a_damaged_store_is_replaced_when_asked(clips: Path, tmp_path: Path) -> 
     run(clips, tmp_path / "store")
     before = content(tmp_path / "store")
     (tmp_path / "store" / "frames.npy").write_bytes(b"torn")
-    with pytest.raises(UnreadableError, match=r"damaged store .* --overwrite"):
+    with pytest.raises(UnreadableError, match=r"damaged store .* `overwrite=True`"):
         run(clips, tmp_path / "store")
     run(clips, tmp_path / "store", overwrite=True)
     assert content(tmp_path / "store") == before
@@ -354,31 +207,13 @@ def test_a_damaged_store_is_replaced_when_asked(clips: Path, tmp_path: Path) -> 
 # ------------------------------------------------------------------------ what cannot be read
 
 
-def test_the_undecodable_is_skipped_and_named(own_clips: Path, tmp_path: Path) -> None:
-    torn = own_clips / "Cov-s00-torn.mp4"
-    torn.write_bytes(b"\x00" * 100)
-    (own_clips / "Reg-s02-none.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    report = run(own_clips, tmp_path / "store")
-    assert len(report.store.videos) == 18
-    assert [Path(source).name for source, _ in report.skipped] == [
-        "Cov-s00-torn.mp4",
-        "Reg-s02-none.mp4",
-    ]
-    told = (tmp_path / "store" / "skipped.csv").read_text()
-    assert str(torn) in told
-    assert "cannot be read" in told
-    assert torn.name not in {v.name for v in report.store.videos}
-    # asked again, it says so again
-    assert run(own_clips, tmp_path / "store").skipped == report.skipped
-
-
 def test_strict_refuses_the_undecodable(own_clips: Path, tmp_path: Path) -> None:
     (own_clips / "Cov-s00-torn.mp4").write_bytes(b"\x00" * 100)
     for _ in range(2):
         with pytest.raises(UnreadableError, match=r"^1 sources cannot .*Cov-s00-torn\.mp4"):
             run(own_clips, tmp_path / "store", strict=True)
     run(own_clips, tmp_path / "store")
-    with pytest.raises(UnreadableError, match="--strict"):
+    with pytest.raises(UnreadableError, match="`strict=True`"):
         run(own_clips, tmp_path / "store", strict=True)
 
 
@@ -387,15 +222,6 @@ def test_nothing_decodable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "videos" / "Cov-s1.mp4").write_bytes(b"\x00" * 100)
     with pytest.raises(UnreadableError, match=r"none of 1 sources can be decoded.*Cov-s1\.mp4"):
         run(tmp_path / "videos", tmp_path / "store")
-
-
-def test_a_missing_decoder_is_not_the_videos_fault(
-    own_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (own_clips / "Cov-s00-c.mp4").write_bytes(b"\x00" * 100)
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingDependencyError, match="pip install"):
-        run(own_clips, tmp_path / "store")
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
@@ -438,45 +264,6 @@ def test_the_current_folder_has_a_name(
     one = sorted(clips.iterdir())[0]
     monkeypatch.chdir(one)
     assert [v.name for v in run(Path(), tmp_path / "store").store.videos] == [one.name]
-
-
-def test_hidden_files_among_the_frames_do_not_matter(own_clips: Path, tmp_path: Path) -> None:
-    run(own_clips, tmp_path / "a")
-    for folder in own_clips.iterdir():
-        (folder / ".thumbnails").mkdir()
-        (folder / ".DS_Store").write_bytes(b"\x00")
-    assert run(own_clips, tmp_path / "a").reused == 18
-    run(own_clips, tmp_path / "b")
-    assert content(tmp_path / "a") == content(tmp_path / "b")
-
-
-# -------------------------------------------------------------------------------------- memory
-
-PEAK = """
-import resource, sys
-from pathlib import Path
-from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
-prepare([Path(sys.argv[1])], Path(sys.argv[2]), from_name,
-    sampling=Sampling(size=int(sys.argv[3])), workers=1, progress=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_videos(tmp_path: Path) -> None:
-    peaks, stored = [], []
-    for count in (4, 40):
-        for i in range(count):
-            write_clip(tmp_path / str(count) / f"Cov-{i:02}_mp4", draw_clip(i, 8, (90, 90, 90)))
-        store = tmp_path / f"store{count}"
-        arguments = [str(tmp_path / str(count)), str(store), "448"]
-        told = subprocess.check_output([sys.executable, "-c", PEAK, *arguments], text=True)
-        peaks.append(int(told))
-        stored.append((store / "frames.npy").stat().st_size / 1024)
-    # ten times the videos, 170 MB more of frames: a tenth of that would be too much
-    assert stored[1] - stored[0] > 150_000
-    assert peaks[1] - peaks[0] < 0.1 * (stored[1] - stored[0])
 
 
 # --------------------------------------------------------------------------------- real videos
@@ -556,38 +343,6 @@ def test_a_full_disk_is_an_error_and_leaves_no_store(
 # ------------------------------------------------------------------------------------- cleaning
 
 
-def write_scan(folder: Path, frames: Any) -> None:
-    folder.mkdir(parents=True)
-    for i, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{folder.name}_frame{i}.png")
-
-
-def test_cleaned_videos_are_cropped_to_their_beam(tmp_path: Path) -> None:
-    frames, _ = lung_clip(seconds=0.5, size=(240, 320))
-    write_scan(tmp_path / "v" / "Cov-s0_mp4", frames)
-    # noise from border to border has no beam
-    noise = np.random.default_rng(0).integers(20, 255, (4, 120, 160, 3), dtype=np.uint8)
-    write_scan(tmp_path / "v" / "Reg-s1_mp4", noise)
-    sampling = Sampling(size=64, clean=True)
-    report = run(tmp_path / "v", tmp_path / "store", sampling=sampling, holdout=0)
-    assert report.unclean == ("Reg-s1_mp4",)
-
-    rows = list(csv.DictReader((tmp_path / "store" / "manifest.csv").open(newline="")))
-    beams = {row["video"]: json.loads(row["beam"]) for row in rows}
-    scan, other = beams["Cov-s0_mp4"], beams["Reg-s1_mp4"]
-    assert scan["cleaned"] and scan["kind"] == "curved" and len(scan["angles"]) == 2
-    assert not other["cleaned"] and other["kind"] == "unknown"
-
-    store = report.store
-    first = store.videos[0].first
-    cleaned, _ = Cleaner.of(Clip.of(frames))(Image.fromarray(frames[0]))
-    expected = cleaned.resize((64, 64), Image.Resampling.BILINEAR)
-    assert np.array_equal(store.frames[first], np.asarray(expected))
-    whole = Image.fromarray(noise[0]).resize((64, 64), Image.Resampling.BILINEAR)
-    assert np.array_equal(store.frames[store.videos[1].first], np.asarray(whole))
-    assert run(tmp_path / "v", tmp_path / "store", sampling=sampling, holdout=0).reused == 2
-
-
 def test_stores_that_are_not_cleaned_are_as_they_were(clips: Path, tmp_path: Path) -> None:
     report = run(clips, tmp_path / "store")
     assert report.unclean is None
@@ -597,7 +352,7 @@ def test_stores_that_are_not_cleaned_are_as_they_were(clips: Path, tmp_path: Pat
 
 def test_cleaning_is_another_store(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "store")
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="`overwrite=True`"):
         run(clips, tmp_path / "store", sampling=Sampling(size=32, clean=True))
 
 
@@ -698,7 +453,7 @@ def test_who_shares_a_picture_shares_a_subject(hospitals: CorpusPlan, tmp_path: 
         hospitals,
         sources={key: replace(s, near_duplicates=False) for key, s in hospitals.sources.items()},
     )
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="`overwrite=True`"):
         prepare(apart, tmp_path / "store", **SETTINGS)
     store = prepare(apart, tmp_path / "store", overwrite=True, **SETTINGS).store
     assert {v.name: v.subject for v in store.videos}["north/3.png"] == "north/p3"
@@ -732,7 +487,7 @@ def test_a_list_of_licences(hospitals: CorpusPlan, tmp_path: Path) -> None:
     assert prepare(hospitals, tmp_path / "store", licences=allowed, **SETTINGS) == replace(
         report, store=ANY, reused=6
     )
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="`overwrite=True`"):
         prepare(hospitals, tmp_path / "store", licences=[*allowed, "CC-BY-4.0"], **SETTINGS)
     with pytest.raises(DataError, match=r"nothing is left of 9 items: 4 is licensed MIT, "):
         prepare(hospitals, tmp_path / "none", licences=["Apache-2.0"], **SETTINGS)
@@ -799,21 +554,6 @@ def test_rows_of_stills_and_near_duplicates_without_a_corpus(
         "8.png": "8.png",
     }
     assert "origin" not in (tmp_path / "store" / "manifest.csv").read_text().splitlines()[0]
-
-
-@pytest.mark.parametrize("colour", [False, True])
-def test_whether_a_store_is_grey(tmp_path: Path, colour: bool) -> None:
-    grey = np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)
-    frames = np.repeat(grey[..., None], 3, axis=2)[None].repeat(2, axis=0)
-    # in one channel of one frame
-    frames[1, 5:9, 5:9, 2] ^= 64 * colour
-    write_clip(tmp_path / "v" / "Cov-s0_mp4", frames)
-    store = run(tmp_path / "v", tmp_path / "store").store
-    assert store.is_grey is store.description["grey"] is not colour
-    turned = run(tmp_path / "v", tmp_path / "turned", sampling=Sampling(size=32, grey=True)).store
-    assert turned.is_grey
-    assert (turned.frames == turned.frames[..., :1]).all()
-    assert (turned.digest == store.digest) is False
 
 
 def test_a_plain_store_is_what_it_was(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.objective import nt_xent, uscl_loss
 from uscl_zoo.training.pairs import draw_pairs, draw_videos
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 from uscl_zoo.training.pretrain import Clock, pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.runs import load_checkpoint, load_run, save_checkpoint
@@ -490,7 +491,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(module, "listening", lambda: nullcontext(StopAfter(steps)))
-        with pytest.raises(Interrupted, match=r"stopped by SIGTERM in epoch .* --resume"):
+        with pytest.raises(Interrupted, match=r"stopped by SIGTERM in epoch .* `resume=True`"):
             run(small_store, folder)
     stopped = load_checkpoint(folder)
     assert stopped is not None
@@ -728,7 +729,7 @@ def test_videos_without_labels_can_be_pretrained_on(tmp_path: Path) -> None:
 
 def test_a_run_is_not_overwritten(finished: Path, small_store: FrameStore) -> None:
     before = (finished / "checkpoint.pt").read_bytes()
-    with pytest.raises(DataError, match=f"^{finished}: holds a run already; add --resume"):
+    with pytest.raises(DataError, match=f"^{finished}: holds a run already; add `resume=True`"):
         run(small_store, finished)
     assert (finished / "checkpoint.pt").read_bytes() == before
 

@@ -183,7 +183,7 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_cannot_share_a_gpu_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
-        pytest.raises(DataError, match=r"^--device cuda:0: 2 ranks cannot share it"),
+        pytest.raises(DataError, match=r"^`device=cuda:0`: 2 ranks cannot share it"),
         join("cuda:0"),
     ):
         pass

@@ -191,7 +191,7 @@ def test_a_label_without_a_meaning(tmp_path: Path) -> None:
 
 def test_roots_are_told_on_the_command_line(tmp_path: Path) -> None:
     path = write(tmp_path, roots={"here": "nowhere", "there": "south"})
-    with pytest.raises(DataError, match=r"nowhere: no such folder; .*--root here=FOLDER"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; .*`roots={'here': FOLDER}`"):
         load_corpus(str(path))
     plan = load_corpus(str(path), {"here": tmp_path / "north"})
     assert plan.roots == {"here": str(tmp_path / "north"), "there": str(tmp_path / "south")}

@@ -22,7 +22,8 @@ from uscl_zoo.training.execution import Execution
 from uscl_zoo.training.export import encoder_of, export
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.signals import Interrupted

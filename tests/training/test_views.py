@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_augment import images
+from noise import images
 from torch import Tensor
 
 from uscl_zoo.training import augment

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import transforms as tv
 
 import uscl_zoo
-from uscl_zoo.card import packaged_cards
+from uscl_zoo.catalogue import packaged_cards
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
 

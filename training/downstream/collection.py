@@ -82,19 +82,19 @@ def collect(
     notes: list[str] = []
     pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
     if data.is_dir():
-        for option, given in (
-            ("--label-column", label_column is not None),
-            ("--subject-column", subject_column is not None),
-            ("--every-row", every_row),
+        for argument, given in (
+            ("label_column", label_column is not None),
+            ("subject_column", subject_column is not None),
+            ("every_row", every_row),
         ):
             if given:
-                raise DataError(f"{data}: {option} is of a CSV, and this is a folder")
+                raise DataError(f"{data}: `{argument}` is of a CSV, and this is a folder")
         found = _of_folder(data, pattern, notes)
     else:
         if label_column is None:
-            raise DataError(f"{data}: --label-column is missing: which column is the class?")
+            raise DataError(f"{data}: `label_column` is missing: which column is the class?")
         if subject_column is not None and pattern is not None:
-            raise DataError("--subject-column and --subject-pattern exclude each other")
+            raise DataError("`subject_column` and `subject_pattern` exclude each other")
         table = read_table(data, file_column, label_column, subject_column)
         found = _of_table(table, pattern, every_row, notes)
     kept = {
@@ -115,7 +115,7 @@ def collect(
     if len({fold(row.label or "") for _, row in labelled.values()}) < 2:
         raise DataError(
             f"{data}: has {len(labelled)} files of less than two classes; "
-            "give a folder per class, or a CSV and its --label-column"
+            "give a folder per class, or a CSV and its `label_column`"
         )
     subjects = subject_column is not None or pattern is not None
     if not subjects:

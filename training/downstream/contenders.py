@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from uscl_zoo import network
@@ -17,7 +18,6 @@ from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.registry import create_model
 
 from .infold import METHOD, Setting, method_recipe
-from .probe import random_network
 from .seen import Material, Seen, seen_by
 
 #: How a randomly initialised network is asked for, alone or with `:` and an architecture.
@@ -87,7 +87,7 @@ def contenders(
         if not _is_random(spec)
     }
     if statistics is not None and all(one.kind != "file" for one in made.values()):
-        raise DataError("--mean and --std are of checkpoint files, and no MODEL is one")
+        raise DataError("`statistics` are of checkpoint files, and no model is one")
     fixed = [one.shape.size[1] for one in made.values() if one.kind != "method"]
     size = max(fixed) if fixed else setting.size if made else SIZE
     return [made.get(spec) or contender(spec, setting, size) for spec in specs]
@@ -151,3 +151,10 @@ def _load(path: Path, architecture: str) -> nn.Module:
     network = create_model(f"{architecture}_uscl", num_classes=0)
     network.load_state_dict(read_backbone(path, architecture))
     return network
+
+
+def random_network(name: str, seed: int) -> nn.Module:
+    """A network as pretraining starts it, with every residual branch alive."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_model(name, num_classes=0, zero_init_last=False)

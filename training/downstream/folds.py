@@ -67,7 +67,7 @@ def draw_folds(store: FrameStore, count: int = 5, seed: int = 0) -> Folds:
         if len(subjects) < count:
             raise DataError(
                 f"{store.folder}: {label} has {len(subjects)} subjects, too few for {count} folds; "
-                "ask for fewer with --folds, or name the --class to keep"
+                "ask for fewer `folds`, or name the `classes` to keep"
             )
     target = [classes.index(video.label or "") for video in videos]
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)

@@ -15,7 +15,8 @@ from uscl_zoo.registry import create_model
 from uscl_zoo.ultrasound.transforms import create_transform
 
 from ..frames import DESCRIPTION, FrameStore
-from ..prepare import Sampling, prepare
+from ..parts import Sampling
+from ..prepare import prepare
 from .collection import Split, collect, split
 from .seen import Material, seen_by
 

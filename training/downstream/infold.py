@@ -69,7 +69,7 @@ def method_recipe(spec: str, setting: Setting, seed: int) -> Recipe:
     name, *overrides = spec.removeprefix(METHOD).split("+")
     for key in ("epochs", "seed"):
         if any(override.startswith(f"{key}=") for override in overrides):
-            raise CardError(f"{spec}: {key} is decided by --setting and --seeds")
+            raise CardError(f"{spec}: {key} is decided by `setting` and `seeds`")
     recipe, _ = settled(load_recipe(name, [f"precision={setting.precision}", *overrides]))
     last = recipe.sizes[-1][0] if recipe.sizes else setting.size
     return replace(
@@ -192,7 +192,7 @@ def pretrain_within(
         except BrokenProcessPool as error:
             raise DataError(
                 f"{work}: a process that pretrained was killed, perhaps for want of memory; try "
-                "fewer --workers, the same command continues it"
+                "fewer `workers`, the same command continues it"
             ) from error
         except BaseException:
             # each saves its run and ends

@@ -23,8 +23,8 @@ from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..frames import FrameStore, Video
 from ..pairs import Purpose, stream
+from .bootstrap import Bootstrap, Score, Task
 from .metrics import Judged, measure
-from .probe import Bootstrap, Score, Task
 from .sample import Rows, Sample
 from .tuning import SURVEYED, Tuner
 

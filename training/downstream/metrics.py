@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .probe import Bootstrap, Floats, Score
+from .bootstrap import Bootstrap, Floats, Score
 
 #: Bins of the expected calibration error and of the reliability diagram.
 BINS = 10

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..plots import in_legend
-from .evaluate import Case, Evaluation, Outcome
+from .bench import Case
+from .bootstrap import Bootstrap
+from .evaluate import Evaluation, Outcome
 from .infold import file_name
 from .metrics import Judged
-from .probe import Bootstrap
 from .report import draw_confusion, draw_reliability, plain
 from .scoring import units
 
@@ -23,25 +24,25 @@ _GRID = np.linspace(0, 1, 101)
 _DOTS, _FRAMES = 900, 6
 
 
-def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
+def of(evaluation: Evaluation) -> Iterator[tuple[str, Figure, str]]:
     """File name, figure and caption of every picture."""
     yield (
         "compared.png",
-        draw_compared(found),
+        draw_compared(evaluation),
         (f"{DRAWN.capitalize()} by model, with 95 % intervals over subjects; red: in corpus."),
     )
-    if found.efficiency:
+    if evaluation.efficiency:
         yield (
             "efficiency.png",
-            draw_efficiency(found),
+            draw_efficiency(evaluation),
             (
                 f"Label efficiency: {DRAWN} of the linear protocol by the share of training "
                 "subjects, with 95 % intervals; every class keeps a subject."
             ),
         )
-    for outcome in found.outcomes:
+    for outcome in evaluation.outcomes:
         name = f"{outcome.protocol}-{file_name(outcome.model)}"
-        judged = _clips(outcome, found)
+        judged = _clips(outcome, evaluation)
         whom = f"{outcome.model}, {outcome.protocol}, clips, mean probability over seeds"
         yield (
             f"confusion-{name}.png",
@@ -50,7 +51,7 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
         )
         yield (
             f"roc-{name}.png",
-            draw_roc(judged, found.bootstrap),
+            draw_roc(judged, evaluation.bootstrap),
             (f"{whom}: ROC curves, one class against the rest, with 95 % bands over subjects."),
         )
         yield (
@@ -58,7 +59,7 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
             draw_reliability(judged),
             (f"{whom}: dots on the diagonal are calibrated; bars count the clips."),
         )
-    for model, cases in found.cases.items():
+    for model, cases in evaluation.cases.items():
         yield (
             f"cases-{file_name(model)}.png",
             draw_cases(cases),
@@ -67,10 +68,10 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
                 "surest right clips and, in red, of the surest wrong ones."
             ),
         )
-    for model in found.embedded:
+    for model in evaluation.embedded:
         yield (
             f"embedding-{file_name(model)}.png",
-            draw_embedding(found, model),
+            draw_embedding(evaluation, model),
             (
                 f"{model}: t-SNE of frozen features, by class and by subject. Distances between "
                 "clusters mean little; what to see is what lies together."
@@ -78,24 +79,24 @@ def of(found: Evaluation) -> Iterator[tuple[str, Figure, str]]:
         )
 
 
-def _clips(outcome: Outcome, found: Evaluation) -> Judged:
+def _clips(outcome: Outcome, evaluation: Evaluation) -> Judged:
     mean = outcome.probabilities.mean(axis=0)
-    return next(one for one in units(mean, found.folds) if one.unit == "clip")
+    return next(one for one in units(mean, evaluation.folds) if one.unit == "clip")
 
 
-def draw_compared(found: Evaluation) -> Figure:
+def draw_compared(evaluation: Evaluation) -> Figure:
     """A row a model, a column a protocol."""
-    protocols = list(dict.fromkeys(outcome.protocol for outcome in found.outcomes))
-    models = list(dict.fromkeys(outcome.model for outcome in found.outcomes))
-    unit = next(iter(found.outcomes[0].figures))
+    protocols = list(dict.fromkeys(outcome.protocol for outcome in evaluation.outcomes))
+    models = list(dict.fromkeys(outcome.model for outcome in evaluation.outcomes))
+    unit = next(iter(evaluation.outcomes[0].figures))
     figure = Figure(
         figsize=(3 + 3.6 * len(protocols), 1.2 + 0.4 * len(models)), layout="constrained"
     )
     grid: Any = figure.subplots(1, len(protocols), sharey=True, squeeze=False)
-    chance = 1 / len(found.folds.classes)
+    chance = 1 / len(evaluation.folds.classes)
     for axes, protocol in zip(grid[0], protocols, strict=True):
         axes.axvline(chance, color="0.6", linestyle=":", linewidth=1)
-        for outcome in found.outcomes:
+        for outcome in evaluation.outcomes:
             if outcome.protocol != protocol:
                 continue
             row = models.index(outcome.model)
@@ -110,12 +111,12 @@ def draw_compared(found: Evaluation) -> Figure:
     return figure
 
 
-def draw_efficiency(found: Evaluation) -> Figure:
+def draw_efficiency(evaluation: Evaluation) -> Figure:
     """A curve a model."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    count = len(found.efficiency)
-    for i, (model, points) in enumerate(found.efficiency.items()):
+    count = len(evaluation.efficiency)
+    for i, (model, points) in enumerate(evaluation.efficiency.items()):
         # side by side, or the bars would hide one another
         across = np.array([share for share, _ in points]) * 1.03 ** (i - (count - 1) / 2)
         scores = [next(iter(units.values())).scores[DRAWN] for _, units in points]
@@ -131,7 +132,7 @@ def draw_efficiency(found: Evaluation) -> Figure:
             elinewidth=0.7,
             label=model,
         )
-    axes.axhline(1 / len(found.folds.classes), color="0.6", linestyle=":", linewidth=1)
+    axes.axhline(1 / len(evaluation.folds.classes), color="0.6", linestyle=":", linewidth=1)
     shares = [share for share, _ in points]
     axes.set_xscale("log")
     axes.set_xticks(shares, [f"{100 * share:.3g} %" for share in shares])
@@ -179,23 +180,23 @@ def _curve(judged: Judged, label: int, weight: Any) -> Any:
     return np.interp(_GRID, x, y)
 
 
-def draw_embedding(found: Evaluation, model: str) -> Figure:
+def draw_embedding(evaluation: Evaluation, model: str) -> Figure:
     """t-SNE (van der Maaten & Hinton, JMLR 2008) by class and by subject."""
     from sklearn.manifold import TSNE  # slow to import
 
-    sample = found.folds.sample()
+    sample = evaluation.folds.sample()
     shown = sample.thin(_FRAMES)
-    clips = len(found.folds.videos)
+    clips = len(evaluation.folds.videos)
     # whole clips
     some = np.random.default_rng(0).permutation(clips)[: clips * _DOTS // len(shown)]
     shown = shown[np.isin(sample.clip[shown], some)]
-    features = found.embedded[model][shown]
+    features = evaluation.embedded[model][shown]
     flat = TSNE(
         perplexity=min(30.0, (len(shown) - 1) / 4), init="pca", random_state=0, n_jobs=1
     ).fit_transform(features)
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     by_class, by_subject = figure.subplots(1, 2)
-    for i, label in enumerate(found.folds.classes):
+    for i, label in enumerate(evaluation.folds.classes):
         dots = flat[sample.target[shown] == i]
         by_class.scatter(*dots.T, s=8, label=in_legend(label), linewidths=0)
     by_class.legend(frameon=False, fontsize=8, markerscale=2)
@@ -212,7 +213,8 @@ def draw_embedding(found: Evaluation, model: str) -> Figure:
 def draw_cases(cases: Sequence[Case]) -> Figure:
     """Right ones above, wrong ones below; the frame, and the evidence over it."""
     rows = [
-        [case for case in cases if (case.said == case.truth) == right] for right in (True, False)
+        [case for case in cases if (case.predicted == case.truth) == right]
+        for right in (True, False)
     ]
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(2.1 * columns, 5.2), layout="constrained")
@@ -236,8 +238,8 @@ def draw_cases(cases: Sequence[Case]) -> Figure:
                 # the map covers the whole frame, however few its cells are
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
             )
-            text = f"{case.said} {case.probability:.2f}"
-            if case.said != case.truth:
+            text = f"{case.predicted} {case.probability:.2f}"
+            if case.predicted != case.truth:
                 text += f"\nis {case.truth}"
             axes.set_title(text, fontsize=8, color="#c53030" if line else "black")
     return figure

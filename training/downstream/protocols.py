@@ -15,10 +15,10 @@ from uscl_zoo.answers import softmax
 from uscl_zoo.card import Input
 from uscl_zoo.errors import DataError
 
+from .bootstrap import Floats
 from .folds import some_subjects
 from .metrics import auroc
-from .probe import Floats
-from .regressions import Features, linear
+from .regression import Features, linear
 from .sample import Rows, Sample
 from .settings import PAPER
 from .tuning import Tuner

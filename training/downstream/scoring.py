@@ -9,9 +9,9 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from .bootstrap import Bootstrap, Floats, Score, Task
 from .folds import Folds
 from .metrics import Judged, interval, resampled
-from .probe import Bootstrap, Floats, Score, Task
 
 #: What is compared between models.
 COMPARED = ("balanced accuracy", "macro AUROC")
@@ -53,12 +53,12 @@ def units(probabilities: Floats, folds: Folds) -> list[Judged]:
     person_target = _firsts(clip_subject, clip_target)[0]
     several = np.unique(clip_subject[clip_target != person_target[clip_subject]])
     known = np.setdiff1d(person, several)
-    found = [_judged("clip", folds, clips, clip_target, clip_subject)]
+    judged = [_judged("clip", folds, clips, clip_target, clip_subject)]
     if len(sample) > len(clips):
-        found.insert(0, _judged("frame", folds, probabilities, sample.target, sample.subject))
+        judged.insert(0, _judged("frame", folds, probabilities, sample.target, sample.subject))
     if len(people) < len(clips):
-        found.append(_judged("subject", folds, people[known], person_target[known], known))
-    return found
+        judged.append(_judged("subject", folds, people[known], person_target[known], known))
+    return judged
 
 
 def _firsts(
@@ -115,7 +115,7 @@ def figures(probabilities: Floats, folds: Folds, bootstrap: Bootstrap) -> list[F
         [(unit.unit, resampled(unit, bootstrap)) for unit in units(one, folds)]
         for one in probabilities
     ]
-    found = []
+    by_unit = []
     for parts in zip(*by_seed, strict=True):
         unit, first = parts[0]
         names = [name for name in first if name not in _UNASKED]
@@ -126,8 +126,8 @@ def figures(probabilities: Floats, folds: Folds, bootstrap: Bootstrap) -> list[F
         }
         means = {name: value.mean(axis=0) for name, value in values.items()}
         scores = {name: interval(mean) for name, mean in means.items()}
-        found.append(Figures(unit, scores, spread, {name: means[name] for name in COMPARED}))
-    return found
+        by_unit.append(Figures(unit, scores, spread, {name: means[name] for name in COMPARED}))
+    return by_unit
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def differences(
         compared: figures of one unit and bootstrap, by share of the training subjects and model.
         against: the model that the others are compared with; None for every two.
     """
-    found = []
+    made: list[Difference] = []
     for metric in COMPARED:
         rows = [
             (first, second, share, models[first].compared[metric] - models[second].compared[metric])
@@ -170,13 +170,13 @@ def differences(
             for first, second in _pairs(list(models), against)
         ]
         raw = [two_sided(values) for *_, values in rows]
-        found += [
+        made += [
             Difference(first, second, metric, share, interval(values), p, corrected)
             for (first, second, share, values), p, corrected in zip(
                 rows, raw, holm(raw), strict=True
             )
         ]
-    return found
+    return made
 
 
 def _pairs(models: Sequence[str], against: str | None) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What weights have seen of a data set: told by name, address, file and picture."""
+"""What weights have seen of a data set: detected by name, address, file and picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from uscl_zoo import store as weights_store
+from uscl_zoo import weights_cache
 from uscl_zoo.card import Card
 
 from ..corpus import read_corpus
@@ -41,15 +41,15 @@ class Seen:
     """What there is to say of one model and one data set.
 
     Attributes:
-        told: in words, for a table.
+        words: for a table.
         leaks: whether it was trained on what it is judged by, or may have been.
     """
 
-    told: str
+    words: str
     leaks: bool = False
 
     def __str__(self) -> str:
-        return self.told
+        return self.words
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def seen_by(card: Card, material: Material, folder: Path | None = None) -> Seen:
     theirs = addresses(*(text for s in sources for text in (s.url, s.citation) if text))
     if theirs & addresses(*material.texts):
         by.append("address")
-    path = weights_store.corpus_of(card, folder)
+    path = weights_cache.corpus_of(card, folder)
     count = len(material.videos)
     if path is None:
         if by:
@@ -159,14 +159,14 @@ def _stands_in(words: Sequence[str], others: Sequence[str]) -> bool:
 
 def addresses(*texts: str) -> set[str]:
     """DOIs and URLs in texts, each in one spelling; a record of Zenodo is its DOI."""
-    found = set()
+    addresses = set()
     for text in texts:
         lower = text.casefold()
-        found |= {doi.rstrip("./") for doi in _DOI.findall(lower)}
-        found |= {f"10.5281/zenodo.{number}" for number in _ZENODO.findall(lower)}
+        addresses |= {doi.rstrip("./") for doi in _DOI.findall(lower)}
+        addresses |= {f"10.5281/zenodo.{number}" for number in _ZENODO.findall(lower)}
         for url in _URL.findall(lower):
             bare = url.rstrip("./").removesuffix(".git")
             # the page of a host is that of many data sets
             if "/" in bare and not bare.startswith(("doi.org/", "dx.doi.org/", "zenodo.org/")):
-                found.add(bare)
-    return found
+                addresses.add(bare)
+    return addresses

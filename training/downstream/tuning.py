@@ -26,7 +26,7 @@ from ..recipe import Recipe
 from ..runs import load_checkpoint, save_checkpoint
 from ..signals import Interrupted, listening
 from ..trainer import NotFiniteError
-from .regressions import choose_penalty, linear_classifier
+from .regression import choose_penalty, linear_classifier
 from .sample import Rows, Sample
 from .settings import Settings
 

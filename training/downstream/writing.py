@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from uscl_zoo import checkpoint, publish, store
+from uscl_zoo import checkpoint, publish
 from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics
 from uscl_zoo.card import Card, Metric, Source, Training, Weights, read_card
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError
 from uscl_zoo.files import written
+from uscl_zoo.hub import HUB_FILE
 from uscl_zoo.records import to_plain, write_text, write_yaml
 
 from ..runs import code_version, hardware
@@ -76,7 +78,7 @@ def card_of(
         name=f"{base.model}.{tag}",
         architecture=base.architecture,
         summary=f"{base.name} fine-tuned on {name}",
-        weights=Weights(file=store.HUB_FILE),
+        weights=Weights(file=HUB_FILE),
         input=given.shape,
         training=Training(
             method=f"fine-tuning of {base.name}",
@@ -129,7 +131,7 @@ def write_model(
     weights = output / card.weights.file
     state = network.state_dict()
     checkpoint.write_backbone(state, weights, card.architecture, False, len(card.classes))
-    digest = store.sha256_of(weights)
+    digest = sha256_of(weights)
     known = Weights(file=weights.name, sha256=digest, bytes=weights.stat().st_size)
     card = dataclasses.replace(card, weights=known)
     with written(output / STATISTICS) as partial:

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from ..errors import one_line
+from .commands import Heading
 from .options import FILE, MODEL, device_option, rate_option
 
-commands = click.Group(help="Adapt one to classes of your own")
+commands = Heading(help="Adapt one to classes of your own")
 
 
 @commands.command(short_help="Fine-tune a backbone on classes of your own.")

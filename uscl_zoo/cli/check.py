@@ -9,12 +9,13 @@ import click
 
 from ..errors import DataError, one_line
 from ..files import expanded
+from .commands import Heading
 from .options import FILE, MODEL, device_option, rate_option
 
 if TYPE_CHECKING:
     from ..training.downstream.datasets import DataSet
 
-commands = click.Group(help="Check a model, or data")
+commands = Heading(help="Check a model, or data")
 
 
 def _numbers(
@@ -39,7 +40,10 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
     return red, green, blue
 
 
-@commands.command(short_help="Compare models on a data set, subjects never shared.")
+@commands.command(
+    short_help="Compare models on a data set, subjects never shared.",
+    also={"statistics": "--mean and --std"},
+)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=MODEL)
 @click.option(
     "--dataset",
@@ -56,7 +60,9 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
     multiple=True,
     help="Of a folder, CSV or store: one of the only classes, or several as 'breast *'; repeat.",
 )
-@click.option("--all-subjects", is_flag=True, help="Of a store: not the held-out ones alone.")
+@click.option(
+    "--all-subjects", "everyone", is_flag=True, help="Of a store: not the held-out ones alone."
+)
 @click.option("--mean", callback=_numbers, help="Of files that do not say theirs: .5 or .5,.5,.5")
 @click.option("--std", callback=_numbers, help="As --mean.")
 @click.option(
@@ -108,7 +114,7 @@ def evaluate(
     output: Path,
     target: str | None,
     classes: tuple[str, ...],
-    all_subjects: bool,
+    everyone: bool,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     protocols: tuple[str, ...],
@@ -153,9 +159,9 @@ def evaluate(
     # a card that cannot be read is said before the work, not after it
     named = None if card is None else read_card(card).name
     results.check_report(output, [data] if data else [Path(dataset)])
-    found = run(
+    evaluation = run(
         models,
-        _dataset(dataset, data, target, folds, all_subjects, given),
+        _dataset(dataset, data, target, folds, everyone, given),
         output,
         protocols=protocols or ("linear",),
         setting=setting,
@@ -171,13 +177,15 @@ def evaluate(
         device=device,
         tell=lambda line: click.echo(line, err=True),
     )
-    results.write(found, output, shlex.join(["uscl", *sys.argv[1:]]))
-    click.echo(results.markdown(found, shlex.join(["uscl", *sys.argv[1:]])))
+    results.write(evaluation, output, shlex.join(["uscl", *sys.argv[1:]]))
+    click.echo(results.markdown(evaluation, shlex.join(["uscl", *sys.argv[1:]])))
     click.echo(f"{output / results.PAGE}: the report, with pictures")
     if card is not None and named is not None:
         from ..training.export import add_metrics
 
-        add_metrics(card, results.metrics(found, named, shlex.join(["uscl", *_without_card()])))
+        add_metrics(
+            card, results.metrics(evaluation, named, shlex.join(["uscl", *_without_card()]))
+        )
         click.echo(f"{card}: figures written")
 
 
@@ -292,8 +300,8 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
     folder, a CSV, a store of `uscl prepare`, or a card such as resnet18_uscl.pocus, whose training
     data the others are compared with.
     """
-    from ..training.downstream.audit import PAGE, check_report
     from ..training.downstream.audit import audit as run
+    from ..training.downstream.findings import PAGE, check_report
 
     options["exclude"] = options["exclude"] or None
     for threshold in ("distance", "correlation"):
@@ -301,12 +309,12 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
             del options[threshold]
     if output is not None:
         check_report(output, [argument.rpartition(":")[2] for argument in data])
-    found = run(data, **options)
-    click.echo(str(found))
+    result = run(data, **options)
+    click.echo(str(result))
     if output is not None:
-        found.save(output, progress=True)
+        result.save(output, progress=True)
         click.echo(f"report: {output / PAGE}")
-    if fail and found.leaks:
+    if fail and result.leaks:
         raise click.exceptions.Exit(1)
 
 

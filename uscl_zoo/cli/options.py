@@ -24,8 +24,7 @@ class _Name(click.types.StringParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from ..card import all_cards
-        from ..catalogue import list_models
+        from ..catalogue import all_cards, list_models
 
         names = [name for name in (*list_models(), *all_cards()) if name.startswith(incomplete)]
         files = [CompletionItem(incomplete, type="file")] if self.or_file else []

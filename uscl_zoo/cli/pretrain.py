@@ -11,6 +11,7 @@ import click
 
 from ..errors import DataError
 from ..training import labels
+from .commands import Heading
 from .options import FILE, device_option, rate_option
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..training.execution import Execution
     from ..training.prepare import Report
 
-commands = click.Group(help="Pretrain a backbone")
+commands = Heading(help="Pretrain a backbone")
 
 
 def execution_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -120,7 +121,7 @@ def prepare(
     subjects come from a CSV, or from names such as Cov-001.mp4. A corpus of several sources is told
     by a YAML file, --corpus. Run it again after an interruption and it continues.
     """
-    from ..training.prepare import Sampling
+    from ..training.parts import Sampling
     from ..training.prepare import prepare as run
 
     told = {
@@ -224,7 +225,7 @@ def _report(report: Report, output: Path, row: str) -> None:
         )
     if report.unclean:
         click.echo(
-            f"{len(report.unclean)} videos could not be cleaned, as their beam could not be told; "
+            f"{len(report.unclean)} videos could not be cleaned, as no beam was detected in them; "
             f"their frames are whole, with all that is drawn in them: {', '.join(report.unclean)}",
             err=True,
         )
@@ -393,7 +394,7 @@ def export(
     overwrite: bool,
 ) -> None:
     """Turn a finished RUN into weights of the zoo and their card."""
-    from ..card import home
+    from ..catalogue import home
     from ..training.export import export as write
 
     card = write(

@@ -10,10 +10,11 @@ from typing import Literal
 import click
 
 from ..errors import DataError, one_line
+from .commands import Heading
 from .options import FILE, MODEL, NAME, device_option, rate_option
 from .weights import whereabouts
 
-commands = click.Group(help="Use a backbone as it is")
+commands = Heading(help="Use a backbone as it is")
 
 
 @commands.command("list")
@@ -22,8 +23,9 @@ commands = click.Group(help="Use a backbone as it is")
 @click.option("--markdown", is_flag=True, help="Print the table of the README.")
 def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
     """List checkpoints: where their weights are, who may use them, what they have seen."""
-    from .. import licences, store
-    from ..card import packaged_cards, seen, standing, survey, table
+    from .. import licences, weights_cache
+    from ..catalogue import packaged_cards, survey
+    from ..descriptions import seen, standing, table
 
     if markdown:
         click.echo(table(packaged_cards().values()))
@@ -33,7 +35,7 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
     for name, card in sorted(cards.items()):
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
-        places = store.places(card)
+        places = weights_cache.places(card)
         for place in places:
             if place.trouble:
                 # once each, not for every card
@@ -52,8 +54,8 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def info(name: str, as_json: bool) -> None:
     """Show the card of a checkpoint."""
-    from ..card import describe
     from ..catalogue import model_info
+    from ..descriptions import describe
     from ..records import to_plain
 
     card = model_info(name)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UsclError
+from .commands import Heading
 from .options import FILE, MODEL, NAME
 
 if TYPE_CHECKING:
     from ..card import Card
-    from ..store import Place
+    from ..places import Place
 
-commands = click.Group(help="Keep weights, and pass them on")
+commands = Heading(help="Keep weights, and pass them on")
 
 
 def whereabouts(card: Card, places: Sequence[Place]) -> tuple[str, Path | None]:
@@ -32,18 +33,17 @@ def whereabouts(card: Card, places: Sequence[Place]) -> tuple[str, Path | None]:
 @click.argument("name", required=False, type=NAME)
 def where(name: str | None) -> None:
     """Show where weights are: all of them, or every place where those of NAME are looked for."""
-    from .. import store
-    from ..card import home
-    from ..catalogue import model_info, ranked_cards
+    from .. import weights_cache
+    from ..catalogue import home, model_info, ranked_cards
 
     if name is None:
         for card in ranked_cards():
-            words, path = whereabouts(card, store.places(card))
+            words, path = whereabouts(card, weights_cache.places(card))
             click.echo(f"{card.name:24}  {words:14}  {path or ''}".rstrip())
         click.echo(f"{'your own go into':24}  {'':14}  {home()}")
         return
     card = model_info(name)
-    for place in store.places(card):
+    for place in weights_cache.places(card):
         mark, trouble = "*" if place.present else " ", ""
         if place.trouble:
             mark, trouble = "!", f": {place.trouble}"
@@ -56,13 +56,12 @@ def where(name: str | None) -> None:
 @click.argument("names", nargs=-1, type=NAME)
 def verify(names: tuple[str, ...]) -> None:
     """Check the weights in reach against their cards."""
-    from .. import store
-    from ..card import all_cards
-    from ..catalogue import model_info
+    from .. import weights_cache
+    from ..catalogue import all_cards, model_info
 
     cards = [model_info(name) for name in names] or list(all_cards().values())
     wrong = 0
-    for result in store.verify_all(cards):
+    for result in weights_cache.verify_all(cards):
         if result.located is not None:
             click.echo(f"{result.name}: verified, {result.located.source}, {result.located.path}")
             continue
@@ -78,12 +77,11 @@ def verify(names: tuple[str, ...]) -> None:
 @click.option("-o", "--output", type=FILE, help="Folder; by default your own.")
 def fetch(names: tuple[str, ...], output: Path | None) -> None:
     """Copy verified weights and cards, for machines without a network."""
-    from .. import store
-    from ..card import home
-    from ..catalogue import model_info
+    from .. import weights_cache
+    from ..catalogue import home, model_info
 
     for card in [model_info(name) for name in names]:
-        click.echo(store.fetch(card, output or home()))
+        click.echo(weights_cache.fetch(card, output or home()))
 
 
 @commands.command("import")
@@ -103,7 +101,7 @@ def import_(
 ) -> None:
     """Bring in a checkpoint of USCL, HiCo, torchvision or timm."""
     from ..authors import import_checkpoint
-    from ..card import home
+    from ..catalogue import home
 
     card = import_checkpoint(
         file, name, overwrite=overwrite, licence=licence, summary=summary, origin=origin

@@ -12,22 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
-from .beam import (
-    DOUBTFUL,
-    UNKNOWN,
-    Beam,
-    Box,
-    Interface,
-    Mask,
-    Pixels,
-    brightest,
-    disc,
-    look,
-    opencv,
-    spread_over,
-)
+from .beam import DOUBTFUL, UNKNOWN, Beam, Box, Interface, look, spread_over
 from .clip import Clip, Frame, Region
 from .lettering import lettering
+from .morphology import Mask, Pixels, brightest, disc, opencv
 
 # Wider than any stroke of lettering at the sizes scanners export.
 _STROKE = np.ones((9, 9), np.uint8)
@@ -44,7 +32,7 @@ class Cleaned:
     Attributes:
         clip: cropped to the beam, black outside it, lettering inside it painted over; frames are
             cleaned when they are asked for.
-        beam: that was found, in pixels of the original.
+        beam: that was detected, in pixels of the original.
         colour: whether there is colour Doppler, which is kept.
         cleaner: makes each frame.
         original: the clip as it was.
@@ -65,11 +53,11 @@ class Cleaned:
 def clean(clip: Clip) -> Cleaned:
     """Crop a clip to its beam, blank what is outside, and take out what is drawn inside.
 
-    Where the background or lettering of the interface reaches into the beam that was found, it is
-    blanked too. Text inside the beam is found by a detector; calipers and rulers by their sharp
+    Where the background or lettering of the interface reaches into the detected beam, it is
+    blanked too. Text inside the beam is detected by a network; calipers and rulers by their sharp
     strokes, by their colour, and in a moving clip by standing still. They are painted over (Telea's
     inpainting). Frames are cleaned two at a time, in order, where OpenCV is left two threads.
-    Where the beam cannot be told the frames are left as they are: see `Beam.confidence`.
+    Where no beam is detected the frames are left as they are: see `Beam.confidence`.
 
     Args:
         clip: any; it is decoded once to look at it and again for each use of the result.
@@ -119,7 +107,7 @@ class Cleaner:
         drawn: what stands still over moving tissue, and lines of text; bool of the crop.
         foreign: of the interface, though within the beam: the model is not that exact; bool of the
             crop.
-        still: whether nothing moves, so that white strokes have to be told by their shape.
+        still: whether nothing moves, so that white strokes have to be known by their shape.
     """
 
     beam: Beam
@@ -141,16 +129,16 @@ class Cleaner:
         with ThreadPoolExecutor(1, "lettering") as pool:
             # on another core, while the beam is fitted
             text = pool.submit(lettering, frames)
-            found, interface = look(frames, clip.facts)
-            within, across = _written(text.result(), found.mask)
-        left, top, right, bottom = found.box
-        foreign = (across | _reaching_in(found.mask, interface))[top:bottom, left:right]
-        frames, inside = frames[:, top:bottom, left:right], found.mask[top:bottom, left:right]
+            beam, interface = look(frames, clip.facts)
+            within, across = _written(text.result(), beam.mask)
+        left, top, right, bottom = beam.box
+        foreign = (across | _reaching_in(beam.mask, interface))[top:bottom, left:right]
+        frames, inside = frames[:, top:bottom, left:right], beam.mask[top:bottom, left:right]
         tint = _tint(frames, inside)
         hues = _hues(frames, inside, tint)
         drawn = _standing(frames, inside) | within[top:bottom, left:right]
         still = _is_still(frames, inside)
-        return cls(found, hues, tint, drawn, foreign, still)
+        return cls(beam, hues, tint, drawn, foreign, still)
 
     @property
     def colour(self) -> bool:
@@ -159,7 +147,7 @@ class Cleaner:
 
     @property
     def sure(self) -> bool:
-        """Whether the beam was told, so that frames are cropped and blanked."""
+        """Whether a beam was detected, so that frames are cropped and blanked."""
         return self.beam.kind != UNKNOWN and self.beam.confidence >= DOUBTFUL
 
     @property
@@ -301,7 +289,7 @@ def _hues(frames: Pixels, inside: Mask, tint: NDArray[np.float32]) -> NDArray[np
 def _standing(frames: Pixels, inside: Mask) -> Mask:
     """Bright thin strokes that stay where the tissue under them moves."""
     cv2 = opencv()
-    found = np.zeros_like(inside)
+    marks = np.zeros_like(inside)
     grey = [brightest(frame) for frame in frames]
     # each half on its own: lettering may come or go
     half = max(len(grey) // 2, 4)
@@ -312,8 +300,8 @@ def _standing(frames: Pixels, inside: Mask) -> Mask:
         spread = cv2.subtract(highest, lowest)
         thin = cv2.morphologyEx(lowest, cv2.MORPH_TOPHAT, _STROKE)
         around = cv2.blur(spread, (15, 15))
-        found |= (thin > 60) & (around > 24) & (spread < 0.3 * around) & inside
-    return _glyphs(found)
+        marks |= (thin > 60) & (around > 24) & (spread < 0.3 * around) & inside
+    return _glyphs(marks)
 
 
 def _strokes(
@@ -335,7 +323,7 @@ def _strokes(
         # a thin vessel is a stroke, and only its colour tells
         strokes &= ~hues[_hue(picture)]
     if still:
-        # white ones stand out from the speckle around them, or could not be told from it
+        # white ones stand out from the speckle around them, or could not be distinguished from it
         thin = cv2.morphologyEx(grey, cv2.MORPH_TOPHAT, _STROKE)
         speckle = cv2.blur(thin, (41, 41))
         strokes |= (thin > 100) & (grey > 180) & (thin > 7 * speckle.astype(int))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingDependencyError
-from .beam import Mask, Pixels, opencv
+from .morphology import Mask, Pixels, opencv
 
 # Longest side in pixels that the detector is given; at 960 lines of 9 pixels are still found.
 _LONGEST = 960

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uscl_zoo import store as weights
-from uscl_zoo.card import Card, Source, packaged_cards, packaged_folder, read_card
+from uscl_zoo import weights_cache
+from uscl_zoo.card import Card, Source, read_card
+from uscl_zoo.catalogue import packaged_cards, packaged_folder
 from uscl_zoo.cli import main
 from uscl_zoo.errors import CardError, DataError, DigestError, UnreadableError
 from uscl_zoo.records import write_yaml
 from uscl_zoo.training.corpus import add_corpus, read_corpus
-from uscl_zoo.training.downstream.audit import PAGE, PAIRS, Audit, Finding, audit
+from uscl_zoo.training.downstream.audit import audit
+from uscl_zoo.training.downstream.findings import PAGE, PAIRS, Audit, Finding
 from uscl_zoo.training.frames import MANIFEST, FrameStore
 
 
@@ -190,11 +192,11 @@ def test_a_corpus_of_other_data_is_refused(trained: tuple[Card, Path], tmp_path:
     file = path.with_name(card.corpus.file if card.corpus else "")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(DigestError, match="is not the file that the card"):
-        weights.corpus_of(card)
+        weights_cache.corpus_of(card)
     with pytest.raises(CardError, match="are no fingerprints"):
         read_corpus(path)
     file.unlink()
-    assert weights.corpus_of(card) is None
+    assert weights_cache.corpus_of(card) is None
     save(scene(0), tmp_path / "mine" / "x.png")
     with pytest.raises(DataError, match="no fingerprints of what it was trained on"):
         audit([str(tmp_path / "mine"), card.name], progress=False)
@@ -202,16 +204,17 @@ def test_a_corpus_of_other_data_is_refused(trained: tuple[Card, Path], tmp_path:
 
 def test_fetching_carries_the_corpus_along(trained: tuple[Card, Path], tmp_path: Path) -> None:
     card, _ = trained
-    weights.fetch(card, tmp_path / "stick")
+    weights_cache.fetch(card, tmp_path / "stick")
     assert card.corpus is not None
     assert (tmp_path / "stick" / card.corpus.file).stat().st_size == card.corpus.bytes
-    assert weights.corpus_of(card, tmp_path / "stick") == tmp_path / "stick" / card.corpus.file
+    carried = weights_cache.corpus_of(card, tmp_path / "stick")
+    assert carried == tmp_path / "stick" / card.corpus.file
 
 
 @pytest.mark.parametrize("name", [n for n, c in packaged_cards().items() if c.corpus is not None])
 def test_the_bundled_weights_say_what_they_have_seen(name: str) -> None:
     card = packaged_cards()[name]
-    file = weights.corpus_of(card)
+    file = weights_cache.corpus_of(card)
     assert file is not None
     assert file.parent == packaged_folder()
     # a digest of 64 bytes a video, and half that a picture

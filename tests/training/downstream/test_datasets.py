@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uscl_zoo.card import packaged_cards
+from uscl_zoo.catalogue import packaged_cards
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training.downstream.datasets import DATASETS, load
 from uscl_zoo.training.labels import read_table

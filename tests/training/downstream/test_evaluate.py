@@ -18,10 +18,12 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from timm.models import save_for_hf
 
-from uscl_zoo import cli, store
-from uscl_zoo.card import Card, read_card, standing
+from uscl_zoo import cli, weights_cache
+from uscl_zoo.card import Card, read_card
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.checkpoint import metadata_of, write_backbone
+from uscl_zoo.descriptions import standing
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream import evaluate as module
@@ -32,7 +34,8 @@ from uscl_zoo.training.downstream.scoring import COMPARED
 from uscl_zoo.training.downstream.subset import take
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 
 TINY = Setting(32, 1, "float32")
 METHOD = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
@@ -158,7 +161,7 @@ def test_weights_that_have_seen_the_data_are_marked(
     monkeypatch.setattr(datasets, "load", lambda *a, **k: data)
     found = run(classes, tmp_path, "resnet18_uscl", "random")
     assert [outcome.seen.leaks for outcome in found.outcomes] == [True, False]
-    told = [outcome.seen.told for outcome in found.outcomes]
+    told = [outcome.seen.words for outcome in found.outcomes]
     assert told == ["in corpus (by name; none of 27 files recognised)", "untrained"]
     for text in (results.markdown(found, ""), results.page(found, "", [])):
         assert told[0] in text
@@ -190,7 +193,7 @@ def test_models_are_compared_with_one_at_each_share(classes: Path, tmp_path: Pat
     tables = (tmp_path / "results.md").read_text()
     assert "## label efficiency, by clip: differences to random:resnet50" in tables
     assert "| 25 % | random − random:resnet50 |" in tables
-    with pytest.raises(DataError, match="--against other: is none of the models"):
+    with pytest.raises(DataError, match="`against=other`: is none of the models"):
         run(classes, tmp_path, "random", against="other")
 
 
@@ -215,7 +218,7 @@ def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
     own = contender(str(weights(tmp_path / "own.safetensors", metadata_of(mean, std))), TINY)
     assert (own.kind, own.shape.mean, own.shape.std) == ("file", mean, std)
     silent = str(weights(tmp_path / "silent.safetensors"))
-    with pytest.raises(DataError, match=r"silent.safetensors: does not say .* .--mean and --std"):
+    with pytest.raises(DataError, match=r"silent.safetensors: does not say .* .`statistics`"):
         contender(silent, TINY)
     (told,) = contenders.contenders([silent], TINY, (mean, std))
     assert (told.shape.mean, told.shape.std) == (mean, std)
@@ -233,11 +236,11 @@ def test_answers_are_of_the_mean_and_std_they_were_given(classes: Path, tmp_path
 
 
 def test_a_file_of_the_zoo_is_known_by_its_content(tmp_path: Path) -> None:
-    bundled = store.locate(model_info("resnet18_uscl")).path
+    bundled = weights_cache.locate(model_info("resnet18_uscl")).path
     copied = tmp_path / "mine.safetensors"
     copied.write_bytes(bundled.read_bytes())
     one = contender(str(copied), TINY)
-    assert (one.kind, one.identity) == ("file", store.sha256_of(bundled))
+    assert (one.kind, one.identity) == ("file", sha256_of(bundled))
     assert one.build(0, None).num_features == 512
     assert one.card is not None and one.card.name == model_info("resnet18_uscl").name
     assert one.shape.mean == one.card.input.mean
@@ -296,7 +299,7 @@ def test_classes_of_a_store_are_chosen(half: FrameStore) -> None:
 
 def test_a_store_of_which_nobody_is_held_out_is_said(half: FrameStore, tmp_path: Path) -> None:
     copy = take(half, half.select("train"), tmp_path / "copy", 32)
-    with pytest.raises(DataError, match=r"none of a held-out subject; .* --all-subjects"):
+    with pytest.raises(DataError, match=r"none of a held-out subject; .* `everyone=True`"):
         labelled(copy)
 
 

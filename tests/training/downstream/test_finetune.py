@@ -24,14 +24,14 @@ import uscl_zoo
 from uscl_zoo import answers, network, prediction, publish
 from uscl_zoo.card import Card
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
 from uscl_zoo.training.downstream.collection import collect, split
 from uscl_zoo.training.downstream.crossing import folds_of
 from uscl_zoo.training.downstream.finetune import finetune
 from uscl_zoo.training.downstream.gathering import Base, warnings_of
 from uscl_zoo.training.downstream.judging import fit_temperature, threshold_of
 from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
-from uscl_zoo.training.downstream.probe import PENALTIES, Bootstrap, Task, fit_predict
-from uscl_zoo.training.downstream.regressions import linear_classifier
+from uscl_zoo.training.downstream.regression import PENALTIES, fit_predict, linear_classifier
 from uscl_zoo.training.downstream.sample import Sample
 from uscl_zoo.training.downstream.settings import PAPER, Settings, sensible
 from uscl_zoo.training.downstream.tuning import Tuner, cost_of, fit, sides_of, steps_of

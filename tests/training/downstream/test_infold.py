@@ -88,7 +88,7 @@ def test_a_method_may_name_a_precision_to_compare() -> None:
 
 @pytest.mark.parametrize("key", ["epochs=3", "seed=1"])
 def test_what_the_setting_decides_is_refused(key: str) -> None:
-    with pytest.raises(CardError, match="is decided by --setting and --seeds"):
+    with pytest.raises(CardError, match="is decided by `setting` and `seeds`"):
         method_recipe(f"method:pocus_resnet18+{key}", TINY, 0)
 
 

@@ -16,11 +16,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 import uscl_zoo
 from uscl_zoo.card import Input
 from uscl_zoo.errors import DataError
-from uscl_zoo.training.downstream import protocols, regressions
+from uscl_zoo.training.downstream import protocols
+from uscl_zoo.training.downstream import regression as regressions
 from uscl_zoo.training.downstream.folds import draw_folds
-from uscl_zoo.training.downstream.probe import PENALTIES, regression
 from uscl_zoo.training.downstream.protocols import Budget, finetuned, knn, quick_figures
-from uscl_zoo.training.downstream.regressions import linear
+from uscl_zoo.training.downstream.regression import PENALTIES, linear, regression
 from uscl_zoo.training.frames import FrameStore
 
 Features = npt.NDArray[np.float32]

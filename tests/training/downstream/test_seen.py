@@ -17,7 +17,8 @@ from uscl_zoo.training.downstream.seen import Material, addresses, same_name, se
 from uscl_zoo.training.fingerprints import Prints, find_known
 from uscl_zoo.training.frames import FrameStore, Video
 from uscl_zoo.training.labels import Annotation
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 
 
 @pytest.mark.parametrize(
@@ -111,12 +112,12 @@ def test_pictures_saved_anew_are_recognised_and_others_are_not(
     same = tuple(video for video in judged.videos if video.name in anew)
     rest = tuple(video for video in judged.videos if video.name in other)
     seen = seen_by(card, Material(("Mine",), (), judged, same), tmp_path)
-    assert seen.leaks and seen.told == "in corpus (40 of 40 files, 40 by picture alone)"
+    assert seen.leaks and seen.words == "in corpus (40 of 40 files, 40 by picture alone)"
     seen = seen_by(card, Material(("Mine",), (), judged, rest), tmp_path)
-    assert not seen.leaks and seen.told == "not in corpus"
+    assert not seen.leaks and seen.words == "not in corpus"
     both = Material(("Seen-before images",), (), judged, tuple(judged.videos))
     told = f"in corpus (40 of {len(both.videos)} files, 40 by picture alone, by name)"
-    assert seen_by(card, both, tmp_path).told == told
+    assert seen_by(card, both, tmp_path).words == told
 
 
 def test_held_out_subjects_of_a_store_are_not_what_was_trained_on(
@@ -136,7 +137,7 @@ def test_held_out_subjects_of_a_store_are_not_what_was_trained_on(
     def told(videos: list[Video]) -> tuple[str, bool]:
         material = Material(("BUS-BRA breast ultrasound",), (), parted, tuple(videos))
         seen = seen_by(card, material, tmp_path)
-        return seen.told, seen.leaks
+        return seen.words, seen.leaks
 
     assert told([*parted.select("heldout")]) == ("in corpus, but none of these subjects", False)
     # as a whole it is in the corpus, and by how much
@@ -151,9 +152,9 @@ def test_without_fingerprints_names_and_addresses_have_to_do(
     card = make_card(training=Training(method="uscl", sources=(source,)))
     texts = ("https://doi.org/10.5281/zenodo.8231412",)
     seen = seen_by(card, Material(("B",), texts, store, tuple(store.videos)))
-    assert (seen.told, seen.leaks) == ("in corpus (by address)", True)
+    assert (seen.words, seen.leaks) == ("in corpus (by address)", True)
     seen = seen_by(card, Material(("B",), (), store, tuple(store.videos)))
-    assert (seen.told, seen.leaks) == ("not on its card, which has no fingerprints", False)
+    assert (seen.words, seen.leaks) == ("not on its card, which has no fingerprints", False)
 
 
 def test_a_corpus_of_thousands_is_searched_in_seconds() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from uscl_zoo import store
-from uscl_zoo.card import Card, Metric, packaged_cards, read_card
-from uscl_zoo.catalogue import model_info
+from uscl_zoo import weights_cache
+from uscl_zoo.card import Card, Metric, read_card
+from uscl_zoo.catalogue import model_info, packaged_cards
 from uscl_zoo.cli import main
 from uscl_zoo.records import write_yaml
 from uscl_zoo.registry import create_model
-from uscl_zoo.training.downstream.probe import Bootstrap, balanced_accuracies, make_task
+from uscl_zoo.training.downstream.bootstrap import Bootstrap, make_task
+from uscl_zoo.training.downstream.probe import balanced_accuracies
 from uscl_zoo.training.frames import FrameStore
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "training.md"
@@ -23,7 +24,7 @@ SHIPPED = sorted(
     (
         card
         for card in packaged_cards().values()
-        if (store._BUNDLED / card.weights.file).is_file() and card.metrics
+        if (weights_cache._BUNDLED / card.weights.file).is_file() and card.metrics
     ),
     key=lambda card: -(card.weights.bytes or 0),
 )

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import re
 import resource
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -15,370 +12,17 @@ from typing import Any
 
 import pytest
 import timm
-import torch
 from client import Client
 from hub import Fault, Hub
 from huggingface_hub import constants
 from safetensors.torch import load_file, save
+from small_weights import FILE, NAME, cached_file, card_of, put, tensors, write_card
 
-from uscl_zoo import store
-from uscl_zoo.card import Card, Input, Training, Weights, read_card
-from uscl_zoo.errors import DigestError, WeightsNotFoundError
-from uscl_zoo.records import write_yaml
+from uscl_zoo import weights_cache
+from uscl_zoo.errors import DigestError
+from uscl_zoo.hub import ANSWER_WITHIN, HUB_FILE
 
-NAME = "resnet18_uscl.trial"
-FILE = f"{NAME}.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("USCL_ZOO_WEIGHTS", raising=False)
-    return home
-
-
-def tensors(seed: int = 0) -> bytes:
-    generator = torch.Generator().manual_seed(seed)
-    return save({f"layer{i}": torch.randn(64, 64, 3, generator=generator) for i in range(3)})
-
-
-def card_of(data: bytes | None, repo: str | None = None, commit: str | None = None) -> Card:
-    return Card(
-        name=NAME,
-        architecture="resnet18",
-        summary="for tests",
-        weights=Weights(
-            file=FILE,
-            sha256=None if data is None else sha256(data).hexdigest(),
-            bytes=None if data is None else len(data),
-            hub_repo=repo,
-            revision=commit,
-        ),
-        input=Input(size=(3, 224, 224), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-        training=Training(method="uscl", sources=()),
-        licence="MIT",
-        intended_use="none",
-        limits=(),
-    )
-
-
-def write_card(card: Card, folder: Path) -> Path:
-    path = folder / f"{card.name}.yaml"
-    write_yaml(path, card)
-    return path
-
-
-def put(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def age(*paths: Path) -> None:
-    """Wait until nobody could have changed the files without their clocks showing it."""
-    newest = max(path.stat().st_ctime_ns for path in paths)
-    time.sleep(max(0.0, (newest + 2_100_000_000 - time.time_ns()) / 1e9))
-
-
-def cached_file(cache: Path, repo: str, commit: str, data: bytes) -> Path:
-    """Lay a file into a Hub cache as the client does: a blob, and a link to it."""
-    root = cache / f"models--{repo.replace('/', '--')}"
-    blob = put(root / "blobs" / sha256(data).hexdigest(), data)
-    link = root / "snapshots" / commit / store.HUB_FILE
-    link.parent.mkdir(parents=True)
-    link.symlink_to(os.path.relpath(blob, link.parent))
-    return link
-
-
-# ------------------------------------------------------------------------ places, in order
-
-COMMIT = "c" * 40
-
-
-@pytest.fixture
-def everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """The same weights in each of the places on this machine."""
-    data = tensors()
-    monkeypatch.setattr(store, "_BUNDLED", tmp_path / "bundled")
-    return {
-        "named folder": put(tmp_path / "named" / FILE, data),
-        "bundled": put(tmp_path / "bundled" / FILE, data),
-        "Hub cache": cached_file(tmp_path / "cache", "someone/model", COMMIT, data),
-    }
-
-
-def look(tmp_path: Path) -> store.Located:
-    card = card_of(tensors(), "someone/model", COMMIT)
-    return store.locate(card, tmp_path / "named", cache_dir=tmp_path / "cache", download=False)
-
-
-def test_places_are_taken_in_order(everywhere: dict[str, Path], tmp_path: Path) -> None:
-    for source, path in everywhere.items():
-        located = look(tmp_path)
-        assert (located.source, located.path) == (source, path)
-        path.unlink()
-    with pytest.raises(WeightsNotFoundError) as refusal:
-        look(tmp_path)
-    for part in (tmp_path / "named", tmp_path / "bundled", tmp_path / "cache", f"fetch {NAME}"):
-        assert str(part) in str(refusal.value)
-
-
-@pytest.mark.parametrize("source", ["named folder", "bundled", "Hub cache"])
-@pytest.mark.parametrize("damage", ["flipped", "short", "long", "empty"])
-def test_a_wrong_file_is_refused_wherever_it_is(
-    everywhere: dict[str, Path], tmp_path: Path, source: str, damage: str
-) -> None:
-    for before in list(everywhere)[: list(everywhere).index(source)]:
-        everywhere[before].unlink()
-    data = tensors()
-    wrong = {
-        "flipped": data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
-        "short": data[:-1],
-        "long": data + b"\0",
-        "empty": b"",
-    }[damage]
-    everywhere[source].write_bytes(wrong)
-    with pytest.raises(DigestError) as refusal:
-        look(tmp_path)
-    message = str(refusal.value)
-    assert str(everywhere[source]) in message
-    assert sha256(data).hexdigest() in message
-    assert sha256(wrong).hexdigest() in message
-    assert "\n" not in message
-
-
-def test_folder_argument_then_variable_then_home(
-    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    card = card_of(tensors())
-    by_home = put(own_home / ".uscl_zoo" / FILE, tensors())
-    assert store.locate(card).path == by_home
-    by_variable = put(tmp_path / "variable" / FILE, tensors())
-    monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(tmp_path / "variable"))
-    assert store.locate(card).path == by_variable
-    by_argument = put(tmp_path / "argument" / FILE, tensors())
-    assert store.locate(card, folder=tmp_path / "argument").path == by_argument
-
-
-@pytest.mark.parametrize("kind", ["folder", "dangling link", "pipe"])
-def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / FILE
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to(tmp_path / "gone")
-    with pytest.raises(WeightsNotFoundError, match=re.escape(f"{path}: cannot be read")):
-        store.locate(card_of(tensors()), folder=tmp_path)
-
-
-def test_weights_that_others_publish_are_imported() -> None:
-    card = card_of(None)
-    card = replace(card, weights=replace(card.weights, origin="https://example.org/paper"))
-    with pytest.raises(WeightsNotFoundError) as refusal:
-        store.locate(card)
-    assert "https://example.org/paper" in str(refusal.value)
-    assert f"uscl import FILE --as {NAME}" in str(refusal.value)
-
-
-def test_a_card_without_repository_says_where_it_looked(own_home: Path) -> None:
-    with pytest.raises(WeightsNotFoundError) as refusal:
-        store.locate(card_of(tensors()))
-    assert str(own_home / ".uscl_zoo") in str(refusal.value)
-    assert "uscl fetch" not in str(refusal.value)
-
-
-def test_places_say_what_is_there(everywhere: dict[str, Path], tmp_path: Path) -> None:
-    card = card_of(tensors(), "someone/model", COMMIT)
-    everywhere["bundled"].unlink()
-    found = store.places(card, tmp_path / "named", tmp_path / "cache")
-    assert [(place.source, place.present) for place in found] == [
-        ("named folder", True),
-        ("bundled", False),
-        ("Hub cache", True),
-    ]
-    everywhere["Hub cache"].unlink()
-    assert store.places(card, tmp_path / "named", tmp_path / "cache")[2] == store.Place(
-        "Hub cache", tmp_path / "cache", False
-    )
-
-
-# ----------------------------------------------------------------------- the digest memory
-
-
-def memory(home: Path) -> Path:
-    return home / ".cache" / "uscl_zoo" / "verified.json"
-
-
-@pytest.fixture
-def settled(tmp_path: Path) -> Path:
-    path = put(tmp_path / "named" / FILE, tensors())
-    age(path)
-    return path
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were read through, in order."""
-    done: list[Path] = []
-    real = store._hash
-
-    def counting(path: Path) -> tuple[str, store.Fingerprint]:
-        done.append(path)
-        return real(path)
-
-    monkeypatch.setattr(store, "_hash", counting)
-    return done
-
-
-def test_a_digest_is_computed_once(settled: Path, reads: list[Path]) -> None:
-    for _ in range(3):
-        store.locate(card_of(tensors()), folder=settled.parent)
-    assert reads == [settled]
-
-
-def test_a_fresh_file_is_not_remembered(tmp_path: Path, reads: list[Path]) -> None:
-    path = put(tmp_path / FILE, tensors())
-    for _ in range(2):
-        store.locate(card_of(tensors()), folder=tmp_path)
-    assert reads == [path, path]
-
-
-@pytest.mark.parametrize("how", ["in place", "replaced"])
-def test_a_change_with_restored_mtime_is_caught(settled: Path, how: str) -> None:
-    card = card_of(tensors())
-    store.locate(card, folder=settled.parent)
-    before = settled.stat()
-    wrong = bytearray(tensors())
-    wrong[-1] ^= 1
-    if how == "in place":
-        with settled.open("r+b") as stream:
-            stream.write(wrong)
-    else:
-        put(settled.with_suffix(".new"), bytes(wrong)).replace(settled)
-    os.utime(settled, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert settled.stat().st_mtime_ns == before.st_mtime_ns
-    with pytest.raises(DigestError):
-        store.locate(card, folder=settled.parent)
-
-
-def test_a_remembered_wrong_file_stays_wrong(tmp_path: Path, reads: list[Path]) -> None:
-    path = put(tmp_path / FILE, tensors(seed=1))
-    age(path)
-    for _ in range(2):
-        with pytest.raises(DigestError, match=sha256(tensors(seed=1)).hexdigest()):
-            store.locate(card_of(tensors()), folder=tmp_path)
-    # the same file is right for the card it belongs to
-    assert store.locate(card_of(tensors(seed=1)), folder=tmp_path).path == path
-    assert reads == [path]
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", "[" * 5000, '{"%s": 3}', '{"%s": {"sha256": 1}}', "\udcff"]
-)
-def test_a_damaged_memory_is_forgotten(
-    settled: Path, own_home: Path, reads: list[Path], content: str
-) -> None:
-    content = content.replace("%s", str(settled))
-    put(memory(own_home), content.encode("utf-8", "surrogateescape"))
-    for _ in range(2):
-        store.locate(card_of(tensors()), folder=settled.parent)
-    assert reads == [settled]
-    assert str(settled) in json.loads(memory(own_home).read_text())
-
-
-def test_a_memory_that_cannot_be_kept_costs_nothing_else(settled: Path, own_home: Path) -> None:
-    put(own_home / ".cache", b"a file where the folder should be")
-    for _ in range(2):
-        assert store.locate(card_of(tensors()), folder=settled.parent).path == settled
-
-
-def test_verify_all_reads_every_file(
-    settled: Path, reads: list[Path], own_home: Path, tmp_path: Path
-) -> None:
-    card = card_of(tensors())
-    store.locate(card, folder=settled.parent)
-    other = replace(card, weights=replace(card.weights, file="other.safetensors"))
-    missing = replace(card, weights=replace(card.weights, file="missing.safetensors"))
-    put(settled.with_name("other.safetensors"), b"other")
-    right, wrong, none = store.verify_all([card, other, missing], folder=settled.parent)
-    assert right.located is not None
-    assert right.located.path == settled
-    assert right.error is None
-    assert isinstance(wrong.error, DigestError)
-    assert isinstance(none.error, WeightsNotFoundError)
-    assert wrong.located is none.located is None
-    assert reads.count(settled) == 2
-
-
-def test_recheck_notices_what_happened_since(tmp_path: Path) -> None:
-    path = put(tmp_path / FILE, tensors())
-    located = store.locate(card_of(tensors()), folder=tmp_path)
-    located.recheck()
-    age(path)
-    path.write_bytes(tensors())
-    with pytest.raises(DigestError, match="changed while"):
-        located.recheck()
-    path.unlink()
-    with pytest.raises(DigestError, match="changed while"):
-        located.recheck()
-
-
-# ------------------------------------------------------------------------------- fetch
-
-
-def test_fetch_makes_a_folder_for_another_machine(
-    tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    card = card_of(tensors())
-    put(own_home / ".uscl_zoo" / FILE, tensors())
-    carried = tmp_path / "stick" / "uscl"
-    assert store.fetch(card, carried) == carried / FILE
-    assert sorted(path.name for path in carried.iterdir()) == [FILE, f"{NAME}.yaml"]
-    assert read_card(carried / f"{NAME}.yaml") == card
-    (own_home / ".uscl_zoo" / FILE).unlink()
-    monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(carried))
-    assert store.locate(card).path == carried / FILE
-    # again: what is right is left alone
-    before = (carried / FILE).stat()
-    store.fetch(card, carried)
-    assert (carried / FILE).stat().st_ino == before.st_ino
-
-
-def test_fetch_overwrites_nothing_and_leaves_no_half(tmp_path: Path, own_home: Path) -> None:
-    card = card_of(tensors())
-    source = put(own_home / ".uscl_zoo" / FILE, tensors())
-    theirs = put(tmp_path / "stick" / FILE, b"mine")
-    with pytest.raises(DigestError, match=re.escape(str(theirs))):
-        store.fetch(card, theirs.parent)
-    assert theirs.read_bytes() == b"mine"
-    blocked = put(tmp_path / "file", b"") / "folder"
-    with pytest.raises(WeightsNotFoundError, match=re.escape(str(blocked))):
-        store.fetch(card, blocked)
-    source.unlink()
-    with pytest.raises(WeightsNotFoundError):
-        store.fetch(card, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_fetch_carries_the_licence_along(tmp_path: Path, own_home: Path) -> None:
-    card = card_of(tensors())
-    card = replace(card, weights=replace(card.weights, licence_file="LICENSE.theirs"))
-    put(own_home / ".uscl_zoo" / FILE, tensors())
-    with pytest.raises(
-        WeightsNotFoundError, match=r"LICENSE\.theirs, the licence that has to travel"
-    ):
-        store.fetch(card, tmp_path / "stick")
-    put(own_home / ".uscl_zoo" / "LICENSE.theirs", b"as you like")
-    store.fetch(card, tmp_path / "stick")
-    assert (tmp_path / "stick" / "LICENSE.theirs").read_bytes() == b"as you like"
-
-
-# ------------------------------------------------------------------------------ the Hub
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +55,7 @@ class Published:
         self.repo = f"user/{folder.name}"
         self.data, self.hub, self.client, self.folder = data, hub, client, folder
         self.cache = folder / "cache"
-        self.commit = hub.add(self.repo, {store.HUB_FILE: data})
+        self.commit = hub.add(self.repo, {HUB_FILE: data})
         self.card = card_of(data, self.repo, self.commit)
         self.yaml = write_card(self.card, folder)
 
@@ -429,7 +73,7 @@ class Published:
 
     def assert_cache_is_sound(self) -> None:
         """What the cache holds for the card is right, or there is nothing."""
-        (found,) = store.verify_all([self.card], cache_dir=self.cache)
+        (found,) = weights_cache.verify_all([self.card], cache_dir=self.cache)
         assert not isinstance(found.error, DigestError)
 
 
@@ -444,7 +88,7 @@ def test_publish_pin_fetch_reuse_revise_and_roll_back(
 ) -> None:
     repo, commits = "user/life-of-a-model", []
     for seed in (1, 2):
-        put(tmp_path / "release" / store.HUB_FILE, tensors(seed))
+        put(tmp_path / "release" / HUB_FILE, tensors(seed))
         put(tmp_path / "release" / "README.md", b"---\nlicense: mit\n---\nA model.\n")
         put(tmp_path / "release" / "config.json", b"{}")
         commits.append(client.ask("publish", repo=repo, folder=str(tmp_path / "release")))
@@ -453,7 +97,7 @@ def test_publish_pin_fetch_reuse_revise_and_roll_back(
         ".gitattributes",
         "README.md",
         "config.json",
-        store.HUB_FILE,
+        HUB_FILE,
     }
 
     cache = str(tmp_path / "cache")
@@ -628,7 +272,7 @@ def test_a_card_whose_digest_is_not_the_hubs_is_refused(published: Published) ->
     )
     assert published.locate()["error"] == "DigestError"
     # what was fetched for it is no leftover to be found by others
-    assert not [path for path in published.cache.rglob("*") if path.name == store.HUB_FILE]
+    assert not [path for path in published.cache.rglob("*") if path.name == HUB_FILE]
 
 
 def test_eight_processes_at_once(hub: Hub, tmp_path: Path, large: bytes) -> None:
@@ -762,5 +406,5 @@ def test_patience_can_be_set(published: Published, tmp_path: Path, nobody_answer
     settings = {"HF_ENDPOINT": nobody_answers, "HF_HUB_ETAG_TIMEOUT": "1"}
     with started(published.hub, tmp_path, **settings) as cut_off:
         answer = published.locate(cut_off)
-    assert answer["seconds"] < store.ANSWER_WITHIN
+    assert answer["seconds"] < ANSWER_WITHIN
     assert answer["error"] == "WeightsNotFoundError"
