@@ -138,18 +138,38 @@ def table(cards: Iterable[Card]) -> str:
     ]
     for card in cards:
         size = f"{(card.weights.bytes or 0) / 1e6:.0f} MB" if card.has_weights else "`uscl import`"
-        sources = "; ".join(
-            f"{source.name}: {source.counts.split(', ')[0]}" if source.counts else source.name
-            for source in card.training.sources
-        )
-        measured = "; ".join(
-            f"{metric.metric} to {metric.compared_with}, by {metric.unit}: {_figure(metric)} "
-            f"({_in_short(metric.protocol)})"
-            for metric in card.metrics
-            if metric.compared_with
-        )
+        sources, measured = _sources_in_short(card), _measured_in_short(card)
         licence = card.licence or "not stated"
         product = licences.in_a_product(card.licence).partition(" ")[0].strip(":,")
         cells = (f"`{card.name}`", size, sources, licence, product, measured or "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+#: Sources, and figures, that a cell of the table names one by one.
+_NAMED = 3
+
+
+def _sources_in_short(card: Card) -> str:
+    sources = card.training.sources
+    if len(sources) > _NAMED:
+        organs = sorted({organ for source in sources for organ in source.organs})
+        of = f" of {', '.join(organs)}" if organs else ""
+        return f"{len(sources)} collections{of}"
+    return "; ".join(
+        f"{source.name}: {source.counts.split(', ')[0]}" if source.counts else source.name
+        for source in sources
+    )
+
+
+def _measured_in_short(card: Card) -> str:
+    compared = [metric for metric in card.metrics if metric.compared_with]
+    cells, heading = [], ""
+    for metric in compared[:_NAMED]:
+        own = f"{metric.metric} to {metric.compared_with}, by {metric.unit}: "
+        shown = "" if own == heading else own
+        cells.append(f"{shown}{_figure(metric)} ({_in_short(metric.protocol)})")
+        heading = own
+    if len(compared) > _NAMED:
+        cells.append(f"{len(compared) - _NAMED} more by `uscl info {card.name}`")
+    return "; ".join(cells) or "-"
