@@ -25,7 +25,7 @@ from .files import check_output, expanded, written
 from .network import Network, load
 from .ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
 from .ultrasound.reading import read, sample
-from .ultrasound.sources import files_of
+from .ultrasound.sources import files_of, name_sources
 from .ultrasound.transforms import FrameTransform
 
 #: Frames taken from a clip at most.
@@ -243,7 +243,7 @@ def explain(
     Args:
         model: whatever `network.load` takes, if it is convolutional; a network of one's own is left
             as it was.
-        path: of a still, video, DICOM file or folder of frames.
+        path: of a still, video, DICOM file or folder of frames; one source, as `find` counts them.
         label: the class to explain; the most probable of the clip if None.
         rate: frames a second to sample, None for those of the network; of a clip no more than its
             first 200 are taken.
@@ -254,7 +254,8 @@ def explain(
         The explanation, to look at or to `save`.
 
     Raises:
-        DataError: if the class is unknown, or the network is not convolutional.
+        DataError: if the class is unknown, the network is not convolutional, the folder holds
+            several sources, or the frames are of several sizes.
         UnreadableError: if the file cannot be decoded.
         UnknownModelError: if no model is of that name.
         MissingDependencyError: if grad-cam, or the library of the file, is not installed.
@@ -264,7 +265,7 @@ def explain(
     if label is not None and label not in network.classes:
         known = ", ".join(network.classes) or "none: it has no classifier"
         raise DataError(f"{network.name}: has no class {label!r}; its classes are {known}")
-    path = expanded(path)
+    path = _source(path)
     found = beam(read(path))
     if found.kind == UNKNOWN or found.confidence < DOUBTFUL:
         height, width = found.mask.shape
@@ -274,7 +275,7 @@ def explain(
     resized: list[NDArray[np.uint8]] = []
     drawn: list[Image.Image] = []
     times: list[float] = []
-    cutting = _Cutting(found)
+    cutting = _Cutting(found, path)
     for frame in islice(opened, MOST_FRAMES):
         resized.append(network.transform.resize(frame.image))
         drawn.append(cutting(frame.image))
@@ -308,10 +309,22 @@ def explain(
     )
 
 
+def _source(path: str | Path) -> Path:
+    """The one source that a path names: a folder of stills is as many as it holds, not a clip."""
+    found = [source.path for source, _ in name_sources(path)]
+    if len(found) != 1:
+        raise DataError(
+            f"{path}: holds {len(found)} sources, which are no clip; explain one of them, as "
+            f"{found[0]}"
+        )
+    return found[0]
+
+
 class _Cutting:
     """Cuts frames and maps to the box of the beam, and blanks them outside the beam."""
 
-    def __init__(self, found: Beam) -> None:
+    def __init__(self, found: Beam, source: Path) -> None:
+        self.source = source
         left, top, right, bottom = found.box
         self.mask = found.mask
         self.box = found.box
@@ -322,7 +335,10 @@ class _Cutting:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if image.size != self.mask.shape[::-1]:
-            raise DataError(f"the frames are of several sizes, {image.size} among them")
+            width, height = image.size
+            raise DataError(
+                f"{self.source}: its frames are of several sizes, {width} x {height} among them"
+            )
         small = image.resize(self.size, Image.Resampling.BICUBIC, box=self.box)
         return Image.composite(small, Image.new("RGB", self.size), self.inside)
 
@@ -350,8 +366,9 @@ class _Seen(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        # a copy: hooks, gradients and modes of the caller's own are not touched
-        self.network: Any = copy.deepcopy(network.module).requires_grad_(False).eval()
+        # a copy: hooks, gradients and modes of the caller's own are not touched; and of single
+        # precision, since the sums of a map in bfloat16 would be good to two digits
+        self.network: Any = copy.deepcopy(network.module).float().requires_grad_(False).eval()
         self.last = nn.Identity()
         self.headless = not network.classes
 
@@ -376,6 +393,8 @@ def heat_maps(
         chosen: the number of the class; of a network without classes, the embedding to explain.
         progress: show a bar.
 
+    They are computed in single precision, with gradients, whatever the caller has switched off.
+
     Returns:
         float32 (T, h, w), at least 0, not scaled, in the resolution of the feature map.
 
@@ -391,9 +410,7 @@ def heat_maps(
         ) from error
     if not hasattr(network.module, "forward_head"):
         raise DataError(f"{network.name}: Grad-CAM needs a convolutional network of timm")
-    seen = _Seen(network)
-    parameter = next(seen.parameters())
-    cam = GradCAM(seen, [seen.last])
+    device = next(network.module.parameters()).device
 
     def target(output: Tensor) -> Tensor:
         if network.classes:
@@ -403,19 +420,25 @@ def heat_maps(
 
     transform: FrameTransform = network.transform
     maps = []
-    bar = tqdm(total=len(frames), unit="frame", disable=not progress or len(frames) <= _BATCH)
-    for start in range(0, len(frames), _BATCH):
-        batch = torch.from_numpy(np.stack(frames[start : start + _BATCH])).to(parameter.device)
-        inputs = transform.normalise(batch).to(parameter.dtype).requires_grad_()
-        targets = [target] * len(batch)
-        cam(inputs, targets)
-        # what it returns is scaled by frame, and frames could not be compared
-        kept = cam.activations_and_grads
-        parts = (tensors[0].float().numpy() for tensors in (kept.activations, kept.gradients))
-        raw = cam.get_cam_image(inputs, seen.last, targets, *parts)
-        maps.append(np.maximum(raw, 0).astype(np.float32))
-        bar.update(len(batch))
-    bar.close()
+    with (
+        tqdm(total=len(frames), unit="frame", disable=not progress or len(frames) <= _BATCH) as bar,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        seen = _Seen(network)
+        cam = GradCAM(seen, [seen.last])
+        for start in range(0, len(frames), _BATCH):
+            batch = torch.from_numpy(np.stack(frames[start : start + _BATCH])).to(device)
+            inputs = transform.normalise(batch).requires_grad_()
+            targets = [target] * len(batch)
+            cam(inputs, targets)
+            # what it returns is scaled by frame, and frames could not be compared
+            kept = cam.activations_and_grads
+            parts = (tensors[0].numpy() for tensors in (kept.activations, kept.gradients))
+            raw = cam.get_cam_image(inputs, seen.last, targets, *parts)
+            maps.append(np.maximum(raw, 0).astype(np.float32))
+            bar.update(len(batch))
     return np.concatenate(maps)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingDependencyError
+from ..errors import DataError, MissingDependencyError
 from .clip import Clip, Facts
 
 Floats = NDArray[np.floating[Any]]
@@ -215,6 +215,13 @@ def spread_over(clip: Clip) -> Pixels:
             # every other one from here on, and of those so far
             kept = kept[::2]
             step *= 2
+    sizes = sorted({(frame.shape[1], frame.shape[0]) for frame in kept})
+    if len(sizes) > 1:
+        (width, height), (other_width, other_height) = sizes[:2]
+        raise DataError(
+            f"{clip.source}: frames of {width} x {height} and {other_width} x {other_height} "
+            "pixels have no beam in common; split the clip"
+        )
     return np.stack(kept)
 
 
