@@ -8,7 +8,8 @@ training images by which an image of another kind is known.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Answers:
         validation_frames: of how many.
         rate: frames a second to sample from videos, as in training.
         statistics_sha256: digest of the statistics, which belong to these weights.
+        clean: whether frames are cut to the beam and cleaned of what is drawn, as in training.
+        grey: whether their brightness alone is kept, as in training.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +54,13 @@ class Answers:
     validation_frames: int
     rate: float
     statistics_sha256: str
+    clean: bool = False
+    grey: bool = False
+
+    def made_for(self, sampling: Mapping[str, Any]) -> Answers:
+        """These, of a network trained on frames that were sampled so (`Sampling.settings`)."""
+        clean, grey = (bool(sampling.get(key, False)) for key in ("clean", "grey"))
+        return replace(self, clean=clean, grey=grey)
 
 
 @dataclass(frozen=True)

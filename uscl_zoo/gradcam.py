@@ -24,7 +24,7 @@ from .errors import DataError, MissingDependencyError, one_line
 from .files import check_output, expanded, written
 from .network import Network, load
 from .ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
-from .ultrasound.reading import read, sample
+from .ultrasound.reading import read
 from .ultrasound.sources import files_of, name_sources
 from .ultrasound.transforms import FrameTransform
 
@@ -67,6 +67,7 @@ class Explanation:
         beam: of the clip; of kind `unknown`, and all of the picture, where it cannot be told.
         rate: frames a second that were sampled.
         cut: whether the clip goes on behind its last frame here.
+        clean: whether the network saw its frames cut to the beam, and cleaned.
     """
 
     source: Path
@@ -82,6 +83,7 @@ class Explanation:
     beam: Beam
     rate: float
     cut: bool
+    clean: bool = False
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -100,6 +102,10 @@ class Explanation:
     @property
     def subtitle(self) -> str:
         """Of what, by what, and what is not drawn."""
+        return "; ".join(self._words)
+
+    @property
+    def _words(self) -> tuple[str, str, str]:
         times = self.times[-1]
         span = "" if math.isnan(times) or len(self) == 1 else f" over {times:.1f} s"
         cut = ", its beginning" if self.cut else ""
@@ -107,9 +113,11 @@ class Explanation:
         where = (
             "no beam found, nothing masked"
             if self.beam.kind == UNKNOWN
+            else "cut to the beam and cleaned before the network saw it"
+            if self.clean
             else f"{100 * self.outside:.0f} % of the evidence lies outside the beam, not drawn"
         )
-        return f"{_short(one_line(self.source.name))}, {count}; {_short(self.network)}; {where}"
+        return f"{_short(one_line(self.source.name))}, {count}", _short(self.network), where
 
     def overlay(self, index: int) -> Image.Image:
         """One frame with its evidence in colour."""
@@ -205,7 +213,7 @@ class Explanation:
         if not wrap:
             page.text((left, 64), self.subtitle, 14, FAINT)
             return
-        first, second, rest = self.subtitle.split("; ")
+        first, second, rest = self._words
         page.text((left, 42), f"{first}; {second}", 12, FAINT)
         page.text((left, 60), rest, 12, FAINT)
 
@@ -232,6 +240,8 @@ def explain(
     rate: float | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    *,
+    clean: bool | None = None,
 ) -> Explanation:
     """Find where in a still or clip the evidence for a class is, by Grad-CAM.
 
@@ -249,6 +259,8 @@ def explain(
             first 200 are taken.
         device: as for `embed`.
         progress: show a bar.
+        clean: whether the network sees frames that are cut to the beam, and cleaned of what is
+            drawn in it; as it was made if None. What is drawn is what it sees.
 
     Returns:
         The explanation, to look at or to `save`.
@@ -261,21 +273,21 @@ def explain(
         MissingDependencyError: if grad-cam, or the library of the file, is not installed.
     """
     network = load(model, device)
-    rate = network.rate if rate is None else rate
+    look = network.look(rate, clean)
     if label is not None and label not in network.classes:
         known = ", ".join(network.classes) or "none: it has no classifier"
         raise DataError(f"{network.name}: has no class {label!r}; its classes are {known}")
     path = _source(path)
-    found = beam(read(path))
+    found = look.cleaner(path).beam if look.clean else beam(read(path))
     if found.kind == UNKNOWN or found.confidence < DOUBTFUL:
         height, width = found.mask.shape
         whole = np.ones_like(found.mask)
         found = replace(found, mask=whole, kind=UNKNOWN, box=(0, 0, width, height))
-    opened = sample(path, rate)
+    opened = look.at(path)
     resized: list[NDArray[np.uint8]] = []
     drawn: list[Image.Image] = []
     times: list[float] = []
-    cutting = _Cutting(found, path)
+    cutting = _Cutting(_cropped(found) if look.clean else found, path)
     for frame in islice(opened, MOST_FRAMES):
         resized.append(network.transform.resize(frame.image))
         drawn.append(cutting(frame.image))
@@ -304,9 +316,17 @@ def explain(
         heat=heat,
         outside=outside,
         beam=found,
-        rate=rate,
+        rate=look.rate,
+        clean=look.clean,
         cut=cut,
     )
+
+
+def _cropped(found: Beam) -> Beam:
+    """A beam in pixels of its own box, to which frames have been cut."""
+    left, top, right, bottom = found.box
+    mask = found.mask[top:bottom, left:right]
+    return replace(found, mask=mask, box=(0, 0, right - left, bottom - top))
 
 
 def _source(path: str | Path) -> Path:

@@ -27,6 +27,7 @@ from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
 from .files import expanded
 from .inference import batched, infer, logits, logits_and_textures, pooled
+from .ultrasound.sources import Look
 from .ultrasound.transforms import FrameTransform, create_transform
 
 #: How timm asks for a network in a folder, and for one of the Hub.
@@ -93,6 +94,20 @@ class Network:
     def rate(self) -> float:
         """Frames a second at which it looks at a clip."""
         return RATE if self.answers is None else self.answers.rate
+
+    def look(self, rate: float | None = None, clean: bool | None = None) -> Look:
+        """How it looks at a clip: as it was made to, but for what is said here.
+
+        Args:
+            rate: frames a second.
+            clean: whether frames are cut to the beam, and cleaned of what is drawn in it.
+        """
+        made = self.answers
+        return Look(
+            self.rate if rate is None else rate,
+            clean=made is not None and made.clean if clean is None else clean,
+            grey=made is not None and made.grey,
+        )
 
     def run(self, frames: Iterable[Frame], batch_size: int = 32) -> tuple[Floats, Floats]:
         """What it makes of frames.

@@ -286,6 +286,7 @@ def finetune(
         _resume(tuner, work, about, overwrite)
         fit(tuner, work, progress)
         answers, statistics = calibrate(tuner, parts.validation, labels, shape, confidence, rate)
+        answers = answers.made_for(frames.description["sampling"])
         verdict = judge(
             tuner, frames, parts.held_out, answers, statistics, shape, subjects, resamples
         )

@@ -9,7 +9,7 @@ import click
 
 from ..errors import DataError, one_line
 from ..files import expanded
-from .options import FILE, MODEL, device_option, rate_option
+from .options import FILE, MODEL, clean_option, device_option, rate_option
 
 if TYPE_CHECKING:
     from ..training.downstream.datasets import DataSet
@@ -315,9 +315,15 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
 @click.argument("data", nargs=-1, required=True, type=FILE)
 @click.option("-o", "--output", required=True, type=FILE, help=".html")
 @rate_option(None)
+@clean_option
 @device_option
 def shortcut(
-    model: str, data: tuple[Path, ...], output: Path, rate: float | None, device: str | None
+    model: str,
+    data: tuple[Path, ...],
+    output: Path,
+    rate: float | None,
+    clean: bool | None,
+    device: str | None,
 ) -> None:
     """Measure how far MODEL's answers move when what is not ultrasound is blanked.
 
@@ -326,7 +332,7 @@ def shortcut(
     """
     from .. import shortcuts
 
-    result = shortcuts.shortcut(model, data, output, rate, device)
+    result = shortcuts.shortcut(model, data, output, rate, device, clean=clean)
     for source, reason in result.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
     for name, value in result.summary():

@@ -40,6 +40,13 @@ MODEL = _Name(or_file=True)
 device_option = click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
 
 
+clean_option = click.option(
+    "--clean/--no-clean",
+    default=None,
+    help="Cut frames to the beam and clean them; by default as the model was made.",
+)
+
+
 def rate_option(default: float | None) -> Callable[[Command], Command]:
     """`--rate`: how many frames a second are looked at; without a default, as the model has it."""
     return click.option(
