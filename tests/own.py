@@ -58,7 +58,7 @@ def write_model(folder: Path, seed: int = 0, size: int = 64, **answers: Any) -> 
         "classes": CLASSES,
         "temperature": 1.5,
         "confidence": 0.5,
-        "threshold": 1e3,
+        "threshold": 90.0,
         "quantile": 0.99,
         "validation_frames": 50,
         "rate": 3.0,

@@ -68,6 +68,7 @@ class Explanation:
         rate: frames a second that were sampled.
         cut: whether the clip goes on behind its last frame here.
         clean: whether the network saw its frames cut to the beam, and cleaned.
+        guarded: whether there is something to say by whether the clip is unlike.
     """
 
     source: Path
@@ -84,6 +85,7 @@ class Explanation:
     rate: float
     cut: bool
     clean: bool = False
+    guarded: bool = True
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -97,6 +99,8 @@ class Explanation:
             return f"No classifier: similarity to {whose} embedding"
         kind = "calibrated probability" if self.calibrated else "probability"
         unlike = "; unlike the training images" if self.unlike else ""
+        if not self.guarded:
+            unlike = "; whether it is like the training images is not known"
         return f"{self.label}: {kind} {mean:.2f}{unlike}"
 
     @property
@@ -318,6 +322,7 @@ def explain(
         beam=found,
         rate=look.rate,
         clean=look.clean,
+        guarded=network.statistics is not None,
         cut=cut,
     )
 

@@ -35,8 +35,19 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 #: Frames a second at which a clip is looked at, where the network does not say.
 RATE = 3.0
 
+# What comes of a configuration of wrong types.
+_WRONG = (TypeError, AttributeError, AssertionError)
+
 Floats = NDArray[np.float64]
 Frame = Image.Image | NDArray[Any]
+
+
+#: A distance from the training images, in standard deviations of each number, that no image has.
+_OFF = 100.0
+
+
+class UnguardedWarning(UserWarning):
+    """Nothing tells images apart that are unlike those that the model was trained on."""
 
 
 class UnverifiedWarning(UserWarning):
@@ -273,9 +284,29 @@ def _of_folder(reference: str, folder: Path) -> Network:
     name = folder.resolve().name
     if (folder / ANSWERS).is_file():
         card, answers = read_model(folder)
-        found = _of_card(card, reference, "model", name, folder)
         seen = read_statistics(folder / STATISTICS, answers)
+        found = _of_card(card, reference, "model", name, folder)
+        stages: Any = found.module.feature_info
+        wide = sum(stage["num_chs"] for stage in stages[1:3])
+        if len(seen.mean) != wide:
+            raise CheckpointError(
+                f"{folder / STATISTICS}: holds statistics of {len(seen.mean)} numbers, where "
+                f"{card.architecture} has {wide}; copy the model's folder again"
+            )
+        if answers.threshold > _OFF:
+            warnings.warn(
+                f"{folder / ANSWERS}: its threshold of {answers.threshold:.3g}, by "
+                f"{answers.validation_frames} validation frames, lets every image pass as like "
+                "the training images",
+                UnguardedWarning,
+                stacklevel=2,
+            )
         return replace(found, answers=answers, statistics=seen)
+    if (folder / STATISTICS).exists():
+        raise DataError(
+            f"{folder}: is a model of `uscl finetune` without its {ANSWERS}, which says when it "
+            "cannot tell; copy the model's folder again"
+        )
     # a card beside weights is to be kept, whoever wrote the two
     for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
         card = read_card(path)
@@ -283,7 +314,8 @@ def _of_folder(reference: str, folder: Path) -> Network:
             return _of_card(card, reference, "folder", name, folder)
     try:
         module: Any = timm.create_model(f"{LOCAL}{folder}", pretrained=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    # a configuration may say anything, and timm asserts, compares and indexes
+    except (OSError, RuntimeError, ValueError, LookupError, *_WRONG) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"{folder}: holds no model, of `uscl finetune` or of timm ({type(error).__name__}: "
@@ -314,7 +346,11 @@ def _described(
     if not names or len(names) != count:
         names = [f"class {i}" for i in range(count)]
     classes = tuple(map(str, names))
-    return Network(reference, kind, name, module, create_transform(module), classes, folder=folder)
+    try:
+        transform = create_transform(module)
+    except DataError as error:
+        raise DataError(f"{reference or name}: {error}") from error
+    return Network(reference, kind, name, module, transform, classes, folder=folder)
 
 
 def _of_file(reference: str, path: Path, statistics: tuple[Channels, Channels] | None) -> Network:
