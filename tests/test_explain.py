@@ -122,7 +122,10 @@ def test_the_most_probable_class_is_explained(clip: Path) -> None:
     assert found.label == "dark"
     other = explain(Brightness(), clip, "bright", rate=10, progress=False)
     assert found.scores + other.scores == pytest.approx(np.ones(8))
-    assert found.title == f"dark: probability {found.scores.mean():.2f}"
+    assert found.title == (
+        f"dark: probability {found.scores.mean():.2f}; whether it is like the training images is "
+        "not known"
+    )
 
 
 def test_as_grad_cam_is_defined(still: Path) -> None:

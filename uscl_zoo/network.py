@@ -367,15 +367,17 @@ def _of_file(reference: str, path: Path, statistics: tuple[Channels, Channels] |
             continue
         shape = None if card is None else card.input
         if shape is None:
-            # only safetensors have a place to say it in
-            own = checkpoint.statistics_in(path) if path.suffix == ".safetensors" else None
+            own = authors.recognised(path, content)
             if own is None and statistics is None:
                 raise DataError(
                     f"{path}: does not say what mean and std its frames had; give them (--mean "
                     "and --std), as 0.5 and 0.25 for weights of this zoo's first recipes"
                 )
-            mean, std = own or statistics  # type: ignore[misc]
-            shape = Input((3, 224, 224), mean, std)
+            # who says it knows better than what it looks like, and the file better than both
+            if own is not None and (own.said or statistics is None):
+                statistics = own.mean, own.std
+            assert statistics is not None
+            shape = Input((3, 224, 224), *statistics)
         module = timm.create_model(architecture, num_classes=0, **card_config(shape))
         module.load_state_dict(state)
         return Network(

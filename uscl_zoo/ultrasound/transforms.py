@@ -16,9 +16,9 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
-from ..card import Card
+from ..card import MODELS, Card
 from ..catalogue import model_info
-from ..errors import DataError
+from ..errors import DataError, UnknownModelError
 from ..registry import statistics_of
 from .rgb import to_frame
 
@@ -118,6 +118,17 @@ class FrameTransform:
         return torch.stack([self(image) for image in images])
 
 
+def _named(name: str) -> Card | PretrainedCfg:
+    """What is known under a name, of the zoo or of timm."""
+    # timm knows of the zoo's what was there when it was registered, and not what came since
+    if name.partition(".")[0] in MODELS:
+        return model_info(name)
+    try:
+        return timm.get_pretrained_cfg(name) or model_info(name)
+    except RuntimeError as error:
+        raise UnknownModelError(f"{name}: timm knows the model, and not the tag") from error
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -151,8 +162,7 @@ def create_transform(model: nn.Module | Card | str) -> FrameTransform:
     """
     asked: Any = model
     if isinstance(model, str):
-        # a name of timm's own will do; if it is nobody's, the zoo knows the nearest
-        asked = timm.get_pretrained_cfg(model) or model_info(model)
+        asked = _named(model)
     channels = None
     if isinstance(asked, Card):
         config = {**vars(asked.input), "input_size": asked.input.size}
