@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from torch import Tensor
 import uscl_zoo
 from uscl_zoo import authors, places, weights_cache
 from uscl_zoo.catalogue import packaged_cards
+from uscl_zoo.checkpoint import metadata_of
+from uscl_zoo.cli import main
 from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError, CheckpointError, DataError
+from uscl_zoo.network import load
 
 State = dict[str, Tensor]
 MODELS = {"resnet18": torchvision.models.resnet18, "resnet50": torchvision.models.resnet50}
@@ -198,9 +203,139 @@ def test_same_output_from_other_files(
     write: Callable[[torch.nn.Module, Path], Path], tmp_path: Path
 ) -> None:
     model = network()
-    authors.import_checkpoint(write(model, tmp_path / "best_model.pth"), "resnet18_uscl.us4")
+    path = write(model, tmp_path / "best_model.pth")
+    # of others than the authors the card of us4 is not, and timm's five classes show nothing
+    name = f"resnet18_uscl.{'us4' if 'features.0.weight' in _keys(path) else 'mine'}"
+    given = authors.IMAGENET if write is _as_timm else None
+    authors.import_checkpoint(path, name, statistics=given)
     expected = embed_by_torchvision(backbone(model), FRAMES)
-    assert torch.equal(embed_by_zoo("resnet18_uscl.us4", FRAMES), expected)
+    assert torch.equal(embed_by_zoo(name, FRAMES), expected)
+
+
+# ------------------------------------------------------------------- what frames are normalised by
+
+
+def _keys(path: Path) -> set[str]:
+    return set(authors._state_dict(path.read_bytes(), path))
+
+
+HALVES = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+OWN = (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)
+
+
+def _timm_state(classes: int) -> State:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state: State = timm.create_model("resnet18", num_classes=classes).state_dict()
+    return state
+
+
+def _torchvision(folder: Path) -> Path:
+    return saved(network().state_dict(), folder / "resnet18-f37072fd.pth")
+
+
+def _timm(folder: Path) -> Path:
+    save_file(_timm_state(1000), folder / "a.safetensors", {"format": "pt"})
+    return folder / "a.safetensors"
+
+
+def _lightning(folder: Path) -> Path:
+    state = {f"module.{key}": tensor for key, tensor in _timm_state(1000).items()}
+    return saved({"epoch": 3, "state_dict": state}, folder / "last.ckpt")
+
+
+def _authors(folder: Path) -> Path:
+    return saved(as_authors(backbone(network())), folder / "best_model.pth")
+
+
+def _authors_in_parallel(folder: Path) -> Path:
+    state = as_authors(backbone(network()), "none")
+    return saved({f"module.{key}": tensor for key, tensor in state.items()}, folder / "m.pth")
+
+
+def _metadata(folder: Path) -> Path:
+    save_file(_timm_state(1000), folder / "b.safetensors", metadata_of(*OWN))
+    return folder / "b.safetensors"
+
+
+def _hub(folder: Path) -> Path:
+    config = {"pretrained_cfg": {"mean": list(OWN[0]), "std": list(OWN[1])}}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(_timm_state(5), folder / "model.safetensors", {"format": "pt"})
+    return folder / "model.safetensors"
+
+
+SHOWN = {
+    _torchvision: authors.IMAGENET,
+    _timm: authors.IMAGENET,
+    _lightning: authors.IMAGENET,
+    _authors: HALVES,
+    _authors_in_parallel: HALVES,
+    _metadata: OWN,
+    _hub: OWN,
+}
+
+
+@pytest.mark.parametrize("make", SHOWN)
+def test_the_mean_and_std_that_belong_to_the_weights(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    card = authors.import_checkpoint(path, "resnet18_uscl.mine")
+    assert (card.input.mean, card.input.std) == SHOWN[make]
+    transform = uscl_zoo.create_transform("resnet18_uscl.mine")
+    assert (transform.mean, transform.std) == SHOWN[make]
+    # by the one door the file itself is seen so
+    assert load(path, "cpu").transform.mean == SHOWN[make][0]
+    # what is said otherwise is a contradiction
+    with pytest.raises(DataError, match="by what is given") as caught:
+        authors.import_checkpoint(path, "resnet18_uscl.other", statistics=((0.4,) * 3, (0.2,) * 3))
+    assert str(path) in str(caught.value)
+    again = authors.import_checkpoint(path, "resnet18_uscl.again", statistics=SHOWN[make])
+    assert again.input == card.input
+
+
+@pytest.mark.parametrize("classes", [0, 2, 999, 1001])
+def test_what_shows_nothing_needs_them(
+    classes: int, tmp_path: Path, own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(_timm_state(classes), tmp_path / "mine.pth")
+    words = ["import", str(path), "--as", "resnet18_uscl.mine"]
+    for more in ([], ["--mean", "0.4"], ["--std", "0.4"], ["--mean", "a", "--std", "1"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, *more])
+        assert stopped.value.code == 2
+        told = capsys.readouterr().err
+        assert "--mean" in told and "Traceback" not in told
+    assert not own_folder.exists()
+    main([*words, "--mean", "0.4", "--std", "0.1,0.2,0.3"])
+    assert "mean (0.4, 0.4, 0.4), std (0.1, 0.2, 0.3)" in capsys.readouterr().out
+    card = uscl_zoo.model_info("resnet18_uscl.mine")
+    assert (card.input.mean, card.input.std) == ((0.4,) * 3, (0.1, 0.2, 0.3))
+
+
+def test_a_card_of_the_zoo_is_not_for_weights_of_others(tmp_path: Path) -> None:
+    path = _torchvision(tmp_path)
+    with pytest.raises(DataError, match=r"by the card of resnet18_uscl\.us4 0\.5,0\.5,0\.5"):
+        authors.import_checkpoint(path, "resnet18_uscl.us4")
+
+
+@pytest.mark.parametrize(
+    "wrong", [((0.4, 0.4), (0.2, 0.2)), ((0.4,) * 3, (0.2, 0, 0.2)), ((0.4,) * 3, (nan,) * 3)]
+)
+def test_statistics_that_are_none(wrong: Any, tmp_path: Path) -> None:
+    path = saved(_timm_state(2), tmp_path / "mine.pth")
+    with pytest.raises(DataError, match="should be three"):
+        authors.import_checkpoint(path, "resnet18_uscl.mine", statistics=wrong)
+
+
+@pytest.mark.parametrize("mean", ["grey", [0.5], [0.5, nan, 0.5], 0.5])
+def test_a_configuration_that_is_malformed(mean: Any, tmp_path: Path) -> None:
+    path = _hub(tmp_path)
+    config = {"pretrained_cfg": {"mean": mean, "std": [0.2] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        authors.import_checkpoint(path, "resnet18_uscl.mine")
 
 
 def test_missing_batch_counts_become_zero(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 import uscl_zoo
 from uscl_zoo import embed as embedding
+from uscl_zoo import parts
 from uscl_zoo.card import Card
 from uscl_zoo.cli import main
 from uscl_zoo.embed import (
@@ -350,9 +351,9 @@ class TestEmbedTo:
         self, model: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # a part for each source, then all in one
-        monkeypatch.setattr(embedding, "_PART_ROWS", 1)
+        monkeypatch.setattr(parts, "_PART_ROWS", 1)
         one = embed_to(tmp_path / "one.csv", model, folder, rate=10, progress=False)
-        monkeypatch.setattr(embedding, "_PART_ROWS", 10**6)
+        monkeypatch.setattr(parts, "_PART_ROWS", 10**6)
         other = embed_to(tmp_path / "other.csv", model, folder, rate=10, progress=False)
         assert one.path.read_text() == other.path.read_text()
 
@@ -365,7 +366,8 @@ class TestEmbedTo:
         torch.manual_seed(0)
         network = timm.create_model("test_resnet", num_classes=0)
         code = (
-            "import sys, time, timm, torch; from uscl_zoo import embed as e; e._PART_ROWS = 1\n"
+            "import sys, time, timm, torch; from uscl_zoo import embed as e, parts\n"
+            "parts._PART_ROWS = 1\n"
             "torch.manual_seed(0); m = timm.create_model('test_resnet', num_classes=0)\n"
             "m.register_forward_pre_hook(lambda *_: time.sleep(0.5))\n"
             "e.embed_to(sys.argv[1], m, sys.argv[2], rate=100, batch_size=4, progress=False)\n"

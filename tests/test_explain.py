@@ -1,3 +1,4 @@
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from uscl_zoo.cli import main
+from uscl_zoo.embed import embed
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.ultrasound.phantom import lung_clip
 
@@ -19,6 +21,7 @@ pytest.importorskip("uscl_zoo.ultrasound.beam")
 from uscl_zoo.gradcam import Explanation, explain, heat_maps
 from uscl_zoo.network import load
 from uscl_zoo.prediction import predict
+from uscl_zoo.shortcuts import shortcut
 
 WHERE = {"input_size": (3, 160, 160), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
@@ -119,7 +122,10 @@ def test_the_most_probable_class_is_explained(clip: Path) -> None:
     assert found.label == "dark"
     other = explain(Brightness(), clip, "bright", rate=10, progress=False)
     assert found.scores + other.scores == pytest.approx(np.ones(8))
-    assert found.title == f"dark: probability {found.scores.mean():.2f}"
+    assert found.title == (
+        f"dark: probability {found.scores.mean():.2f}; whether it is like the training images is "
+        "not known"
+    )
 
 
 def test_as_grad_cam_is_defined(still: Path) -> None:
@@ -274,3 +280,103 @@ def test_whatever_is_imported_first() -> None:
     assert uscl_zoo.explain is uscl_zoo.gradcam.explain is explain
     assert uscl_zoo.shortcut is uscl_zoo.shortcuts.shortcut
     assert callable(uscl_zoo.embed.embed)
+
+
+# ----------------------------------------------------------------- whatever the caller has switched
+
+
+CONTEXTS = {
+    "no_grad": (torch.no_grad,),
+    "inference_mode": (torch.inference_mode,),
+    "autocast": (lambda: torch.autocast("cpu", torch.bfloat16),),
+    "autocast and no_grad": (lambda: torch.autocast("cpu", torch.bfloat16), torch.no_grad),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("classes", [0, 2])
+def test_no_mode_of_the_caller_matters(context: str, classes: int, still: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=classes)
+    usual = explain(network, still, progress=False)
+    with contextlib.ExitStack() as stack:
+        for enter in CONTEXTS[context]:
+            stack.enter_context(enter())
+        found = explain(network, still, progress=False)
+        embedded = embed(network, still, progress=False)
+    assert np.array_equal(found.heat, usual.heat) and found.scores == usual.scores
+    assert np.array_equal(embedded.features, embed(network, still, progress=False).features)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision(dtype: torch.dtype, still: Path) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=2)
+    usual = explain(network, still, progress=False)
+    found = explain(network.to(dtype), still, progress=False)
+    assert next(network.parameters()).dtype == dtype
+    assert found.heat == pytest.approx(usual.heat, abs=0.1)
+    assert found.scores == pytest.approx(usual.scores, abs=0.01)
+    moved = [case.moved for case in shortcut(network, [still], progress=False).cases]
+    assert np.isfinite(moved).all()
+
+
+def test_a_network_that_was_made_in_inference_mode(still: Path) -> None:
+    with torch.inference_mode():
+        network = timm.create_model("test_resnet", num_classes=2)
+    assert explain(network, still, progress=False).heat.max() == 1
+
+
+# ------------------------------------------------------------------------------- several sizes
+
+
+def stills(folder: Path, *sizes: tuple[int, int]) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i, (width, height) in enumerate(sizes):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"f{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("sizes", [((60, 40), (40, 60), (90, 90)), ((60, 40), (60, 40), (90, 90))])
+def test_a_folder_of_stills_is_no_clip(
+    sizes: tuple[tuple[int, int], ...],
+    tuned: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = stills(tmp_path / "stills", *sizes)
+    outputs = {
+        "embed": ["--model", str(tuned), str(folder), "-o", f"{tmp_path}/o.csv"],
+        "predict": [str(tuned), str(folder), "-o", f"{tmp_path}/p.csv"],
+        "shortcut": [str(tuned), str(folder), "-o", f"{tmp_path}/s.html"],
+    }
+    for command, words in outputs.items():
+        main([command, *words])
+    assert "3 frames of 3 files" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["explain", str(tuned), str(folder), "-o", f"{tmp_path}/e.png"])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.endswith(
+        f"{folder}: holds 3 sources, which are no clip; explain one of them, as {folder / 'f0.png'}"
+    )
+    # of one it is that one
+    for file in ("f1.png", "f2.png"):
+        (folder / file).unlink()
+    main(["explain", str(tuned), str(folder), "-o", f"{tmp_path}/e.png"])
+
+
+def test_pages_of_several_sizes_have_no_beam_in_common(tmp_path: Path) -> None:
+    folder = stills(tmp_path / "stills", *[(60, 40)] * 40, (90, 90))
+    first, *rest = (Image.open(folder / f"f{i}.png") for i in range(41))
+    path = tmp_path / "pages.tiff"
+    for some in (rest, rest[-1:]):
+        first.save(path, save_all=True, append_images=some)
+        with pytest.raises(DataError, match=r"pages\.tiff: .*(of several sizes|in common)"):
+            explain(Brightness(), path, progress=False)
+        assert embed(Brightness(), path, progress=False).features.shape == (len(some) + 1, 2)
+    # of the last one: of the first, the odd page is behind the frames it looks at
+    with pytest.raises(DataError, match="of several sizes"):
+        shortcut(Brightness(), path, progress=False)

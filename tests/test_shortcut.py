@@ -18,9 +18,10 @@ from uscl_zoo.ultrasound.phantom import lung_clip
 pytest.importorskip("uscl_zoo.ultrasound.beam")
 
 from uscl_zoo import shortcuts
+from uscl_zoo.blanking import blank
 from uscl_zoo.network import UnverifiedWarning
 from uscl_zoo.shortcuts import Shortcuts, shortcut
-from uscl_zoo.ultrasound.sources import state_of
+from uscl_zoo.ultrasound.sources import Look, state_of
 
 
 class Corner(nn.Module):
@@ -83,14 +84,13 @@ def test_a_network_that_goes_by_ultrasound_is_not(data: Path) -> None:
 
 
 def test_what_is_left_stays_where_it_was(data: Path) -> None:
-    clip = shortcuts._open(data / "marked.gif", 1.0)
-    less = shortcuts._blank(clip)
+    less = blank(data / "marked.gif", Look(1.0))
     assert less.beam == "curved"
-    assert less.outside.shape == less.all.shape == clip.frames.shape
+    assert less.outside.shape == less.all.shape == less.frames.shape
     assert not less.all[:, :20, :60].any()
     middle = np.s_[:, 100:140, 100:140]
-    assert np.array_equal(less.outside[middle], clip.frames[middle])
-    same = (less.all == clip.frames).all(axis=3)
+    assert np.array_equal(less.outside[middle], less.frames[middle])
+    same = (less.all == less.frames).all(axis=3)
     assert same.mean() > 0.2
     assert less.blanked == pytest.approx(1 - (less.outside.any(axis=(0, 3))).mean(), abs=0.1)
 
@@ -162,11 +162,11 @@ def test_continues_after_an_interruption(
     output = tmp_path / "r.html"
     judge, judged = shortcuts._judge, []
 
-    def once(scorer: Any, source: Path, rate: float) -> Any:
+    def once(scorer: Any, source: Path, look: Look) -> Any:
         judged.append(source.name)
         if judged.count(source.name) == 1 and len(judged) == 3:
             raise KeyboardInterrupt
-        return judge(scorer, source, rate)
+        return judge(scorer, source, look)
 
     monkeypatch.setattr(shortcuts, "_judge", once)
     with pytest.raises(KeyboardInterrupt):

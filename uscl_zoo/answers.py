@@ -8,7 +8,10 @@ training images by which an image of another kind is known.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,17 @@ from safetensors.torch import load
 from torch import Tensor
 
 from .card import Card, read_card
-from .errors import CardError, CheckpointError, DataError, DigestError
+from .errors import CardError, CheckpointError, DataError, DigestError, reason
+from .files import open_file
 from .records import from_mapping, read_json
 
-#: Files of a model beside `model.safetensors`, `config.json` and its card.
+#: Files of a model beside `model.safetensors` and its card.
 ANSWERS, STATISTICS = "predict.json", "statistics.safetensors"
+#: What timm reads.
+CONFIG = "config.json"
+
+#: Bytes of statistics: a ResNet-50 has 768 numbers, and their square of 8 bytes.
+_LARGEST = 1 << 26
 
 Floats = NDArray[np.float64]
 
@@ -42,6 +51,8 @@ class Answers:
         rate: frames a second to sample from videos, as in training.
         statistics_sha256: digest of the statistics, which belong to these weights.
         flips: whether an answer is the mean over a frame and its mirror image.
+        clean: whether frames are cut to the beam and cleaned of what is drawn, as in training.
+        grey: whether their brightness alone is kept, as in training.
     """
 
     classes: tuple[str, ...]
@@ -53,6 +64,13 @@ class Answers:
     rate: float
     statistics_sha256: str
     flips: bool = False
+    clean: bool = False
+    grey: bool = False
+
+    def made_for(self, sampling: Mapping[str, Any]) -> Answers:
+        """These, of a network trained on frames that were sampled so (`Sampling.settings`)."""
+        clean, grey = (bool(sampling.get(key, False)) for key in ("clean", "grey"))
+        return replace(self, clean=clean, grey=grey)
 
 
 @dataclass(frozen=True)
@@ -113,9 +131,54 @@ def read_model(folder: Path) -> tuple[Card, Answers]:
     card = model_card(folder)
     path = folder / ANSWERS
     answers = from_mapping(Answers, read_json(path), str(path))
-    if answers.classes != card.classes or answers.temperature <= 0:
-        raise CardError(f"{path}: does not belong to the card of {card.name}")
+    if answers.classes != card.classes:
+        raise CardError(f"{path}: does not belong to the card of {card.name}, by its classes")
+    for key, right, rule in (
+        ("classes", len(set(answers.classes)) == len(answers.classes) > 1, "two or more names"),
+        ("temperature", answers.temperature > 0, "positive"),
+        ("confidence", 0 <= answers.confidence <= 1, "a probability"),
+        ("threshold", answers.threshold > 0, "positive"),
+        ("quantile", 0 < answers.quantile <= 1, "a share"),
+        ("validation_frames", answers.validation_frames > 0, "positive"),
+        ("rate", answers.rate > 0, "positive"),
+        (
+            "statistics_sha256",
+            re.fullmatch(r"[0-9a-f]{64}", answers.statistics_sha256) is not None,
+            "64 lower-case hexadecimal digits",
+        ),
+    ):
+        if not right:
+            raise CardError(f"{path}: {key}: should be {rule}, not {getattr(answers, key)!r}")
+    _check_config(folder / CONFIG, card)
     return card, answers
+
+
+def _check_config(path: Path, card: Card) -> None:
+    """Refuse what timm would read of a model if it is of another than the card.
+
+    Raises:
+        CardError: naming the key.
+    """
+    if not os.path.lexists(path):
+        return
+    said = read_json(path)
+    shape: Any = said.get("pretrained_cfg") if isinstance(said, Mapping) else None
+    if not isinstance(shape, Mapping):
+        raise CardError(f"{path}: should be a mapping with `pretrained_cfg`; copy the model again")
+    for key, there, here in (
+        ("architecture", said.get("architecture"), card.architecture),
+        ("num_classes", said.get("num_classes"), len(card.classes)),
+        ("label_names", said.get("label_names"), card.classes),
+        ("mean", shape.get("mean"), card.input.mean),
+        ("std", shape.get("std"), card.input.std),
+        ("input_size", shape.get("input_size"), card.input.size),
+    ):
+        there = tuple(there) if isinstance(there, list) else there
+        if there != here:
+            raise CardError(
+                f"{path}: {key} is {there!r}, and {here!r} on the card of {card.name}; copy the "
+                "model's folder again"
+            )
 
 
 def model_card(folder: Path) -> Card:
@@ -140,9 +203,13 @@ def read_statistics(path: Path, answers: Answers) -> Statistics:
     """
     try:
         # taken from one reading, so that what is checked is what is used
-        content = path.read_bytes()
+        with open_file(path) as stream:
+            content = stream.read(_LARGEST + 1)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(
+            f"{path}: cannot be read ({reason(error)}), and without it nothing says which images "
+            "are unlike the training images; copy the model's folder again"
+        ) from error
     if (found := hashlib.sha256(content).hexdigest()) != answers.statistics_sha256:
         raise DigestError(
             f"{path}: is not the file the model was written with: expected SHA-256 "
@@ -150,6 +217,21 @@ def read_statistics(path: Path, answers: Answers) -> Statistics:
         )
     try:
         tensors: dict[str, Tensor] = load(content)
-        return Statistics(tensors["mean"].numpy(), tensors["precision"].numpy())
-    except (SafetensorError, KeyError) as error:
+        mean, precision = (tensors[name].double().numpy() for name in ("mean", "precision"))
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: holds no statistics ({error})") from error
+    if mean.ndim != 1 or precision.shape != (len(mean), len(mean)):
+        raise CheckpointError(
+            f"{path}: holds no statistics (mean {mean.shape}, precision {precision.shape})"
+        )
+    try:
+        # of a matrix that is no inverse of a covariance, distances would be none
+        fits = np.isfinite(mean).all() and np.isfinite(np.linalg.cholesky(precision)).all()
+    except np.linalg.LinAlgError:
+        fits = False
+    if not fits or not np.allclose(precision, precision.T):
+        raise CheckpointError(
+            f"{path}: holds no statistics (its precision is not symmetric and positive definite, "
+            "or a number is not finite)"
+        )
+    return Statistics(mean, precision)

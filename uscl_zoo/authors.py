@@ -8,14 +8,15 @@ children 0, 1 and 4-7 hold tensors; torchvision and timm name the same tensors `
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -25,10 +26,11 @@ from torch import Tensor
 from . import checkpoint
 from .card import ARCHITECTURES, Card, Input, Training, Weights, read_card
 from .catalogue import home, packaged_cards
+from .checkpoint import Channels
 from .digests import sha256_of
 from .errors import CardError, CheckpointError, DataError
 from .files import check_output, expanded, locked, written
-from .records import write_yaml
+from .records import read_json, write_yaml
 from .release import release
 
 #: Keys under which training scripts wrap a state dict.
@@ -40,6 +42,12 @@ _STAGES = {"features.0.": "conv1.", "features.1.": "bn1."} | {
 
 #: Projections and classifiers, which a backbone does without.
 _HEAD = re.compile(r"(l1|l2|fc|fc1|fc2|linear)\.(weight|bias)")
+
+#: What torchvision and timm normalise by for what they trained on ImageNet, and its classes.
+IMAGENET: tuple[Channels, Channels] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IMAGENET_CLASSES = 1000
+#: What the code of USCL, Meta-USCL and HiCo does.
+_AUTHORS: tuple[Channels, Channels] = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 #: The largest ResNet-50 with heads and optimizer is a tenth of this.
 _LARGEST = 4 << 30
@@ -54,6 +62,7 @@ def import_checkpoint(
     licence: str | None = None,
     summary: str | None = None,
     origin: str | None = None,
+    statistics: tuple[Channels, Channels] | None = None,
 ) -> Card:
     """Turn a checkpoint that others publish into a card and weights of the user's own.
 
@@ -72,6 +81,9 @@ def import_checkpoint(
         licence: of the weights, as an SPDX identifier, for names without a card.
         summary: one line for tables, for names without a card.
         origin: where the file was published, for names without a card.
+        statistics: mean and standard deviation that its frames were normalised by, of intensities
+            in 0-1, for a file that does not say: neither in itself (see `recognised`), nor in a
+            `config.json` of timm's beside it, nor by its name.
 
     Returns:
         The card, as read back from its file.
@@ -81,14 +93,17 @@ def import_checkpoint(
             (120 of ResNet-18, 318 of ResNet-50) and heads; it lists what is missing, extra and
             mis-shaped.
         CardError: if the name is not one of the zoo's kind.
-        DataError: if other weights of that name are in the way, or the file itself is, or another
-            process imports it.
+        DataError: if other weights of that name are in the way, or the file itself is, another
+            process imports it, nothing says what its frames were normalised by, or two things say
+            it differently.
     """
     path = expanded(path)
     folder = expanded(folder) if folder else home()
     card = _card(name, licence, summary, origin)
     weights, card_file = folder / card.weights.file, folder / f"{name}.yaml"
-    state = read_backbone(path, card.architecture)
+    content = read_content(path)
+    state = read_backbone(path, card.architecture, content)
+    card = _normalised(card, path, content, statistics)
     try:
         for output in (weights, card_file):
             check_output(output, [path])
@@ -108,6 +123,116 @@ def import_checkpoint(
             "room or name another folder with USCL_ZOO_WEIGHTS"
         ) from error
     return read_card(card_file)
+
+
+class Shown(NamedTuple):
+    """What the frames of a checkpoint were normalised by.
+
+    Attributes:
+        mean: of intensities in 0-1.
+        std: of the same.
+        how: by what this is known, for people.
+        said: whether the file says so, rather than looking like one that was.
+    """
+
+    mean: Channels
+    std: Channels
+    how: str
+    said: bool
+
+
+def recognised(path: Path, content: bytes) -> Shown | None:
+    """What a checkpoint's frames were normalised by, where the file or its place shows it.
+
+    Args:
+        path: the checkpoint; timm's `config.json` may be beside it.
+        content: of the file.
+
+    Returns:
+        Mean and standard deviation; None if nothing shows them.
+
+    Raises:
+        CheckpointError: if it cannot be read, or says something malformed.
+    """
+    if content[8:9] == b"{" and (said := checkpoint.statistics_in(path)) is not None:
+        return Shown(*said, "its metadata", True)
+    if (said := _beside(path)) is not None:
+        return Shown(*said, "config.json beside it", True)
+    state = _state_dict(content, path)
+    names = {str(key).removeprefix("module.") for key in state}
+    if any(name.startswith(theirs) for name in names for theirs in _STAGES):
+        return Shown(*_AUTHORS, "the layout of the authors of USCL", False)
+    head = state.get("fc.bias", state.get("module.fc.bias"))
+    if isinstance(head, Tensor) and tuple(head.shape) == (_IMAGENET_CLASSES,):
+        # of torchvision and timm alike: of these architectures there is none with others
+        return Shown(*IMAGENET, "the 1,000 classes of ImageNet", False)
+    return None
+
+
+def _beside(path: Path) -> tuple[Channels, Channels] | None:
+    """What timm wrote beside weights that it saved, or that come from the Hub."""
+    config = path.with_name("config.json")
+    if path.name not in ("model.safetensors", "pytorch_model.bin") or not config.is_file():
+        return None
+    said = read_json(config)
+    shape = said.get("pretrained_cfg") if isinstance(said, Mapping) else None
+    if not isinstance(shape, Mapping) or shape.get("mean") is None or shape.get("std") is None:
+        return None
+    try:
+        return check_statistics(shape["mean"], shape["std"])
+    except (DataError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{config}: {error}") from error
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of three channels, if they can be.
+
+    Raises:
+        DataError: if they are not three finite numbers each, or one of `std` is not positive.
+    """
+    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
+        raise DataError(f"mean should be three numbers, of intensities in 0-1, not {mean!r}")
+    if len(std) != 3 or not all(0 < value < math.inf for value in std):
+        raise DataError(f"std should be three positive numbers, not {std!r}")
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _normalised(
+    card: Card, path: Path, content: bytes, given: tuple[Channels, Channels] | None
+) -> Card:
+    """The card with the mean and standard deviation that belong to the weights."""
+    shown = recognised(path, content)
+    ways = [] if shown is None else [shown[:3]]
+    if given is not None:
+        ways.append((*check_statistics(*given), "what is given (--mean and --std)"))
+    if card.name in packaged_cards():
+        ways.append((card.input.mean, card.input.std, f"the card of {card.name}"))
+    if not ways:
+        raise DataError(
+            f"{path}: does not show what mean and std its frames were normalised by; give them "
+            "(--mean and --std): 0.485,0.456,0.406 and 0.229,0.224,0.225 if it began as ImageNet's "
+            "of torchvision or timm and they were kept"
+        )
+    mean, std, first = ways[0]
+    for other_mean, other_std, other in ways[1:]:
+        if (other_mean, other_std) != (mean, std):
+            raise DataError(
+                f"{path}: by {first} its mean and std are {_spelt(mean)} and {_spelt(std)}, and by "
+                f"{other} {_spelt(other_mean)} and {_spelt(other_std)}; choose another name, or "
+                "leave out what is wrong"
+            )
+    method = card.training.method
+    if (mean, std) == IMAGENET and card.name not in packaged_cards():
+        method = "supervised" if shown is not None and shown[:2] == IMAGENET else method
+    return replace(
+        card,
+        input=replace(card.input, mean=mean, std=std),
+        training=replace(card.training, method=method),
+    )
+
+
+def _spelt(values: Channels) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def read_backbone(path: Path, architecture: str, content: bytes | None = None) -> dict[str, Tensor]:
@@ -194,8 +319,8 @@ def _card(name: str, licence: str | None, summary: str | None, origin: str | Non
         architecture=model.removesuffix("_uscl"),
         summary=summary or "imported weights",
         weights=Weights(file=f"{name}.safetensors", origin=origin),
-        # the preprocessing of the authors' code, on which these layouts were trained
-        input=Input(size=(3, 224, 224), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        # of the authors' code; `_normalised` has the last word
+        input=Input((3, 224, 224), *_AUTHORS),
         training=Training(method="uscl", sources=()),
         licence=licence,
         intended_use="Research; nothing is known of these weights but the file they came from.",

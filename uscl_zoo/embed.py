@@ -5,17 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import re
-import time
 import warnings
-import zipfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,13 +24,14 @@ from .annotations import SubjectPattern, Table
 from .checkpoint import folder_of
 from .embeddings import BEGINS, Embeddings, average_subjects, check_suffix, concatenate, write
 from .errors import DataError, MissingDependencyError, UsclError
-from .files import check_output, parts_of, written
+from .files import check_output, parts_of
 from .inference import batched, infer
 from .network import Network, load
+from .parts import NAMES, Parts, Row, mean_of
 from .release import release
 from .rows import own_subjects, survey
 from .ultrasound.reading import DamageWarning
-from .ultrasound.sources import Named, decode_ahead, files_of, state_of
+from .ultrasound.sources import Look, Named, decode_ahead, files_of, state_of
 
 __all__ = [
     "Embeddings",
@@ -50,11 +47,6 @@ Pool = Literal["frame", "clip", "subject"]
 #: A pattern, see `annotations.SubjectPattern`; a table; or what names a subject by the path of a
 #: source within its folder, None where it is not known.
 Subjects = str | Table | Callable[[str], str | None]
-
-# Rows, and seconds, after which what is done is put on disk.
-_PART_ROWS, _PART_SECONDS = 8192, 30.0
-#: Names of parts, half-written ones of earlier releases among them.
-_PARTS = re.compile(r"\.?\d{8,}-\d+(\.\d+\.partial)?\.npz")
 
 
 @dataclass(frozen=True)
@@ -92,6 +84,7 @@ def embed(
     subjects: Subjects | None = None,
     workers: int | None = None,
     every_row: bool = False,
+    clean: bool | None = None,
 ) -> Embeddings:
     """Embed images, DICOM files, videos and folders of them.
 
@@ -116,6 +109,8 @@ def embed(
             `lambda name: name[:4]`. A source whose subject is None or unknown is its own.
         workers: threads that decode; None for one a core.
         every_row: whether a row of the table without a file is an error.
+        clean: whether frames are cut to the beam, and cleaned of what is drawn in it; as the
+            network was made if None.
 
     Raises:
         DataError: if nothing can be read, or an argument is out of range.
@@ -129,10 +124,10 @@ def embed(
     network = load(model, device)
     skipped: list[tuple[Path, str]] = []
     blocks = []
-    run = _rows(network, sources, rate, batch_size, workers, progress, skipped)
+    run = _rows(network, sources, network.look(rate, clean), batch_size, workers, progress, skipped)
     with contextlib.closing(run):
         for row in run:
-            blocks.append(_block(row if pool == "frame" else _mean(row), sources, whose))
+            blocks.append(_block(row if pool == "frame" else mean_of(row), sources, whose))
     if not blocks:
         raise _none_readable(sources, skipped)
     result = average_subjects(blocks) if pool == "subject" else concatenate(blocks)
@@ -153,6 +148,7 @@ def embed_to(
     subjects: Subjects | None = None,
     workers: int | None = None,
     every_row: bool = False,
+    clean: bool | None = None,
 ) -> Written:
     """Embed as `embed` does, into a file; a call that was interrupted continues where it was.
 
@@ -173,6 +169,7 @@ def embed_to(
         subjects: see there.
         workers: see there.
         every_row: see there.
+        clean: see there.
 
     Raises:
         DataError: as `embed` and `Embeddings.save`; if the output is an input, `OUTPUT.parts` is
@@ -186,11 +183,11 @@ def embed_to(
     home = None if isinstance(model, nn.Module) else folder_of(model)
     inputs = chain.from_iterable(map(files_of, sources))
     check_output(output, inputs, [home] if home else [], BEGINS[output.suffix.lower()])
-    with parts_of(output, _PARTS) as folder:
+    with parts_of(output, NAMES) as folder:
         network = load(model, device)
-        rate = network.rate if rate is None else rate
-        told = [digest(network.module), repr(network.transform), rate, pool == "frame"]
-        parts = _Parts(folder, json.dumps([release(), *told]))
+        look = network.look(rate, clean)
+        told = [digest(network.module), repr(network.transform), look, pool == "frame"]
+        parts = Parts(folder, json.dumps([release(), *told]))
         return _embed_by_parts(
             output,
             parts,
@@ -199,7 +196,7 @@ def embed_to(
             whose,
             notes,
             pool=pool,
-            rate=rate,
+            look=look,
             batch_size=batch_size,
             workers=workers,
             progress=progress,
@@ -208,14 +205,14 @@ def embed_to(
 
 def _embed_by_parts(
     output: Path,
-    parts: _Parts,
+    parts: Parts,
     network: Network,
     sources: Sequence[Path],
     whose: Sequence[str] | None,
     notes: tuple[str, ...],
     *,
     pool: Pool,
-    rate: float,
+    look: Look,
     batch_size: int,
     workers: int | None,
     progress: bool,
@@ -225,12 +222,12 @@ def _embed_by_parts(
     resumed = len(sources) - len(todo)
     skipped: list[tuple[Path, str]] = []
     left = [sources[i] for i in todo]
-    run = _rows(network, left, rate, batch_size, workers, progress, skipped, resumed)
+    run = _rows(network, left, look, batch_size, workers, progress, skipped, resumed)
     try:
         with contextlib.closing(run):
             for row in run:
                 place = todo[row.source]
-                parts.add(sources[place], states[place], row if pool == "frame" else _mean(row))
+                parts.add(sources[place], states[place], row if pool == "frame" else mean_of(row))
     finally:
         parts.flush()
     found = [i for i, source in enumerate(sources) if parts.has(source, states[i])]
@@ -333,28 +330,7 @@ def _none_readable(sources: Sequence[Path], skipped: list[tuple[Path, str]]) -> 
     return DataError(f"none of {len(sources)} sources can be read; {first}")
 
 
-class _Row(NamedTuple):
-    """What one source gave: its frames, or their mean.
-
-    Attributes:
-        source: number of the source.
-        features: float32 (n, D).
-        times: float64 (n,).
-        counts: int64 (n,).
-    """
-
-    source: int
-    features: NDArray[np.float32]
-    times: NDArray[np.float64]
-    counts: NDArray[np.int64]
-
-
-def _mean(row: _Row) -> _Row:
-    mean = row.features.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-    return _Row(row.source, mean, row.times[:1], row.counts.sum(keepdims=True))
-
-
-def _block(row: _Row, sources: Sequence[Path], whose: Sequence[str] | None) -> Embeddings:
+def _block(row: Row, sources: Sequence[Path], whose: Sequence[str] | None) -> Embeddings:
     count = len(row.features)
     return Embeddings(
         row.features,
@@ -369,13 +345,13 @@ def _block(row: _Row, sources: Sequence[Path], whose: Sequence[str] | None) -> E
 def _rows(
     network: Network,
     sources: Sequence[Path],
-    rate: float | None,
+    look: Look,
     batch_size: int,
     workers: int | None,
     progress: bool,
     skipped: list[tuple[Path, str]],
     done: int = 0,
-) -> Generator[_Row, None, None]:
+) -> Generator[Row, None, None]:
     """Embed the frames of each source that can be read, in order; the others go to `skipped`."""
     if batch_size < 1:
         raise DataError(f"batch_size should be at least 1, not {batch_size}")
@@ -388,7 +364,7 @@ def _rows(
     def frames() -> Generator[NDArray[np.uint8], None, None]:
         opened = decode_ahead(
             sources,
-            network.rate if rate is None else rate,
+            look,
             network.transform.resize,
             workers,
             damaged.append,
@@ -434,115 +410,8 @@ def _rows(
             while decoded and len(decoded[0][1]) <= len(whole):
                 number, times = decoded.popleft()
                 size = len(times)
-                yield _Row(number, whole[:size], np.array(times), np.ones(size, np.int64))
+                yield Row(number, whole[:size], np.array(times), np.ones(size, np.int64))
                 whole = whole[size:]
             held = [whole]
     for message in damaged:
         warnings.warn(message, DamageWarning, stacklevel=3)
-
-
-class _Parts:
-    """What is done of a long run, on disk: files of many sources each, every one whole.
-
-    Attributes:
-        folder: of the files.
-        key: of what made them, besides the sources; files with another are not looked at.
-    """
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder
-        self.key = key
-        self._index: dict[str, tuple[str, Path, int, int]] = {}
-        self._rows: list[tuple[Path, str, _Row]] = []
-        self._waiting = 0
-        self._since = time.monotonic()
-        self._width = 0
-        for path in sorted(folder.glob("*.npz")):
-            # what cannot be read is made again
-            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-                self._take_in(path)
-
-    def _take_in(self, path: Path) -> None:
-        with np.load(path, allow_pickle=False) as part:
-            if part["key"].item() != self.key:
-                return
-            self._width = int(part["width"])
-            offset = 0
-            for source, state, count in zip(
-                part["sources"].tolist(),
-                part["states"].tolist(),
-                part["rows"].tolist(),
-                strict=True,
-            ):
-                self._index[source] = (state, path, offset, count)
-                offset += count
-
-    def has(self, source: Path, state: str) -> bool:
-        return self._index.get(str(source), ("",))[0] == state
-
-    def size(self, sources: Sequence[Path]) -> tuple[int, int]:
-        """Rows of these sources, and numbers in each."""
-        return sum(self._index[str(source)][3] for source in sources), self._width
-
-    def add(self, source: Path, state: str, row: _Row) -> None:
-        self._rows.append((source, state, row))
-        self._waiting += len(row.features)
-        if self._waiting >= _PART_ROWS or time.monotonic() - self._since >= _PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put on disk what has been added."""
-        if not self._rows:
-            return
-        path = self.folder / f"{len(self._index):08}-{os.getpid()}.npz"
-        sources, states, rows = zip(*self._rows, strict=True)
-        with written(path) as partial, partial.open("wb") as stream:
-            np.savez(
-                stream,
-                key=np.array(self.key),
-                width=np.array(rows[0].features.shape[1]),
-                sources=np.array([str(source) for source in sources], np.str_),
-                states=np.array(states, np.str_),
-                rows=np.array([len(row.features) for row in rows], np.int64),
-                features=np.concatenate([row.features for row in rows]),
-                times=np.concatenate([row.times for row in rows]),
-                counts=np.concatenate([row.counts for row in rows]),
-            )
-        self._take_in(path)
-        self._rows, self._waiting, self._since = [], 0, time.monotonic()
-
-    def blocks(self, sources: Sequence[Path], whose: Sequence[str] | None) -> Iterator[Embeddings]:
-        """The rows of sources, in their order, as many at a time as lie together in a part."""
-        opened: Path | None = None
-        features: NDArray[np.float32]
-        start = 0
-        while start < len(sources):
-            _, path, offset, size = self._index[str(sources[start])]
-            stop, sizes = start + 1, [size]
-            while stop < len(sources):
-                _, other, place, size = self._index[str(sources[stop])]
-                if (other, place) != (path, offset + sum(sizes)):
-                    break
-                sizes.append(size)
-                stop += 1
-            if path != opened:
-                with np.load(path, allow_pickle=False) as part:
-                    features, times, counts = part["features"], part["times"], part["counts"]
-                opened = path
-            some = slice(offset, offset + sum(sizes))
-            owners = np.repeat(np.arange(start, stop), sizes).tolist()
-            yield Embeddings(
-                features[some],
-                [sources[i] for i in owners],
-                np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]),
-                times[some],
-                counts[some],
-                subjects=None if whose is None else [whose[i] for i in owners],
-            )
-            start = stop
-
-    def remove(self) -> None:
-        """Take away the parts, those of other calls to the same output too, and nothing else."""
-        for path in self.folder.iterdir():
-            if _PARTS.fullmatch(path.name):
-                path.unlink(missing_ok=True)

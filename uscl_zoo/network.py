@@ -27,6 +27,7 @@ from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
 from .files import expanded
 from .inference import Answer, batched, both_ways, infer, logits, logits_and_textures, pooled
+from .ultrasound.sources import Look
 from .ultrasound.transforms import FrameTransform, create_transform
 
 #: How timm asks for a network in a folder, and for one of the Hub.
@@ -34,8 +35,19 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 #: Frames a second at which a clip is looked at, where the network does not say.
 RATE = 3.0
 
+# What comes of a configuration of wrong types.
+_WRONG = (TypeError, AttributeError, AssertionError)
+
 Floats = NDArray[np.float64]
 Frame = Image.Image | NDArray[Any]
+
+
+#: A distance from the training images, in standard deviations of each number, that no image has.
+_OFF = 100.0
+
+
+class UnguardedWarning(UserWarning):
+    """Nothing tells images apart that are unlike those that the model was trained on."""
 
 
 class UnverifiedWarning(UserWarning):
@@ -98,6 +110,20 @@ class Network:
     def flips(self) -> bool:
         """Whether what it says is the mean over a frame and its mirror image."""
         return self.answers is not None and self.answers.flips
+
+    def look(self, rate: float | None = None, clean: bool | None = None) -> Look:
+        """How it looks at a clip: as it was made to, but for what is said here.
+
+        Args:
+            rate: frames a second.
+            clean: whether frames are cut to the beam, and cleaned of what is drawn in it.
+        """
+        made = self.answers
+        return Look(
+            self.rate if rate is None else rate,
+            clean=made is not None and made.clean if clean is None else clean,
+            grey=made is not None and made.grey,
+        )
 
     def run(self, frames: Iterable[Frame], batch_size: int = 32) -> tuple[Floats, Floats]:
         """What it makes of frames.
@@ -265,9 +291,29 @@ def _of_folder(reference: str, folder: Path) -> Network:
     name = folder.resolve().name
     if (folder / ANSWERS).is_file():
         card, answers = read_model(folder)
-        found = _of_card(card, reference, "model", name, folder)
         seen = read_statistics(folder / STATISTICS, answers)
+        found = _of_card(card, reference, "model", name, folder)
+        stages: Any = found.module.feature_info
+        wide = sum(stage["num_chs"] for stage in stages[1:3])
+        if len(seen.mean) != wide:
+            raise CheckpointError(
+                f"{folder / STATISTICS}: holds statistics of {len(seen.mean)} numbers, where "
+                f"{card.architecture} has {wide}; copy the model's folder again"
+            )
+        if answers.threshold > _OFF:
+            warnings.warn(
+                f"{folder / ANSWERS}: its threshold of {answers.threshold:.3g}, by "
+                f"{answers.validation_frames} validation frames, lets every image pass as like "
+                "the training images",
+                UnguardedWarning,
+                stacklevel=2,
+            )
         return replace(found, answers=answers, statistics=seen)
+    if (folder / STATISTICS).exists():
+        raise DataError(
+            f"{folder}: is a model of `uscl finetune` without its {ANSWERS}, which says when it "
+            "cannot tell; copy the model's folder again"
+        )
     # a card beside weights is to be kept, whoever wrote the two
     for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
         card = read_card(path)
@@ -275,7 +321,8 @@ def _of_folder(reference: str, folder: Path) -> Network:
             return _of_card(card, reference, "folder", name, folder)
     try:
         module: Any = timm.create_model(f"{LOCAL}{folder}", pretrained=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    # a configuration may say anything, and timm asserts, compares and indexes
+    except (OSError, RuntimeError, ValueError, LookupError, *_WRONG) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
             f"{folder}: holds no model, of `uscl finetune` or of timm ({type(error).__name__}: "
@@ -306,7 +353,11 @@ def _described(
     if not names or len(names) != count:
         names = [f"class {i}" for i in range(count)]
     classes = tuple(map(str, names))
-    return Network(reference, kind, name, module, create_transform(module), classes, folder=folder)
+    try:
+        transform = create_transform(module)
+    except DataError as error:
+        raise DataError(f"{reference or name}: {error}") from error
+    return Network(reference, kind, name, module, transform, classes, folder=folder)
 
 
 def _of_file(reference: str, path: Path, statistics: tuple[Channels, Channels] | None) -> Network:
@@ -323,15 +374,17 @@ def _of_file(reference: str, path: Path, statistics: tuple[Channels, Channels] |
             continue
         shape = None if card is None else card.input
         if shape is None:
-            # only safetensors have a place to say it in
-            own = checkpoint.statistics_in(path) if path.suffix == ".safetensors" else None
+            own = authors.recognised(path, content)
             if own is None and statistics is None:
                 raise DataError(
                     f"{path}: does not say what mean and std its frames had; give them "
                     "(`statistics`), as 0.5 and 0.25 for weights of this zoo's first recipes"
                 )
-            mean, std = own or statistics  # type: ignore[misc]
-            shape = Input((3, 224, 224), mean, std)
+            # who says it knows better than what it looks like, and the file better than both
+            if own is not None and (own.said or statistics is None):
+                statistics = own.mean, own.std
+            assert statistics is not None
+            shape = Input((3, 224, 224), *statistics)
         module = timm.create_model(architecture, num_classes=0, **card_config(shape))
         module.load_state_dict(state)
         return Network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from .files import check_output, expanded, written
 from .names import cell
 from .network import Network, load
 from .records import from_mapping, to_plain
-from .ultrasound.reading import sample
+from .ultrasound.clip import DamageWarning
 from .ultrasound.sources import Named, files_of, name_sources
 
 SUFFIXES = (".csv", ".json")
@@ -185,6 +186,7 @@ def predict(
     subjects: str | Mapping[str, str] | Callable[[Path], str | None] | None = None,
     confidence: float | None = None,
     rate: float | None = None,
+    clean: bool | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -198,6 +200,8 @@ def predict(
             or file name, or a function of the path.
         confidence: probability below which the answer is "cannot tell"; the model's own if None.
         rate: frames a second to sample from videos; the model's own if None.
+        clean: whether frames are cut to the beam, and cleaned of what is drawn in it; as in the
+            model's training if None.
         batch_size: frames at a time.
         device: to compute on, see `network.load`.
         progress: show a bar.
@@ -225,17 +229,21 @@ def predict(
         )
     if confidence is not None:
         answers = from_mapping(Answers, to_plain(answers) | {"confidence": confidence}, "")
+    look = network.look(rate, clean)
     origins: list[tuple[int, int, float]] = []
     skipped: list[tuple[Path, str]] = []
 
     def frames() -> Iterator[Image.Image]:
         for index, source in enumerate(tqdm(sources, unit="file", disable=not progress)):
             try:
-                for number, (time, image) in enumerate(sample(source, rate or network.rate)):
+                for number, (time, image) in enumerate(look.at(source)):
                     origins.append((index, number, time))
                     yield image
-            except UnreadableError as error:
-                skipped.append((source, str(error).removeprefix(f"{source}: ")))
+            except (UnreadableError, DataError) as error:
+                if origins and origins[-1][0] == index:
+                    warnings.warn(str(error), DamageWarning, stacklevel=2)
+                else:
+                    skipped.append((source, str(error).removeprefix(f"{source}: ")))
 
     probabilities, distances = network.run(frames(), batch_size)
     if not origins:

@@ -28,7 +28,7 @@ from .files import check_folder, expanded, written_folder
 from .hub import HUB_FILE
 from .records import write_text, write_yaml
 
-CONFIG, README, FIGURE = "config.json", "README.md", "similarity.png"
+CONFIG, README, FIGURE = answers.CONFIG, "README.md", "similarity.png"
 #: The figure of a fine-tuned model.
 CONFUSION = "confusion.png"
 
@@ -176,7 +176,9 @@ def _find(name: str) -> tuple[Card, Path | None]:
     """The card of a checkpoint of the zoo, or of a model's folder, and that folder."""
     folder = expanded(name)
     if (folder / answers.ANSWERS).is_file():
-        return answers.read_model(folder)[0], folder
+        card, how = answers.read_model(folder)
+        answers.read_statistics(folder / answers.STATISTICS, how)
+        return card, folder
     return model_info(name), None
 
 

@@ -11,9 +11,8 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from .blanking import MOST_FRAMES, blank
 from .checkpoint import folder_of
 from .embed import digest
 from .errors import DataError, MissingDependencyError, UsclError, one_line
@@ -30,13 +30,10 @@ from .names import cell
 from .network import Network, load
 from .records import write_text
 from .ultrasound.beam import UNKNOWN
-from .ultrasound.cleaning import clean
-from .ultrasound.clip import Clip
-from .ultrasound.reading import read, sample
-from .ultrasound.sources import files_of, name_sources, state_of
+from .ultrasound.sources import Look, files_of, name_sources, state_of
 
-#: Frames taken from a clip at most, and cases with pictures in a report.
-MOST_FRAMES, PICTURED = 24, 24
+#: Cases with pictures in a report.
+PICTURED = 24
 
 # Longest side in pixels of the pictures in a report.
 _LONGEST = 360
@@ -92,7 +89,8 @@ class Shortcuts:
         network: its name.
         classes: names of its outputs; none if it has no classifier.
         cases: the farthest moved first.
-        rate: frames a second that were sampled.
+        look: how the sources were looked at; if cleaned, the network sees nothing that could be
+            blanked.
         typical: mean cosine distance between two of the sources, to compare `moved` with; None with
             a classifier, or of a single source.
         skipped: sources that could not be read or cleaned, and why.
@@ -101,7 +99,7 @@ class Shortcuts:
     network: str
     classes: tuple[str, ...]
     cases: list[Case]
-    rate: float
+    look: Look
     typical: float | None
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -129,6 +127,9 @@ class Shortcuts:
             lines.append(("between two files, mean", f"{self.typical:.2g}"))
         unknown = sum(case.beam == UNKNOWN for case in self.cases)
         lines.append(("no beam found, nothing outside it blanked", f"{unknown}"))
+        if self.look.clean:
+            words = "made for cleaned frames, and so shown nothing that could be blanked"
+            lines.append((words, f"{len(self.cases)}"))
         return lines
 
     def save(self, path: str | Path) -> Path:
@@ -186,7 +187,7 @@ class Shortcuts:
             skipped = f"<h2>Left out</h2><ul>{skipped}</ul>"
         return _HTML.format(
             network=html.escape(one_line(self.network)),
-            rate=f"{self.rate:g}",
+            rate=f"{self.look.rate:g}",
             most=MOST_FRAMES,
             unit=self.unit,
             rows=rows,
@@ -222,9 +223,8 @@ class Shortcuts:
         )
 
     def _pictures(self, case: Case) -> tuple[Image.Image, Image.Image]:
-        clip = _open(case.source, self.rate)
-        less = _blank(clip).all
-        return Image.fromarray(clip.frames[case.worst]), Image.fromarray(less[case.worst])
+        less = blank(case.source, self.look)
+        return Image.fromarray(less.frames[case.worst]), Image.fromarray(less.all[case.worst])
 
 
 _HTML = """<!doctype html>
@@ -264,6 +264,8 @@ def shortcut(
     rate: float | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    *,
+    clean: bool | None = None,
 ) -> Shortcuts:
     """Measure how far answers move when overlays, calipers and all outside the beam are blanked.
 
@@ -277,6 +279,8 @@ def shortcut(
             first 24 are taken.
         device: as for `embed`.
         progress: show a bar.
+        clean: whether the network is shown frames that are cut to the beam and cleaned, in which
+            nothing is left to blank; as it was made if None.
 
     Raises:
         DataError: if nothing can be read, the report cannot be written or would replace what is no
@@ -290,11 +294,13 @@ def shortcut(
     if not sources:
         raise DataError("there is nothing to look at: name a file or folder")
     if output is None:
-        return _shortcut(model, sources, None, None, rate, device, progress)
+        network = load(model, device)
+        return _shortcut(network, sources, None, None, network.look(rate, clean), progress)
     home = None if isinstance(model, nn.Module) else folder_of(model)
     _check_outputs(output, sources, [home] if home else [])
     with parts_of(output, _PARTS) as folder:
-        return _shortcut(model, sources, output, folder, rate, device, progress)
+        network = load(model, device)
+        return _shortcut(network, sources, output, folder, network.look(rate, clean), progress)
 
 
 def _check_outputs(output: Path, sources: Iterable[Path], closed: Iterable[Path] = ()) -> None:
@@ -306,17 +312,14 @@ def _check_outputs(output: Path, sources: Iterable[Path], closed: Iterable[Path]
 
 
 def _shortcut(
-    model: nn.Module | str | Path,
+    network: Network,
     sources: Sequence[Path],
     output: Path | None,
     folder: Path | None,
-    rate: float | None,
-    device: str | torch.device | None,
+    look: Look,
     progress: bool,
 ) -> Shortcuts:
-    network = load(model, device)
-    rate = network.rate if rate is None else rate
-    key = json.dumps([digest(network.module), repr(network.transform), network.temperature, rate])
+    key = json.dumps([digest(network.module), repr(network.transform), network.temperature, look])
     cases: list[Case] = []
     skipped: list[tuple[Path, str]] = []
     directions: NDArray[np.float64] | float = 0.0
@@ -326,7 +329,7 @@ def _shortcut(
             done = journal.find(source, state)
             if done is None:
                 try:
-                    done = _judge(network, source, rate)
+                    done = _judge(network, source, look)
                 except MissingDependencyError:
                     raise
                 except (UsclError, OSError) as error:
@@ -344,74 +347,24 @@ def _shortcut(
         # the mean over all pairs, of the sum alone: |sum|² = n + sum of the cosines of the pairs
         count = len(cases)
         typical = 1 - (float(np.square(directions).sum()) - count) / (count * (count - 1))
-    result = Shortcuts(network.name, network.classes, cases, rate, typical, skipped)
+    result = Shortcuts(network.name, network.classes, cases, look, typical, skipped)
     if output is not None:
         result.save(output)
         journal.remove()
     return result
 
 
-def _open(source: Path, rate: float) -> Clip:
-    """The frames to look at, with what the file says of itself."""
-    frames = list(islice(sample(source, rate), MOST_FRAMES))
-    shapes = {frame.image.size for frame in frames}
-    if len(shapes) > 1:
-        raise DataError(f"{source}: its frames are of several sizes")
-    pixels = np.stack([np.asarray(frame.image) for frame in frames])
-    times = np.array([frame.time for frame in frames])
-    return Clip.of(pixels, times, source, read(source).facts)
-
-
-class _Blanked(NamedTuple):
-    """The frames of a clip with less and less in them; what is left stays where it was.
-
-    Attributes:
-        outside: without what is outside the beam, uint8 (T, H, W, 3).
-        all: without text and calipers in it either.
-        beam: its kind.
-        confidence: of the beam.
-        blanked: share of the pixels that lie outside it.
-        removed: share of those in it that were painted over.
-    """
-
-    outside: NDArray[np.uint8]
-    all: NDArray[np.uint8]
-    beam: str
-    confidence: float
-    blanked: float
-    removed: float
-
-
-def _blank(clip: Clip) -> _Blanked:
-    cleaner = clean(clip).cleaner
-    left, top, right, bottom = cleaner.box
-    mask = cleaner.beam.mask if cleaner.sure else np.ones_like(cleaner.beam.mask)
-    outside = clip.frames * mask[:, :, None]
-    everything = np.zeros_like(outside)
-    painted = 0
-    for target, frame in zip(everything, clip.frames, strict=True):
-        # not cropped: the network would see the ultrasound at another size
-        target[top:bottom, left:right], overlay = cleaner(Image.fromarray(frame))
-        painted += int(overlay.sum())
-    return _Blanked(
-        outside,
-        everything,
-        cleaner.beam.kind if cleaner.sure else UNKNOWN,
-        cleaner.beam.confidence,
-        1 - float(mask.mean()),
-        painted / (len(outside) * max(int(mask.sum()), 1)),
-    )
-
-
-def _judge(network: Network, source: Path, rate: float) -> tuple[Case, NDArray[np.float64]]:
+def _judge(network: Network, source: Path, look: Look) -> tuple[Case, NDArray[np.float64]]:
     """One case, and the direction of its embedding."""
-    clip = _open(source, rate)
-    less = _blank(clip)
-    answers = [network(frames) for frames in (clip.frames, less.outside, less.all)]
+    less = blank(source, look)
+    if look.clean:
+        answers = [network(less.cut)] * 3
+    else:
+        answers = [network(frames) for frames in (less.frames, less.outside, less.all)]
     means = [answer.mean(axis=0) for answer in answers]
     case = Case(
         source,
-        len(clip.frames),
+        len(less.frames),
         less.beam,
         less.confidence,
         less.blanked,
@@ -421,7 +374,7 @@ def _judge(network: Network, source: Path, rate: float) -> tuple[Case, NDArray[n
         before=tuple(map(float, means[0])) if network.classes else (),
         after=tuple(map(float, means[2])) if network.classes else (),
         worst=max(
-            range(len(clip.frames)),
+            range(len(less.frames)),
             key=lambda i: _distance(answers[0][i], answers[2][i], bool(network.classes)),
         ),
     )

@@ -144,5 +144,8 @@ class TestCreateTransform:
     def test_unknown(self) -> None:
         with pytest.raises(UnknownModelError, match="did you mean resnet18_uscl"):
             create_transform("resnet18_usl")
+        for name in ("resnet18_uscl.nosuch", "resnet18.nosuch"):
+            with pytest.raises(UnknownModelError, match="nosuch"):
+                create_transform(name)
         with pytest.raises(DataError, match="Linear does not say what input"):
             create_transform(nn.Linear(3, 3))

@@ -204,6 +204,7 @@ def finetune(
         tuner, apart = _train(base, given, settings, chosen, work, progress, tell)
         labels, shape = given.store.labels, given.shape
         answers, statistics = calibrate(tuner, apart, labels, shape, confidence, given.rate)
+        answers = answers.made_for(given.store.description["sampling"])
         verdict = judge(
             tuner,
             given.store,

@@ -9,7 +9,7 @@ import click
 
 from ..errors import one_line
 from .commands import Heading
-from .options import FILE, MODEL, device_option, rate_option
+from .options import FILE, MODEL, clean_option, device_option, rate_option
 
 commands = Heading(help="Adapt one to classes of your own")
 
@@ -93,6 +93,7 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
 @click.option("--subject-pattern", help="Regex whose group is the subject.")
 @click.option("--confidence", type=click.FloatRange(0, 1), help="Below it: cannot tell.")
 @rate_option(None)
+@clean_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @device_option
 def predict(
@@ -102,6 +103,7 @@ def predict(
     subject_pattern: str | None,
     confidence: float | None,
     rate: float | None,
+    clean: bool | None,
     batch_size: int,
     device: str | None,
 ) -> None:
@@ -120,6 +122,7 @@ def predict(
         subjects=subject_pattern,
         confidence=confidence,
         rate=rate,
+        clean=clean,
         batch_size=batch_size,
         device=device,
     )
@@ -151,6 +154,7 @@ def predict(
 )
 @click.option("--class", "label", help="To explain; by default the most probable.")
 @rate_option(None)
+@clean_option
 @device_option
 def explain(
     model: str,
@@ -158,6 +162,7 @@ def explain(
     outputs: tuple[Path, ...],
     label: str | None,
     rate: float | None,
+    clean: bool | None,
     device: str | None,
 ) -> None:
     """Draw where in FILE the evidence for MODEL's answer is.
@@ -176,7 +181,7 @@ def explain(
         gradcam.check_suffix(output)
     for output in outputs or usual:
         check_output(output, inputs_of([file]), [home] if home else [])
-    result = gradcam.explain(model, file, label, rate, device)
+    result = gradcam.explain(model, file, label, rate, device, clean=clean)
     outputs = outputs or usual[: 2 if len(result) > 1 else 1]
     click.echo(one_line(f"{result.title}; {result.subtitle}"))
     for output in outputs:

@@ -10,34 +10,12 @@ import click
 from ..errors import DataError, one_line
 from ..files import expanded
 from .commands import Heading
-from .options import FILE, MODEL, device_option, rate_option
+from .options import FILE, MODEL, channels, clean_option, device_option, numbers, rate_option
 
 if TYPE_CHECKING:
     from ..training.downstream.datasets import DataSet
 
 commands = Heading(help="Check a model, or data")
-
-
-def _numbers(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> tuple[float, ...] | None:
-    """Numbers with commas between them."""
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"numbers with commas between them, not {value!r}") from error
-
-
-def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float, float] | None:
-    """A number a channel, or one for all."""
-    if values is None:
-        return None
-    if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
-        raise DataError(f"{name}: one number or three between 0 and 1, as intensities are")
-    red, green, blue = values if len(values) == 3 else values * 3
-    return red, green, blue
 
 
 @commands.command(
@@ -63,8 +41,8 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
 @click.option(
     "--all-subjects", "everyone", is_flag=True, help="Of a store: not the held-out ones alone."
 )
-@click.option("--mean", callback=_numbers, help="Of files that do not say theirs: .5 or .5,.5,.5")
-@click.option("--std", callback=_numbers, help="As --mean.")
+@click.option("--mean", callback=numbers, help="Of files that do not say theirs: .5 or .5,.5,.5")
+@click.option("--std", callback=numbers, help="As --mean.")
 @click.option(
     "--protocol",
     "protocols",
@@ -83,7 +61,7 @@ def _channels(name: str, values: tuple[float, ...] | None) -> tuple[float, float
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option(
     "--shares",
-    callback=_numbers,
+    callback=numbers,
     help="Linear with these percents of the training subjects, as 5,10,25,100.",
 )
 @click.option("--label-efficiency", is_flag=True, help="As --shares 1,5,10,25,50,100.")
@@ -152,9 +130,7 @@ def evaluate(
         given["classes"] = classes
     if shares is not None and label_efficiency:
         raise DataError("--shares and --label-efficiency exclude each other")
-    if (mean is None) != (std is None):
-        raise DataError("--mean and --std go together")
-    of_file = _channels("--mean", mean), _channels("--std", std)
+    channels(mean, std)
     percent = shares if shares is not None else [100 * s for s in SHARES if label_efficiency]
     # a card that cannot be read is said before the work, not after it
     named = None if card is None else read_card(card).name
@@ -169,7 +145,7 @@ def evaluate(
         seeds=seeds,
         shares=[share / 100 for share in percent],
         against=against,
-        statistics=None if of_file[0] is None or of_file[1] is None else (of_file[0], of_file[1]),
+        statistics=channels(mean, std),
         rate=rate,
         resamples=resamples,
         seed=seed,
@@ -323,9 +299,15 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
 @click.argument("data", nargs=-1, required=True, type=FILE)
 @click.option("-o", "--output", required=True, type=FILE, help=".html")
 @rate_option(None)
+@clean_option
 @device_option
 def shortcut(
-    model: str, data: tuple[Path, ...], output: Path, rate: float | None, device: str | None
+    model: str,
+    data: tuple[Path, ...],
+    output: Path,
+    rate: float | None,
+    clean: bool | None,
+    device: str | None,
 ) -> None:
     """Measure how far MODEL's answers move when what is not ultrasound is blanked.
 
@@ -334,7 +316,7 @@ def shortcut(
     """
     from .. import shortcuts
 
-    result = shortcuts.shortcut(model, data, output, rate, device)
+    result = shortcuts.shortcut(model, data, output, rate, device, clean=clean)
     for source, reason in result.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
     for name, value in result.summary():

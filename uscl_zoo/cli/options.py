@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ..errors import DataError
+
+#: Of red, green and blue, of intensities in 0-1.
+Channels = tuple[float, float, float]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: A file or folder, whether it is there or not.
@@ -36,7 +40,45 @@ NAME = _Name(or_file=False)
 #: A name of the zoo, or a file or folder.
 MODEL = _Name(or_file=True)
 
+
+def numbers(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Numbers with commas between them."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"numbers with commas between them, not {value!r}") from error
+
+
+def channels(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[Channels, Channels] | None:
+    """`--mean` and `--std`: a number a channel, or one for all; None if neither is given."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise DataError("--mean and --std go together")
+    return _three("--mean", mean), _three("--std", std)
+
+
+def _three(name: str, values: tuple[float, ...]) -> Channels:
+    if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
+        raise DataError(f"{name}: one number or three between 0 and 1, as intensities are")
+    red, green, blue = values if len(values) == 3 else values * 3
+    return red, green, blue
+
+
 device_option = click.option("--device", help="cpu, cuda:0, …; by default CUDA where there is one.")
+
+
+clean_option = click.option(
+    "--clean/--no-clean",
+    default=None,
+    help="Cut frames to the beam and clean them; by default as the model was made.",
+)
 
 
 def rate_option(default: float | None) -> Callable[[Command], Command]:

@@ -11,7 +11,7 @@ import click
 
 from ..errors import DataError, one_line
 from .commands import Heading
-from .options import FILE, MODEL, NAME, device_option, rate_option
+from .options import FILE, MODEL, NAME, clean_option, device_option, rate_option
 from .weights import whereabouts
 
 commands = Heading(help="Use a backbone as it is")
@@ -92,6 +92,7 @@ def demo(clip: Path | None, model: str, output: Path) -> None:
 @click.option("--subject-pattern", help="Without --csv: regex whose group is the subject.")
 @click.option("--every-row", is_flag=True, help="Fail if a row has no file.")
 @rate_option(None)
+@clean_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 @device_option
@@ -106,6 +107,7 @@ def embed(
     subject_pattern: str | None,
     every_row: bool,
     rate: float | None,
+    clean: bool | None,
     batch_size: int,
     workers: int | None,
     device: str | None,
@@ -144,6 +146,7 @@ def embed(
         subjects=subjects,
         workers=workers,
         every_row=every_row,
+        clean=clean,
     )
     for source, reason in done.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)

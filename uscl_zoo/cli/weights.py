@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsclError
 from .commands import Heading
-from .options import FILE, MODEL, NAME
+from .options import FILE, MODEL, NAME, channels, numbers
 
 if TYPE_CHECKING:
     from ..card import Card
@@ -90,6 +90,8 @@ def fetch(names: tuple[str, ...], output: Path | None) -> None:
 @click.option("--licence", help="Of the weights, as an SPDX identifier.")
 @click.option("--summary", help="One line for tables.")
 @click.option("--origin", help="Where the file was published.")
+@click.option("--mean", callback=numbers, help="Of files that do not show theirs: .5 or .5,.5,.5")
+@click.option("--std", callback=numbers, help="As --mean.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 def import_(
     file: Path,
@@ -97,6 +99,8 @@ def import_(
     licence: str | None,
     summary: str | None,
     origin: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     overwrite: bool,
 ) -> None:
     """Bring in a checkpoint of USCL, HiCo, torchvision or timm."""
@@ -104,9 +108,16 @@ def import_(
     from ..catalogue import home
 
     card = import_checkpoint(
-        file, name, overwrite=overwrite, licence=licence, summary=summary, origin=origin
+        file,
+        name,
+        overwrite=overwrite,
+        licence=licence,
+        summary=summary,
+        origin=origin,
+        statistics=channels(mean, std),
     )
     click.echo(f"{card.name}: imported into {home()}, sha256 {card.weights.sha256}")
+    click.echo(f"its frames are normalised by mean {card.input.mean}, std {card.input.std}")
     click.echo(f'next: uscl_zoo.create_model("{card.name}", pretrained=True)')
 
 

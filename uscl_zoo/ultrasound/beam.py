@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from .clip import Clip, Facts
 from .evidence import Evidence
 from .morphology import Mask, Pixels, disc, opencv
@@ -169,4 +170,11 @@ def spread_over(clip: Clip) -> Pixels:
             # every other one from here on, and of those so far
             kept = kept[::2]
             step *= 2
+    sizes = sorted({(frame.shape[1], frame.shape[0]) for frame in kept})
+    if len(sizes) > 1:
+        (width, height), (other_width, other_height) = sizes[:2]
+        raise DataError(
+            f"{clip.source}: frames of {width} x {height} and {other_width} x {other_height} "
+            "pixels have no beam in common; split the clip"
+        )
     return np.stack(kept)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from ..errors import one_line
 from ..files import expanded
-from .clip import OnDamage
-from .reading import find, sample, warn
+from .cleaning import Cleaner
+from .clip import Clip, Frame, OnDamage
+from .reading import find, read, sample, warn
 
 T = TypeVar("T")
 
@@ -27,6 +28,46 @@ _DEPTH = 64
 
 # Seconds after which a thread that waits for room looks whether it is still wanted.
 _PATIENCE = 0.1
+
+
+class Look(NamedTuple):
+    """How the frames of a source are looked at.
+
+    Attributes:
+        rate: frames a second.
+        clean: cut to the beam, blank around it, and without what is drawn in it, as `uscl prepare
+            --clean` makes them.
+        grey: their brightness alone, in all channels.
+    """
+
+    rate: float
+    clean: bool = False
+    grey: bool = False
+
+    def at(
+        self, source: Path, threads: int = 1, on_damage: OnDamage = warn
+    ) -> Generator[Frame, None, None]:
+        """The frames of a source, as `reading.sample` gives them, looked at so.
+
+        Raises:
+            UnreadableError: as `reading.sample`.
+            MissingDependencyError: as `reading.sample`, and if what cleaning needs is not there.
+            DataError: if they are to be cleaned, and are of several sizes.
+        """
+        cleaner = self.cleaner(source) if self.clean else None
+        for time, image in sample(source, self.rate, threads=threads, on_damage=on_damage):
+            if cleaner is not None:
+                image, _ = cleaner(image)
+            yield Frame(time, image.convert("L").convert("RGB") if self.grey else image)
+
+    def cleaner(self, source: Path) -> Cleaner:
+        """What cleans the frames of a source, which is decoded for it once."""
+
+        def decode() -> Iterator[Frame]:
+            # who takes the frames reports the damage
+            return sample(source, self.rate, on_damage=lambda message: None)
+
+        return Cleaner.of(Clip(decode, source, read(source).facts))
 
 
 class Named(NamedTuple):
@@ -109,7 +150,7 @@ def state_of(source: Path) -> list[list[Any]]:
 
 def decode_ahead(
     sources: Iterable[Path],
-    rate: float,
+    look: Look | float,
     take: Callable[[Image.Image], T],
     workers: int | None = None,
     on_damage: OnDamage = lambda message: None,
@@ -122,16 +163,17 @@ def decode_ahead(
 
     Args:
         sources: as `reading.find` gives them.
-        rate: as for `reading.sample`.
+        look: how; frames a second of as they are.
         take: what to make of a frame, in the thread that decodes it.
         workers: threads; None for one a core.
         on_damage: as for `reading.iterate`, called from these threads.
 
     Yields:
         For each source in turn its frames, as time and what `take` made. That iterator raises what
-        `reading.sample` would, and is to be gone through before the next.
+        `Look.at` would, and is to be gone through before the next.
     """
     sources = list(sources)
+    look = look if isinstance(look, Look) else Look(look)
     cores = workers or os.cpu_count() or 1
     # what cannot be spread over sources can at times be spread over the frames of one
     threads = max(cores // max(len(sources), 1), 1)
@@ -141,7 +183,7 @@ def decode_ahead(
 
     def fill(source: Path, line: _Line[T]) -> None:
         try:
-            for time, image in sample(source, rate, threads=threads, on_damage=on_damage):
+            for time, image in look.at(source, threads, on_damage):
                 if not line.put((time, take(image))):
                     return
             line.put(None)

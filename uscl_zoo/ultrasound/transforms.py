@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,9 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
-from ..card import Card
+from ..card import MODELS, Card
 from ..catalogue import model_info
-from ..errors import DataError
+from ..errors import DataError, UnknownModelError
 from ..registry import statistics_of
 from .rgb import to_frame
 
@@ -57,6 +58,12 @@ class FrameTransform:
             )
         if not self.mean or len(self.mean) != len(self.std):
             raise DataError(f"mean and std should be as long: {self.mean}, {self.std}")
+        if len(self.size) != 2 or not all(isinstance(s, int) and s > 0 for s in self.size):
+            raise DataError(f"size should be height and width in pixels, not {self.size}")
+        if not all(map(_is_number, self.mean)):
+            raise DataError(f"mean should be finite numbers, not {self.mean}")
+        if not all(_is_number(value) and value > 0 for value in self.std):
+            raise DataError(f"std should be positive numbers, not {self.std}")
 
     @property
     def channels(self) -> int:
@@ -111,6 +118,35 @@ class FrameTransform:
         return torch.stack([self(image) for image in images])
 
 
+def _named(name: str) -> Card | PretrainedCfg:
+    """What is known under a name, of the zoo or of timm."""
+    # timm knows of the zoo's what was there when it was registered, and not what came since
+    if name.partition(".")[0] in MODELS:
+        return model_info(name)
+    try:
+        return timm.get_pretrained_cfg(name) or model_info(name)
+    except RuntimeError as error:
+        raise UnknownModelError(f"{name}: timm knows the model, and not the tag") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _channels(config: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
+    """Mean or std of a configuration, for so many channels.
+
+    Raises:
+        DataError: if it is neither of one channel nor of three, nor of these.
+    """
+    values = config[key]
+    if not isinstance(values, (list, tuple)) or len(values) not in (1, 3, count):
+        raise DataError(f"{key} should be a number a channel, not {values!r}")
+    if not all(map(_is_number, values)):
+        raise DataError(f"{key} should be finite numbers, not {values!r}")
+    return statistics_of(values, count)
+
+
 def create_transform(model: nn.Module | Card | str) -> FrameTransform:
     """Create the transform that a network or card asks for.
 
@@ -126,8 +162,7 @@ def create_transform(model: nn.Module | Card | str) -> FrameTransform:
     """
     asked: Any = model
     if isinstance(model, str):
-        # a name of timm's own will do; if it is nobody's, the zoo knows the nearest
-        asked = timm.get_pretrained_cfg(model) or model_info(model)
+        asked = _named(model)
     channels = None
     if isinstance(asked, Card):
         config = {**vars(asked.input), "input_size": asked.input.size}
@@ -138,11 +173,13 @@ def create_transform(model: nn.Module | Card | str) -> FrameTransform:
         convolutions = (m.in_channels for m in asked.modules() if isinstance(m, nn.Conv2d))
         channels = next(convolutions, None)
     size = config["input_size"]
+    if not isinstance(size, (list, tuple)) or len(size) != 3:
+        raise DataError(f"input_size should be channels, height and width, not {size!r}")
     channels = channels or size[0]
     return FrameTransform(
         size=(size[1], size[2]),
-        mean=statistics_of(config["mean"], channels),
-        std=statistics_of(config["std"], channels),
+        mean=_channels(config, "mean", channels),
+        std=_channels(config, "std", channels),
         interpolation=config["interpolation"],
     )
 
@@ -160,4 +197,11 @@ def _pretrained_cfg(model: nn.Module) -> Any:
 
 def _data_config(cfg: Any) -> dict[str, Any]:
     cfg = cfg if isinstance(cfg, dict) else vars(cfg)
-    return dict(resolve_data_config(pretrained_cfg=cfg))
+    for key in ("input_size", "mean", "std"):
+        # timm would take ImageNet's in its place
+        if cfg.get(key) is not None and not cfg[key]:
+            raise DataError(f"{key} is empty")
+    try:
+        return dict(resolve_data_config(pretrained_cfg=cfg))
+    except (AssertionError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise DataError(f"its configuration of the input is malformed ({error!r})") from error
