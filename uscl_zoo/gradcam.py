@@ -251,15 +251,23 @@ def heat_maps(
     ):
         seen = _Seen(network)
         cam = GradCAM(seen, [seen.last])
-        for start in range(0, len(frames), _BATCH):
-            batch = torch.from_numpy(np.stack(frames[start : start + _BATCH])).to(device)
-            inputs = transform.normalise(batch).requires_grad_()
-            targets = [target] * len(batch)
+
+        def maps_of(inputs: Tensor) -> NDArray[np.float32]:
+            inputs, targets = inputs.requires_grad_(), [target] * len(inputs)
             cam(inputs, targets)
             # what it returns is scaled by frame, and frames could not be compared
             kept = cam.activations_and_grads
             parts = (tensors[0].numpy() for tensors in (kept.activations, kept.gradients))
             raw = cam.get_cam_image(inputs, seen.last, targets, *parts)
-            maps.append(np.maximum(raw, 0).astype(np.float32))
+            return np.maximum(raw, 0).astype(np.float32)
+
+        for start in range(0, len(frames), _BATCH):
+            batch = torch.from_numpy(np.stack(frames[start : start + _BATCH])).to(device)
+            inputs = transform.normalise(batch)
+            heat = maps_of(inputs)
+            if network.flips:
+                # of the two looks whose mean is the answer
+                heat = (heat + maps_of(inputs.flip(3))[:, :, ::-1]) / 2
+            maps.append(heat)
             bar.update(len(batch))
     return np.concatenate(maps)
