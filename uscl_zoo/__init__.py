@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from .shortcuts import shortcut
     from .training.downstream.finetune import finetune
     from .ultrasound.transforms import create_transform
+    from .vectors import Embedder
 
     __version__: str
 
 __all__ = [
     "Card",
+    "Embedder",
     "UsclError",
     "create_model",
     "create_transform",
@@ -39,6 +41,7 @@ __all__ = [
 #: would put it in the function's place.
 _HOMES = {
     "Card": "card",
+    "Embedder": "vectors",
     "UsclError": "errors",
     "create_model": "registry",
     "create_transform": "ultrasound.transforms",

@@ -259,7 +259,7 @@ def heat_maps(
             kept = cam.activations_and_grads
             parts = (tensors[0].numpy() for tensors in (kept.activations, kept.gradients))
             raw = cam.get_cam_image(inputs, seen.last, targets, *parts)
-            return np.maximum(raw, 0).astype(np.float32)
+            return np.asarray(np.maximum(raw, 0), np.float32)
 
         for start in range(0, len(frames), _BATCH):
             batch = torch.from_numpy(np.stack(frames[start : start + _BATCH])).to(device)
@@ -267,7 +267,8 @@ def heat_maps(
             heat = maps_of(inputs)
             if network.flips:
                 # of the two looks whose mean is the answer
-                heat = (heat + maps_of(inputs.flip(3))[:, :, ::-1]) / 2
+                heat += maps_of(inputs.flip(3))[:, :, ::-1]
+                heat /= 2
             maps.append(heat)
             bar.update(len(batch))
     return np.concatenate(maps)
