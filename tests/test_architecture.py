@@ -29,8 +29,6 @@ MOST = 500
 LONGER = {
     "uscl_zoo.embed": "to be cut: rows of a table, and how they are resumed, beside the command",
     "uscl_zoo.shortcuts": "to be cut: what is measured, and the page that shows it",
-    "uscl_zoo.training.downstream.finetune": "to be cut into gather, fit, calibrate, judge, write",
-    "uscl_zoo.training.downstream.tuning": "to be cut: settings, the fit and what is kept of it",
     "uscl_zoo.training.trainer": "the step of pretraining and its state, which resume as one",
 }
 
