@@ -221,7 +221,7 @@ def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
         contender(silent, TINY)
     (told,) = contenders.contenders([silent], TINY, (mean, std))
     assert (told.shape.mean, told.shape.std) == (mean, std)
-    with pytest.raises(DataError, match="no MODEL is one"):
+    with pytest.raises(DataError, match="no model is one"):
         contenders.contenders(["random"], TINY, (mean, std))
 
 
