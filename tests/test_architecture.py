@@ -27,7 +27,7 @@ MODULES = modules()
 MOST = 500
 #: Modules that are longer, and why.
 LONGER = {
-    "uscl_zoo.publish": "the model card of a repository, a page of text, stands beside what fills it",
+    "uscl_zoo.publish": "the text of a model card stands beside what fills it",
     "uscl_zoo.training.trainer": "the step of pretraining and its state, which resume as one",
 }
 
