@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from uscl_zoo import digests
 from uscl_zoo.card import Card, Input, Training, Weights
 from uscl_zoo.hub import HUB_FILE
 from uscl_zoo.records import write_yaml
@@ -58,7 +59,7 @@ def put(path: Path, data: bytes) -> Path:
 def age(*paths: Path) -> None:
     """Wait until nobody could have changed the files without their clocks showing it."""
     newest = max(path.stat().st_ctime_ns for path in paths)
-    time.sleep(max(0.0, (newest + 2_100_000_000 - time.time_ns()) / 1e9))
+    time.sleep(max(0.0, (newest + 1.05 * digests._UNSETTLED - time.time_ns()) / 1e9))
 
 
 def cached_file(cache: Path, repo: str, commit: str, data: bytes) -> Path:

@@ -27,10 +27,7 @@ MODULES = modules()
 MOST = 500
 #: Modules that are longer, and why.
 LONGER = {
-    "uscl_zoo.embed": "to be cut: rows of a table, and how they are resumed, beside the command",
-    "uscl_zoo.shortcuts": "to be cut: what is measured, and the page that shows it",
-    "uscl_zoo.training.downstream.finetune": "to be cut into gather, fit, calibrate, judge, write",
-    "uscl_zoo.training.downstream.tuning": "to be cut: settings, the fit and what is kept of it",
+    "uscl_zoo.publish": "the text of a model card stands beside what fills it",
     "uscl_zoo.training.trainer": "the step of pretraining and its state, which resume as one",
 }
 

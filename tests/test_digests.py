@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_weights import FILE, age, card_of, put, tensors
 
-from uscl_zoo import places, weights_cache
+from uscl_zoo import digests, places, weights_cache
 from uscl_zoo.digests import Fingerprint, digest_of
 from uscl_zoo.errors import DigestError, WeightsNotFoundError
 
@@ -21,7 +21,13 @@ def memory(home: Path) -> Path:
 
 
 @pytest.fixture
-def settled(tmp_path: Path) -> Path:
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files settle in a twentieth of a second, for two: longer than a clock's tick all the same."""
+    monkeypatch.setattr(digests, "_UNSETTLED", 50_000_000)
+
+
+@pytest.fixture
+def settled(tmp_path: Path, soon: None) -> Path:
     path = put(tmp_path / "named" / FILE, tensors())
     age(path)
     return path
@@ -72,6 +78,7 @@ def test_a_change_with_restored_mtime_is_caught(settled: Path, how: str) -> None
         weights_cache.locate(card, folder=settled.parent)
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_remembered_wrong_file_stays_wrong(tmp_path: Path, reads: list[Path]) -> None:
     path = put(tmp_path / FILE, tensors(seed=1))
     age(path)

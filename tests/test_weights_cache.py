@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_weights import FILE, NAME, age, cached_file, card_of, put, tensors
 
-from uscl_zoo import weights_cache
+from uscl_zoo import digests, weights_cache
 from uscl_zoo.card import read_card
 from uscl_zoo.errors import DigestError, WeightsNotFoundError
 from uscl_zoo.places import Located, Place
@@ -130,7 +130,10 @@ def test_places_say_what_is_there(everywhere: dict[str, Path], tmp_path: Path) -
     )
 
 
-def test_recheck_notices_what_happened_since(tmp_path: Path) -> None:
+def test_recheck_notices_what_happened_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "_UNSETTLED", 50_000_000)
     path = put(tmp_path / FILE, tensors())
     located = weights_cache.locate(card_of(tensors()), folder=tmp_path)
     located.recheck()

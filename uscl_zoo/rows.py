@@ -150,7 +150,7 @@ def _check_lost(
     )
 
 
-def told_lost(table: Table, lost: Sequence[str]) -> list[str]:
+def report_lost(table: Table, lost: Sequence[str]) -> list[str]:
     """A line about rows without a file; none if there are none."""
     if not lost:
         return []
@@ -322,7 +322,7 @@ def survey(
         if left := [path for path, of in masks.items() if of == root and path not in items]:
             on_damage(reading.masks_left_out(root, left))
     found_ = tuple(named(path, area) for path, area in items.items())
-    return Survey(found_, matched.rows, (*matched.notes, *told_lost(table, matched.lost)))
+    return Survey(found_, matched.rows, (*matched.notes, *report_lost(table, matched.lost)))
 
 
 def absolute(path: Path) -> Path:

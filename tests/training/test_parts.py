@@ -163,7 +163,8 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 prepare([Path(sys.argv[1])], Path(sys.argv[2]), from_name,
     sampling=Sampling(size=int(sys.argv[3])), workers=1, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

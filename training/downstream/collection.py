@@ -89,29 +89,29 @@ def collect(
         ):
             if given:
                 raise DataError(f"{data}: `{argument}` is of a CSV, and this is a folder")
-        found = _of_folder(data, pattern, notes)
+        files = _of_folder(data, pattern, notes)
     else:
         if label_column is None:
             raise DataError(f"{data}: `label_column` is missing: which column is the class?")
         if subject_column is not None and pattern is not None:
             raise DataError("`subject_column` and `subject_pattern` exclude each other")
         table = read_table(data, file_column, label_column, subject_column)
-        found = _of_table(table, pattern, every_row, notes)
+        files = _of_table(table, pattern, every_row, notes)
     kept = {
         name: (source, row)
-        for name, (source, row) in found.items()
+        for name, (source, row) in files.items()
         if not any(fnmatch(source.name, pattern) for pattern in exclude)
     }
-    if len(kept) < len(found):
-        notes.append(f"{len(found) - len(kept)} files left out by name ({', '.join(exclude)})")
+    if len(kept) < len(files):
+        notes.append(f"{len(files) - len(kept)} files left out by name ({', '.join(exclude)})")
     labelled = {
         name: (source, row) for name, (source, row) in kept.items() if is_wanted(row.label, classes)
     }
     if len(labelled) < len(kept):
         other = Counter(row.label or "no label" for _, row in kept.values())
         other.subtract(row.label for _, row in labelled.values() if row.label)
-        told = ", ".join(f"{label} {count}" for label, count in sorted((+other).items()))
-        notes.append(f"{len(kept) - len(labelled)} files left out by class ({told})")
+        counted = ", ".join(f"{label} {count}" for label, count in sorted((+other).items()))
+        notes.append(f"{len(kept) - len(labelled)} files left out by class ({counted})")
     if len({fold(row.label or "") for _, row in labelled.values()}) < 2:
         raise DataError(
             f"{data}: has {len(labelled)} files of less than two classes; "
@@ -145,17 +145,17 @@ def sides(data: Path) -> dict[str, Path]:
             if pattern.fullmatch(name) or pattern.fullmatch(_SET.sub("", name)):
                 kinds.setdefault(kind, []).append(folder)
                 break
-    found = [folder for of in kinds.values() for folder in of]
-    names = {folder.name.casefold() for folder in folders}
+    divided = [folder for of in kinds.values() for folder in of]
+    names = {folder.name.casefold() for folder in divided}
     nested = {
         entry.name.casefold()
-        for folder in found
+        for folder in divided
         for entry in reading.entries(folder)
         if entry.is_dir()
     }
     alone = len(names) == 1 and bool(nested)
     if len(kinds) > 1 or len(kinds.get("fold", ())) > 1 or alone or nested & names:
-        return {folder.name: folder for folder in sorted(found, key=reading.natural_key)}
+        return {folder.name: folder for folder in sorted(divided, key=reading.natural_key)}
     return {}
 
 
@@ -175,7 +175,7 @@ def _of_folder(
             f"{data}: {', '.join(division)} divide the data and are no classes; give one of them, "
             f"as {data / next(iter(division))}, or a CSV of all: subjects are divided here"
         )
-    found: dict[str, tuple[Path, Annotation]] = {}
+    files: dict[str, tuple[Path, Annotation]] = {}
     folders = [entry for entry in reading.entries(data) if entry.is_dir()]
     masks = [folder for folder in folders if reading.is_mask(folder)]
     if masks:
@@ -190,8 +190,8 @@ def _of_folder(
         for source in reading.images_in(folder) if sources == [folder] else sources:
             of = named(source, data)
             subject = None if pattern is None else pattern(of.within)
-            found[of.name] = source, Annotation(subject or of.name, known(folder.name))
-    return found
+            files[of.name] = source, Annotation(subject or of.name, known(folder.name))
+    return files
 
 
 def _of_table(
@@ -204,11 +204,11 @@ def _of_table(
     inside = absolute(home)
     areas = [path for path in direct.values() if not path.is_relative_to(inside)]
     areas = [home, *areas] if len(direct) < len(files) else list(direct.values())
-    found = survey(areas, table, every_row=every_row, on_damage=notes.append)
-    notes += found.notes
+    surveyed = survey(areas, table, every_row=every_row, on_damage=notes.append)
+    notes += surveyed.notes
     rows: dict[str, tuple[Path, Annotation]] = {}
-    for source in found.sources:
-        if (row := found.rows.get(source.path)) is None:
+    for source in surveyed.sources:
+        if (row := surveyed.rows.get(source.path)) is None:
             continue
         path = absolute(source.path)
         within = Path(os.path.relpath(path, inside)).as_posix()

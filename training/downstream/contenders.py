@@ -128,16 +128,17 @@ def contender(
         name = f"{architecture}_uscl"
         shape = Input((3, size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         return Contender(spec, "random", shape, lambda seed, _: random_network(name, seed), spec)
-    found = network.load(spec, "cpu", statistics=statistics)
-    module: Any = found.module
-    if found.classes:
+    loaded = network.load(spec, "cpu", statistics=statistics)
+    module: Any = loaded.module
+    if loaded.classes:
         # what is compared are features
         module.reset_classifier(0)
-    size_, mean, std = found.transform.size, found.transform.mean, found.transform.std
-    shape = Input((3, *size_), mean, std, found.transform.interpolation)  # type: ignore[arg-type]
-    identity = found.sha256 or digest(module)
-    name = found.card.name if found.kind == "zoo" and found.card is not None else spec
-    return Contender(name, found.kind, shape, lambda *_: module, identity, found.card, found.folder)
+    size_, mean, std = loaded.transform.size, loaded.transform.mean, loaded.transform.std
+    shape = Input((3, *size_), mean, std, loaded.transform.interpolation)  # type: ignore[arg-type]
+    identity = loaded.sha256 or digest(module)
+    name = loaded.card.name if loaded.kind == "zoo" and loaded.card is not None else spec
+    build, card, folder = (lambda *_: module), loaded.card, loaded.folder
+    return Contender(name, loaded.kind, shape, build, identity, card, folder)
 
 
 def _known(architecture: str) -> None:

@@ -57,9 +57,9 @@ def knn(train: Features, target: Rows, test: Features, classes: int) -> Floats:
     for start in range(0, len(asked), 1024):
         similarity = asked[start : start + 1024] @ bank.T
         nearest = np.argpartition(-similarity, near - 1, axis=1)[:, :near]
-        found = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
-        weight = np.exp((found - found.max(axis=1, keepdims=True)) / TEMPERATURE)
-        place = np.arange(len(found))[:, None] + start
+        similar = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
+        weight = np.exp((similar - similar.max(axis=1, keepdims=True)) / TEMPERATURE)
+        place = np.arange(len(similar))[:, None] + start
         np.add.at(votes, (place, target[nearest]), weight)
     return np.asarray(votes / votes.sum(axis=1, keepdims=True))
 
@@ -122,7 +122,7 @@ def quick_figures(
 
         return fit
 
-    found = {
+    judged = {
         "knn": figure(
             lambda _, own, test: knn(features[own], target[own], features[test], classes)
         ),
@@ -130,8 +130,8 @@ def quick_figures(
     }
     for share in shares:
         values = [figure(thinned(share, repeat)) for repeat in range(repeats)]
-        found[f"linear {share:.0%}".replace("%", " %")] = float(np.mean(values))
-    return found
+        judged[f"linear {share:.0%}".replace("%", " %")] = float(np.mean(values))
+    return judged
 
 
 @dataclasses.dataclass(frozen=True)

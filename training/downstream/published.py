@@ -20,7 +20,7 @@ from PIL import Image
 from uscl_zoo.annotations import Table
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import open_file
-from uscl_zoo.rows import assign, told_lost
+from uscl_zoo.rows import assign, report_lost
 from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
 
@@ -210,7 +210,7 @@ def _covid_blues(known: Known, data: Path, target: str, folds: int) -> tuple[Col
         yes = {"yes": column, "no": f"no {column}"}
         files = {Path(name): [name] for name in (f"{stem}.mp4" for stem in stems)}
         scored = assign(scores, files)
-        notes += told_lost(scores, scored.lost)
+        notes += report_lost(scores, scored.lost)
         for stem, patient in whose.items():
             row = scored.rows.get(Path(f"{stem}.mp4"))
             label = _whole(row.label) if row else ""
@@ -338,7 +338,7 @@ def _matched(
     if len(labelled) < len(rows):
         unlabelled = len(rows) - len(labelled)
         notes.append(f"{unlabelled} files without a label in {table.path.name} left out")
-    return labelled, [*notes, *told_lost(table, matched.lost)]
+    return labelled, [*notes, *report_lost(table, matched.lost)]
 
 
 def _collected(

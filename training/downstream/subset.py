@@ -32,8 +32,8 @@ def take(
         progress: show a bar.
     """
     own = [[video.name, video.subject, video.label, video.split, video.count] for video in videos]
-    told = json.dumps([store.digest, size, own])
-    digest = hashlib.sha256(told.encode()).hexdigest()
+    basis = json.dumps([store.digest, size, own])
+    digest = hashlib.sha256(basis.encode()).hexdigest()
     if (folder / DESCRIPTION).is_file():
         before = FrameStore(folder)
         if before.digest == digest:

@@ -118,13 +118,13 @@ def prepare(
     """Turn raw VIDEOS, files or folders of them, into a FrameStore.
 
     Reads mp4, mov, avi, gif, mpeg and folders of frames; keeps a few frames a second. Labels and
-    subjects come from a CSV, or from names such as Cov-001.mp4. A corpus of several sources is told
-    by a YAML file, --corpus. Run it again after an interruption and it continues.
+    subjects come from a CSV, or from names such as Cov-001.mp4. A YAML file, --corpus, describes
+    several sources. Run it again after an interruption and it continues.
     """
     from ..training.parts import Sampling
     from ..training.prepare import prepare as run
 
-    told = {
+    given = {
         "VIDEOS": videos,
         "--csv": table,
         "--label-column": label_column,
@@ -136,8 +136,8 @@ def prepare(
         "--url": url,
         "--citation": citation,
     }
-    whose = _of_corpus(corpus_name, roots, told) or _of_folders(
-        file_column, told | {"--every-row": every_row}, only_annotated
+    whose = _of_corpus(corpus_name, roots, given) or _of_folders(
+        file_column, given | {"--every-row": every_row}, only_annotated
     )
     report = run(
         **whose,
@@ -161,7 +161,7 @@ def prepare(
 
 
 def _of_corpus(
-    name: str | None, roots: Sequence[str], told: Mapping[str, Any]
+    name: str | None, roots: Sequence[str], given: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The arguments of `prepare` that a corpus gives; None where there is none."""
     from ..training.sources import load_corpus
@@ -170,7 +170,7 @@ def _of_corpus(
         if roots:
             raise DataError(f"--root {roots[0]}: needs --corpus")
         return None
-    both = [option for option, value in told.items() if value]
+    both = [option for option, value in given.items() if value]
     if both:
         raise DataError(f"--corpus and {both[0]} exclude each other")
     folders = {}
@@ -182,28 +182,28 @@ def _of_corpus(
     return {"videos": load_corpus(name, folders)}
 
 
-def _of_folders(file_column: str, told: Mapping[str, Any], only_annotated: bool) -> dict[str, Any]:
+def _of_folders(file_column: str, given: Mapping[str, Any], only_annotated: bool) -> dict[str, Any]:
     """The arguments of `prepare` that folders and a table, or names, give."""
-    if not told["VIDEOS"]:
+    if not given["VIDEOS"]:
         raise DataError("give VIDEOS, files or folders, or --corpus")
     columns = ("--label-column", "--subject-column", "--licence-column")
-    scheme, pattern = told["--label-scheme"], told["--subject-pattern"]
+    scheme, pattern = given["--label-scheme"], given["--subject-pattern"]
     annotate: Callable[[str], labels.Annotation | None] | labels.Table
-    if told["--csv"] is not None:
+    if given["--csv"] is not None:
         if scheme is not None:
             raise DataError("--csv and --label-scheme exclude each other")
-        if pattern is not None and told["--subject-column"] is not None:
+        if pattern is not None and given["--subject-column"] is not None:
             raise DataError("--subject-column and --subject-pattern exclude each other")
         annotate = labels.read_table(
-            told["--csv"], file_column, *(told[column] for column in columns)
+            given["--csv"], file_column, *(given[column] for column in columns)
         )
     else:
         for column in columns:
-            if told[column] is not None:
-                raise DataError(f"{column} {told[column]}: needs --csv")
+            if given[column] is not None:
+                raise DataError(f"{column} {given[column]}: needs --csv")
         if only_annotated:
             raise DataError("--only-annotated: needs --csv or --corpus")
-        if told["--every-row"]:
+        if given["--every-row"]:
             raise DataError("--every-row: needs --csv or --corpus")
 
         def annotate(video: str) -> labels.Annotation:
@@ -211,8 +211,8 @@ def _of_folders(file_column: str, told: Mapping[str, Any], only_annotated: bool)
             found = labels.from_name(video, known)
             return labels.Annotation(found.subject) if scheme == "none" else found
 
-    origin = {key: told[f"--{key}"] for key in ("name", "url", "citation")}
-    return {"videos": told["VIDEOS"], "annotate": annotate, "origin": origin}
+    origin = {key: given[f"--{key}"] for key in ("name", "url", "citation")}
+    return {"videos": given["VIDEOS"], "annotate": annotate, "origin": origin}
 
 
 def _report(report: Report, output: Path, row: str) -> None:

@@ -269,6 +269,6 @@ def test_wrong_arguments_are_told(tmp_path: Path) -> None:
         audit(["nothing"], progress=False)
     with pytest.raises(DataError, match="only cards were given"):
         audit(["resnet18_uscl.pocus"], progress=False)
-    with pytest.raises(DataError, match="--label-column is missing"):
+    with pytest.raises(DataError, match="`label_column` is missing"):
         (tmp_path / "t.csv").write_text("Filename\nx.png\n")
         audit([str(tmp_path / "t.csv")], progress=False)

@@ -25,8 +25,7 @@ from uscl_zoo.checkpoint import metadata_of, write_backbone
 from uscl_zoo.descriptions import standing
 from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import DataError, UnknownModelError
-from uscl_zoo.training.downstream import contenders, datasets, infold, protocols, results
-from uscl_zoo.training.downstream import evaluate as module
+from uscl_zoo.training.downstream import bench, contenders, datasets, infold, protocols, results
 from uscl_zoo.training.downstream.contenders import contender
 from uscl_zoo.training.downstream.evaluate import Evaluation, evaluate
 from uscl_zoo.training.downstream.infold import Setting
@@ -134,7 +133,7 @@ def test_nothing_is_computed_twice(
         raise AssertionError("computed again")
 
     for name in ("features", "knn", "finetuned"):
-        monkeypatch.setattr(module, name, never)
+        monkeypatch.setattr(bench, name, never)
     again = run(classes, tmp_path, "random", METHOD, **chosen)
     for one, other in zip(first.outcomes, again.outcomes, strict=True):
         assert np.array_equal(one.probabilities, other.probabilities)
@@ -222,7 +221,7 @@ def test_a_file_says_what_its_frames_are_normalised_by(tmp_path: Path) -> None:
         contender(silent, TINY)
     (told,) = contenders.contenders([silent], TINY, (mean, std))
     assert (told.shape.mean, told.shape.std) == (mean, std)
-    with pytest.raises(DataError, match="no MODEL is one"):
+    with pytest.raises(DataError, match="no model is one"):
         contenders.contenders(["random"], TINY, (mean, std))
 
 
