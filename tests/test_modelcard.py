@@ -134,7 +134,11 @@ def test_metadata_cannot_be_broken_out_of() -> None:
 @settings(max_examples=60, deadline=None)
 def test_any_text_is_shown_as_it_is(text: str) -> None:
     markdown = pytest.importorskip("markdown_it")
-    shown = markdown.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(f"a {plain(text)} b")
+    shown = (
+        markdown.MarkdownIt("commonmark")
+        .enable(["table", "strikethrough"])
+        .render(f"a {plain(text)} b")
+    )
     body = shown.strip().removeprefix("<p>").removesuffix("</p>")
     assert "<" not in body
     from uscl_zoo.errors import one_line
@@ -147,7 +151,11 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
 @settings(max_examples=40, deadline=None)
 def test_code_ends_where_it_should(text: str) -> None:
     markdown = pytest.importorskip("markdown_it")
-    shown = markdown.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(f"x {_code(text)} y")
+    shown = (
+        markdown.MarkdownIt("commonmark")
+        .enable(["table", "strikethrough"])
+        .render(f"x {_code(text)} y")
+    )
     assert shown.count("<code>") == (1 if text.strip() or text else 0) or not text
     assert shown.rstrip().endswith("y</p>")
 
