@@ -36,7 +36,7 @@ def write_model(folder: Path, seed: int = 0, size: int = 64, **answers: Any) -> 
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = timm.create_model("resnet18", num_classes=len(CLASSES), zero_init_last=False)
+        network: Any = timm.create_model("resnet18", num_classes=len(CLASSES), zero_init_last=False)
         # one that says something: of a new classifier every class is as probable
         torch.nn.init.normal_(network.fc.weight)
     weights = folder / "model.safetensors"
@@ -54,7 +54,7 @@ def write_model(folder: Path, seed: int = 0, size: int = 64, **answers: Any) -> 
     )
     write_yaml(folder / f"{NAME}.yaml", card)
     write_text(folder / publish.CONFIG, json.dumps(publish.config(card)))
-    usual = {
+    usual: dict[str, Any] = {
         "classes": CLASSES,
         "temperature": 1.5,
         "confidence": 0.5,

@@ -265,7 +265,7 @@ def _hub(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-SHOWN = {
+SHOWN: dict[Callable[[Path], Path], Any] = {
     _torchvision: authors.IMAGENET,
     _timm: authors.IMAGENET,
     _lightning: authors.IMAGENET,

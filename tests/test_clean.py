@@ -62,7 +62,8 @@ def frames_of(model: Path, clip: Path, **told: Any) -> np.ndarray[Any, Any]:
 def test_predict_explain_shortcut_and_embed_say_the_same(
     model: Path, phantoms: dict[str, Path]
 ) -> None:
-    for told in ({}, {"clean": False}):
+    ways: list[dict[str, Any]] = [{}, {"clean": False}]
+    for told in ways:
         probabilities = frames_of(model, phantoms["marked"], **told)
         mean = probabilities.mean(axis=0)
         explained = explain(model, phantoms["marked"], device="cpu", progress=False, **told)

@@ -499,10 +499,10 @@ def test_import_then_create(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     import uscl_zoo
 
     torch.save(resnet18().state_dict(), tmp_path / "best_model.pth")
-    assert call("import", tmp_path / "best_model.pth", "--as", "resnet18_uscl.us4") == 0
+    assert call("import", tmp_path / "best_model.pth", "--as", "resnet18_uscl.mine") == 0
     assert "create_model" in capsys.readouterr().out
-    assert "resnet18_uscl.us4" in uscl_zoo.list_models(pretrained=True)
-    uscl_zoo.create_model("resnet18_uscl.us4", pretrained=True)
+    assert "resnet18_uscl.mine" in uscl_zoo.list_models(pretrained=True)
+    uscl_zoo.create_model("resnet18_uscl.mine", pretrained=True)
     (tmp_path / "text.pth").write_text("not a checkpoint")
     assert call("import", tmp_path / "text.pth", "--as", "resnet18_uscl.us4") == 2
     assert "text.pth" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,7 @@ def test_whatever_is_imported_first() -> None:
 # ----------------------------------------------------------------- whatever the caller has switched
 
 
-CONTEXTS = {
+CONTEXTS: dict[str, tuple[Callable[[], Any], ...]] = {
     "no_grad": (torch.no_grad,),
     "inference_mode": (torch.inference_mode,),
     "autocast": (lambda: torch.autocast("cpu", torch.bfloat16),),

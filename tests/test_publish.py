@@ -19,6 +19,7 @@ from PIL import Image
 from timm.models import PretrainedCfg
 
 import uscl_zoo
+from uscl_zoo import modelcard
 from uscl_zoo import publish as publishing
 from uscl_zoo.card import Card
 from uscl_zoo.errors import CardError, DataError, DigestError, HubError
@@ -82,10 +83,10 @@ def test_config_has_only_what_timm_knows_and_no_model_args(built: Path) -> None:
     assert (cfg.first_conv, cfg.classifier) == ("conv1", "fc")
 
 
-@pytest.mark.parametrize("architecture", publishing._WIDTHS)
+@pytest.mark.parametrize("architecture", modelcard._WIDTHS)
 def test_widths_are_the_networks(architecture: str) -> None:
     width = timm.create_model(architecture, num_classes=0).num_features
-    assert publishing._WIDTHS[architecture] == width
+    assert modelcard._WIDTHS[architecture] == width
 
 
 def test_the_hub_reads_the_model_cards_metadata(built: Path) -> None:

@@ -10,10 +10,12 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,14 @@ def _outcomes(
         }
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                outcome = future.result()
+                yield futures.pop(future), outcome
+        except BrokenProcessPool as error:
+            begun = ", ".join(map(str, list(futures.values())[:workers]))
+            raise DataError(
+                f"{todo[0][1].parents[1]}: a worker was killed, at one of {begun}; out of memory? "
+                "The same call goes on from there, with fewer workers if need be"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -114,6 +123,8 @@ def _outcomes(
 
 def _end_with_parent() -> None:
     """End this worker once the process that feeds it is killed: it would wait for ever."""
+    # at Ctrl-C, which reaches all, it ends without a traceback of its own
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

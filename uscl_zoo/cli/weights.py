@@ -125,9 +125,12 @@ def import_(
 @click.argument("name", type=MODEL)
 @click.option("--to", "namespace", required=True, help="User or organisation on the Hub.")
 @click.option("--dry-run", is_flag=True, help="Write the repository to a folder only.")
+@click.option("--licence", help="Of the weights, as an SPDX identifier, if the card states none.")
 @click.option("-o", "--output", type=FILE, help="Folder to keep it in.")
-def publish(name: str, namespace: str, dry_run: bool, output: Path | None) -> None:
+def publish(
+    name: str, namespace: str, dry_run: bool, licence: str | None, output: Path | None
+) -> None:
     """Push a checkpoint, or the folder of a fine-tuned model, to the Hub; print the commit."""
     from ..publish import publish as push
 
-    click.echo(str(push(name, namespace, dry_run=dry_run, folder=output)))
+    click.echo(str(push(name, namespace, dry_run=dry_run, folder=output, licence=licence)))
