@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from uscl_zoo.errors import MissingDependencyError, UnreadableError, UsclError
+from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.files import WriteError, written
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from uscl_zoo.answers import Answers
 from uscl_zoo.card import Card
 from uscl_zoo.files import written
+from uscl_zoo.modelcard import CONFUSION
 from uscl_zoo.prediction import write_rows
-from uscl_zoo.publish import CONFUSION
 from uscl_zoo.records import write_text
 
 from ..plots import in_legend, literal

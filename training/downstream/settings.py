@@ -9,6 +9,8 @@ import numpy as np
 
 from uscl_zoo.errors import DataError
 
+#: Networks of the best effort.
+MEMBERS = 3
 TRAIN = ("head", "last", "all")
 EFFORTS = ("quick", "normal", "best")
 #: Side of the smaller images, as a share of the network's, and of the steps that see them.
@@ -48,6 +50,8 @@ class Settings:
         gamma: intensities are raised to e to the power of a draw from ± this.
         sizes: side of the images as a share of the network's, each with the share of the steps at
             which it ends; the last is (1, 1).
+        members: networks that are trained from the same start, with this seed, the next and so on;
+            the result has the mean of their weights, and batch statistics of its own.
         average: the result is the exponential average of the weights, by this factor a step; 0 for
             those of the last step.
         flips: an answer is the mean over a frame and its mirror image.
@@ -74,6 +78,7 @@ class Settings:
     contrast: float = 0.3
     gamma: float = 0.3
     sizes: tuple[tuple[float, float], ...] = SMALLER
+    members: int = 1
     average: float = 0.0
     flips: bool = True
     precision: str = "auto"
@@ -109,8 +114,8 @@ def sensible(
     """Settings for data of some size.
 
     Everything is trained, in 30 epochs up to 1,000 clips and in fewer the more there are, so that
-    the work grows with their root; batches grow with the data. `quick` trains the last block alone,
-    from the regression on.
+    the work grows with their root; batches grow with the data. It begins with the classifier of a
+    regression. `quick` trains the last block alone; `best` averages the weights of three networks.
 
     Args:
         clips: to train on, stills among them.
@@ -123,7 +128,7 @@ def sensible(
     """
     if effort not in EFFORTS:
         raise DataError(f"effort should be one of {', '.join(EFFORTS)}, not {effort!r}")
-    quick = effort == "quick"
+    quick, best = effort == "quick", effort == "best"
     train = train or ("last" if quick else "all")
     if train not in TRAIN:
         raise DataError(f"train should be one of {', '.join(TRAIN)}, not {train!r}")
@@ -132,7 +137,9 @@ def sensible(
     chosen: dict[str, Any] = {
         # a regression has nothing left to descend to
         "epochs": 0 if train == "head" else epochs,
-        "probe": train != "all",
+        # a classifier that knows something already spoils less of the backbone
+        "probe": True,
+        "members": MEMBERS if best and train != "head" else 1,
         "batch_statistics": train == "all",
         # of few clips too, an epoch should be some steps
         "batch_size": next(size for size, least in _BATCHES if clips >= least),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -323,6 +323,31 @@ class Tuner:
     def _gather(self, rows: Rows) -> Tensor:
         return torch.from_numpy(self.frames[rows]).to(self.device, non_blocking=True)
 
+    @torch.no_grad()
+    def renew_statistics(self) -> None:
+        """Take the batch statistics of what is trained anew, from an epoch of training frames."""
+        norms = [
+            part
+            for module in self.modules
+            for part in module.modules()
+            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        ]
+        before = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+        self._training()
+        # an epoch that no training has drawn
+        sample, batches, draws = self._draw(self.settings.epochs)
+        for places in batches:
+            images = augment.to_float(self._gather(sample.rows[places]))
+            chosen = draws[torch.from_numpy(places)].to(self.device)
+            images = augment.augment(images, chosen, self.recipe)
+            self.network(images.contiguous(memory_format=torch.channels_last))
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        self.network.eval()
+
     def logits(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Of frames as they are, (N, classes)."""
         return self._forward(rows)
@@ -335,6 +360,27 @@ class Tuner:
         batches = inference.batched((self.frames[row] for row in rows), 64)
         found = inference.infer(self.network, transform.normalise, batches, answer)
         return np.concatenate(list(found))
+
+
+def merge(tuners: Sequence[Tuner]) -> Tuner:
+    """One network with the mean of several networks' weights (Wortsman et al., ICML 2022).
+
+    They began with the same weights and went different ways; the mean lies in the middle of them.
+    Its batch statistics are taken anew, from an epoch of augmented training frames, where the
+    networks learned theirs.
+
+    Args:
+        tuners: trained to the end; the network of the first becomes the result.
+    """
+    first, *others = tuners
+    states = [other.network.state_dict() for other in others]
+    with torch.no_grad():
+        for name, tensor in first.network.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.stack([tensor, *(state[name] for state in states)]).mean(0))
+    if others and first.settings.batch_statistics:
+        first.renew_statistics()
+    return first
 
 
 def fit(

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from uscl_zoo import checkpoint, publish
-from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics
+from uscl_zoo import checkpoint
+from uscl_zoo.answers import ANSWERS, CONFIG, STATISTICS, Answers, Statistics
 from uscl_zoo.card import Card, Metric, Source, Training, Weights, read_card
 from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError
 from uscl_zoo.files import written
 from uscl_zoo.hub import HUB_FILE
+from uscl_zoo.modelcard import config
 from uscl_zoo.records import to_plain, write_text, write_yaml
 
 from ..runs import code_version, hardware
@@ -60,6 +61,7 @@ def card_of(
         **frames.summary(parts.train),
     )
     settings, progress = tuner.settings, tuner.progress
+    members = f", {settings.members} networks averaged" if settings.members > 1 else ""
     limits = ["Not a medical device; not for diagnosis or treatment."]
     limits.append(
         f"Fine-tuned on {own.frames} frames of {own.subjects} {unit}; other probes, vendors and "
@@ -100,8 +102,8 @@ def card_of(
         metrics=tuple(
             Metric(
                 dataset=f"{name}, {count} held-out {unit}",
-                protocol=f"fine-tuning ({settings.train}), calibrated by cross-validation of "
-                f"{len({v.subject for v in parts.train})} training {unit}",
+                protocol=f"fine-tuning ({settings.train}{members}), calibrated by "
+                f"cross-validation of {len({v.subject for v in parts.train})} training {unit}",
                 unit=judged.unit,
                 metric=metric,
                 value=round(score.value, 3),
@@ -136,7 +138,7 @@ def write_model(
     card = dataclasses.replace(card, weights=known)
     with written(output / STATISTICS) as partial:
         partial.write_bytes(pack(statistics))
-    write_text(output / publish.CONFIG, json.dumps(publish.config(card), indent=2) + "\n")
+    write_text(output / CONFIG, json.dumps(config(card), indent=2) + "\n")
     write_yaml(output / f"{card.name}.yaml", card)
     write_text(output / ANSWERS, json.dumps(to_plain(answers), indent=1, ensure_ascii=False))
     return read_card(output / f"{card.name}.yaml")

@@ -34,7 +34,7 @@ from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_erro
 from uscl_zoo.training.downstream.regression import PENALTIES, fit_predict, linear_classifier
 from uscl_zoo.training.downstream.sample import Sample
 from uscl_zoo.training.downstream.settings import PAPER, Settings, sensible
-from uscl_zoo.training.downstream.tuning import Tuner, cost_of, fit, sides_of, steps_of
+from uscl_zoo.training.downstream.tuning import Tuner, cost_of, fit, merge, sides_of, steps_of
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.signals import Interrupted
 
@@ -258,6 +258,28 @@ def test_the_average_is_what_is_kept(small_store: FrameStore) -> None:
     for bias in steps[1:]:
         expected = 0.5 * expected + 0.5 * bias
     assert torch.allclose(tuner.network.get_parameter("fc.bias"), expected, atol=1e-6)
+
+
+def test_networks_are_merged_by_the_mean_of_their_weights(small_store: FrameStore) -> None:
+    tuners = []
+    for seed in range(3):
+        tuners.append(make_tuner(small_store, Settings(epochs=2, batch_size=8, seed=seed)))
+        fit(tuners[-1])
+    states = [copy_of(tuner.network) for tuner in tuners]
+    merged = merge(tuners).network.state_dict()
+    for name, tensor in merged.items():
+        if "running" not in name and tensor.is_floating_point():
+            mean = torch.stack([state[name] for state in states]).mean(0)
+            assert torch.allclose(tensor, mean, atol=1e-6), name
+    # batch statistics are those that its own weights give, and no mean of others'
+    moved = [n for n in merged if "running_mean" in n and not torch.equal(merged[n], states[0][n])]
+    assert len(moved) == 20
+    assert not tuners[0].network.training
+    alone = make_tuner(small_store, Settings(epochs=1, batch_size=8))
+    fit(alone)
+    before = copy_of(alone.network)
+    merge([alone])
+    assert all(torch.equal(t, before[k]) for k, t in alone.network.state_dict().items())
 
 
 def test_a_resumed_run_ends_with_the_same_weights(small_store: FrameStore) -> None:
