@@ -30,6 +30,8 @@ from .regression import choose_penalty, linear_classifier
 from .sample import Rows, Sample
 from .settings import Settings
 
+#: Side of the smallest images that a schedule of sizes may show, in pixels.
+SMALLEST = 128
 #: Frames at most of which the first classifier is fitted.
 SURVEYED = 1000
 
@@ -69,8 +71,8 @@ def sides_of(train: Sample, settings: Settings, full: int) -> list[int]:
     sides = []
     for step in range(total):
         share = next((share for share, end in settings.sizes if step < end * total), 1.0)
-        # what the strides of a ResNet divide, where there is that much
-        small = min(full, max(32, round(share * full / 32) * 32))
+        # what the strides of a ResNet divide; 64² taught less than it saved (docs/finetune.md)
+        small = min(full, max(SMALLEST, round(share * full / 32) * 32))
         sides.append(full if share == 1 else small)
     return sides
 
@@ -272,7 +274,7 @@ class Tuner:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
         return {
-            "format": 2,
+            "format": 1,
             "network": self._kept(self.network),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
