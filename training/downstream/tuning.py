@@ -32,6 +32,8 @@ from .settings import Settings
 
 #: Frames at most of which the first classifier is fitted.
 SURVEYED = 1000
+# Of checkpoints: pretraining's are 1.
+_FORMAT = 2
 
 
 def trained_modules(network: nn.Module, train: str) -> list[nn.Module]:
@@ -272,7 +274,7 @@ class Tuner:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
         return {
-            "format": 2,
+            "format": _FORMAT,
             "network": self._kept(self.network),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -400,7 +402,7 @@ def fit(
     state, epochs = tuner.progress, tuner.settings.epochs
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
-        kept = load_checkpoint(work)
+        kept = load_checkpoint(work, _FORMAT)
         if kept is not None:
             tuner.restore(kept)
             state = tuner.progress
