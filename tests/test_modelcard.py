@@ -5,7 +5,6 @@ from __future__ import annotations
 import html.parser
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -299,5 +298,4 @@ def test_a_licence_that_is_another_or_too_loose(model: Path, tmp_path: Path) -> 
 def test_shutil_is_not_what_follows_links() -> None:
     """Only `_copy` and `_copy_picture` bring a file of the user's into a repository."""
     text = Path(publishing.__file__).read_text()
-    assert len(re.findall(r"shutil\.copy", text)) == 2
-    assert shutil is not None
+    assert not re.search(r"shutil\.copy", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -10,16 +11,17 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from uscl_zoo.errors import DataError
+from uscl_zoo.errors import CardError, CheckpointError, DataError
 from uscl_zoo.files import begins_with, check_folder, locked
-from uscl_zoo.records import write_text, write_yaml
+from uscl_zoo.records import read_json, write_text, write_yaml
 
 from . import curves, monitor
 from .execution import Execution, device_named, is_slow, settle
-from .frames import FrameStore
+from .frames import MANIFEST, FrameStore
 from .ranks import ALONE, Ranks
 from .recipe import Recipe
 from .runs import (
@@ -45,6 +47,8 @@ from .trainer import TERMS, NotFiniteError, Progress, Trainer
 _NAMES = (RECIPE, ABOUT, CHECKPOINT, PREVIOUS, EVENTS, CURVES, EMBEDDING)
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
 _LOOK = 1.0
+# Frames of a store that tell whether it is the same.
+_SAMPLED = 256
 #: The most of a run's time that checkpoints, or pictures of its curves, may take before its end.
 _SHARE = 0.05
 
@@ -114,7 +118,9 @@ def _pretrain(
             raise DataError(
                 f"{run}: holds a run already; add `resume=True` or choose another folder"
             )
-        about = json.loads((run / ABOUT).read_text())
+        about = read_json(run / ABOUT)
+        if not isinstance(about, dict) or "precision" not in about:
+            raise CardError(f"{run / ABOUT}: does not describe a run; begin anew")
         wanted, recipe = recipe.precision, same_recipe(recipe, run / RECIPE)
         # `auto` means another precision on another machine, or before it knew of CPUs with bf16
         precision = about["precision"] if wanted in ("auto", recipe.precision) else wanted
@@ -136,9 +142,11 @@ def _pretrain(
         write_yaml(run / RECIPE, recipe)
     state = load_checkpoint(run) if resume else None
     if state is not None:
-        if state["store"] != store.digest:
+        sampled = (about or {}).get("store_sample")
+        # runs of earlier releases have none
+        if state.get("store") != store.digest or sampled not in (None, _sample_of(store)):
             raise DataError(f"{store.folder}: is not the store that {run} was trained on")
-        trainer.restore(state)
+        _restore(trainer, state, checkpoint)
     if about is not None and precision != about["precision"] and ranks.rank == 0:
         earlier = about.get("earlier_precisions", [])
         changed = [*earlier, {"precision": about["precision"], "epochs": trainer.progress.epoch}]
@@ -151,6 +159,43 @@ def _pretrain(
         last = f"{checkpoint}" if checkpoint.exists() else "none yet"
         raise NotFiniteError(f"{error}; the last good checkpoint: {last}") from error
     return checkpoint
+
+
+def _sample_of(store: FrameStore) -> str:
+    """SHA-256 over the manifest of a store, and frames from all over it.
+
+    Its digest is of what it was made of; this is of what it holds. All frames would take minutes.
+    """
+    digest = hashlib.sha256((store.folder / MANIFEST).read_bytes())
+    digest.update(repr(store.frames.shape).encode())
+    count = len(store.frames)
+    rows = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED)).astype(np.int64))
+    for row in rows:
+        digest.update(store.frames[row].tobytes())
+    return digest.hexdigest()
+
+
+def _restore(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+    """Continue from a checkpoint, if it is one of this network, and nobody has changed it.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    try:
+        trainer.restore(state)
+        progress = trainer.progress
+        fits = "epoch" in state["progress"] and 0 <= progress.epoch <= trainer.recipe.epochs
+        fits = fits and 0 <= progress.step <= trainer.steps
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: is no checkpoint of this run ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); put its own back, or start a new run"
+        ) from error
+    if not fits or not trainer.is_finite():
+        raise CheckpointError(
+            f"{path}: was changed (its progress or weights cannot be); put its own back, or start "
+            "a new run"
+        )
 
 
 def _same_teachers(teachers: list[Start], before: list[dict[str, Any]]) -> None:
@@ -323,6 +368,7 @@ def _about(trainer: Trainer, start: Start | None, teachers: list[Start]) -> dict
     return {
         "store": str(store.folder.resolve()),
         "store_digest": store.digest,
+        "store_sample": _sample_of(store),
         "origin": store.description["origin"],
         "sampling": store.description["sampling"],
         "training": store.summary(trainer.videos),

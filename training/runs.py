@@ -47,8 +47,12 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
-def load_checkpoint(run: Path) -> dict[str, Any] | None:
+def load_checkpoint(run: Path, kind: int = 1) -> dict[str, Any] | None:
     """The newest checkpoint of a run that can be read; None before the first.
+
+    Args:
+        run: its folder.
+        kind: of the checkpoint, its `format`.
 
     Raises:
         CheckpointError: if there are checkpoints and none can be read.
@@ -63,7 +67,7 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
                 if (wrong := archive.testzip()) is not None:
                     raise ValueError(f"{wrong} has another checksum")
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if state["format"] != 1:
+            if state["format"] != kind:
                 raise ValueError(f"format {state['format']}")
             return state
         except Exception as error:  # torch.load raises whatever its parsers do

@@ -23,7 +23,7 @@ from . import answers, checkpoint, licences, weights_cache
 from .card import Card, licences_of
 from .catalogue import model_info
 from .errors import CardError, DataError, HubError, one_line, reason
-from .files import check_folder, expanded, open_file, written_folder
+from .files import WriteError, check_folder, expanded, locked, open_file, written_folder
 from .hub import HUB_FILE
 from .modelcard import CONFUSION, FIGURE, config, model_card
 from .records import write_text, write_yaml
@@ -141,13 +141,14 @@ def build(
     card = _licensed(card, licence)
     # whom the images show is nobody's business
     nameless = replace(card, training=replace(card.training, held_out_subjects=()))
-    folder = check_folder(folder)
+    folder = check_folder(folder).absolute()
     if tuned is not None:
         _refuse_link(tuned / card.weights.file)
     located = weights_cache.locate(card, folder=tuned)
     checkpoint.check_file(located.path, card.architecture, len(card.classes))
-    with written_folder(folder) as partial:
-        shutil.copyfile(located.path, partial / HUB_FILE)
+    # and what a call that was killed left beside it is taken away
+    with locked(folder.parent, folder.name), written_folder(folder) as partial:
+        _copy_weights(located.path, partial / HUB_FILE)
         weights_cache.verify(partial / HUB_FILE, card)
         write_text(partial / CONFIG, json.dumps(config(card), indent=2) + "\n")
         write_text(partial / README, model_card(card, repo or f"NAMESPACE/{card.name}"))
@@ -192,9 +193,22 @@ def _licensed(card: Card, licence: str | None) -> Card:
 def _copy(source: Path, target: Path) -> None:
     """Copy a file that will be public: that one, and not what a link in its place leads to."""
     _refuse_link(source)
+    _copy_weights(source, target)
+
+
+def _copy_weights(source: Path, target: Path) -> None:
+    """Copy a file; the Hub's cache has links in it, and what they lead to is verified."""
     try:
         with open_file(source) as stream, target.open("xb") as copied:
-            shutil.copyfileobj(stream, copied)
+            while chunk := stream.read(1 << 20):
+                try:
+                    copied.write(chunk)
+                    copied.flush()
+                except OSError as error:
+                    # not of the file that is read, which `shutil` would name
+                    raise WriteError(target, reason(error)) from error
+    except WriteError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{source}: is not there; copy the model's folder again") from error
     except OSError as error:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from .blanking import MOST_FRAMES, blank
 from .checkpoint import folder_of
 from .embed import digest
-from .errors import DataError, MissingDependencyError, UsclError, one_line
-from .files import check_output, expanded, parts_of
+from .errors import DataError, MissingDependencyError, UsclError, one_line, reason
+from .files import WriteError, check_output, expanded, parts_of
 from .names import cell
 from .network import Network, load
 from .records import write_text
@@ -399,7 +399,7 @@ class _Journal:
         self.folder = folder
         self.key = key
         self._done: dict[str, tuple[Any, dict[str, Any], str]] = {}
-        self._stream: IO[str] | None = None
+        self._stream: io.FileIO | None = None
         if folder is None:
             return
         with contextlib.suppress(OSError):
@@ -422,11 +422,6 @@ class _Journal:
     def add(self, source: Path, state: Any, case: Case, direction: NDArray[np.float64]) -> None:
         if self.folder is None:
             return
-        if self._stream is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._stream = (self.folder / _CASES).open("a", encoding="utf-8")
-            # behind half a line of an earlier call
-            self._stream.write("\n")
         row = {
             "key": self.key,
             "source": str(source),
@@ -434,8 +429,18 @@ class _Journal:
             "case": {**vars(case), "source": str(source)},
             "direction": base64.b64encode(direction.astype(np.float32).tobytes()).decode(),
         }
-        self._stream.write(json.dumps(row) + "\n")
-        self._stream.flush()
+        try:
+            if self._stream is None:
+                # unbuffered, so that what could not be written is not tried again at the end
+                self._stream = (self.folder / _CASES).open("ab", buffering=0)
+                # behind half a line of an earlier call
+                self._stream.write(b"\n")
+            line = f"{json.dumps(row)}\n".encode()
+            if self._stream.write(line) != len(line):
+                # of the rest there is an error, which says why
+                self._stream.write(line)
+        except OSError as error:
+            raise WriteError(self.folder / _CASES, reason(error)) from error
 
     def close(self) -> None:
         if self._stream is not None:

@@ -34,6 +34,8 @@ from .settings import Settings
 SMALLEST = 128
 #: Frames at most of which the first classifier is fitted.
 SURVEYED = 1000
+# Of checkpoints: pretraining's are 1.
+_FORMAT = 2
 
 
 def trained_modules(network: nn.Module, train: str) -> list[nn.Module]:
@@ -274,7 +276,7 @@ class Tuner:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
         return {
-            "format": 1,
+            "format": _FORMAT,
             "network": self._kept(self.network),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -325,31 +327,6 @@ class Tuner:
     def _gather(self, rows: Rows) -> Tensor:
         return torch.from_numpy(self.frames[rows]).to(self.device, non_blocking=True)
 
-    @torch.no_grad()
-    def renew_statistics(self) -> None:
-        """Take the batch statistics of what is trained anew, from an epoch of training frames."""
-        norms = [
-            part
-            for module in self.modules
-            for part in module.modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
-        ]
-        before = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
-        self._training()
-        # an epoch that no training has drawn
-        sample, batches, draws = self._draw(self.settings.epochs)
-        for places in batches:
-            images = augment.to_float(self._gather(sample.rows[places]))
-            chosen = draws[torch.from_numpy(places)].to(self.device)
-            images = augment.augment(images, chosen, self.recipe)
-            self.network(images.contiguous(memory_format=torch.channels_last))
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-        self.network.eval()
-
     def logits(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Of frames as they are, (N, classes)."""
         return self._forward(rows)
@@ -368,8 +345,8 @@ def merge(tuners: Sequence[Tuner]) -> Tuner:
     """One network with the mean of several networks' weights (Wortsman et al., ICML 2022).
 
     They began with the same weights and went different ways; the mean lies in the middle of them.
-    Its batch statistics are taken anew, from an epoch of augmented training frames, where the
-    networks learned theirs.
+    So does the mean of their batch statistics: taken anew from training frames they were worse
+    (docs/finetune.md).
 
     Args:
         tuners: trained to the end; the network of the first becomes the result.
@@ -380,8 +357,6 @@ def merge(tuners: Sequence[Tuner]) -> Tuner:
         for name, tensor in first.network.state_dict().items():
             if tensor.is_floating_point():
                 tensor.copy_(torch.stack([tensor, *(state[name] for state in states)]).mean(0))
-    if others and first.settings.batch_statistics:
-        first.renew_statistics()
     return first
 
 
@@ -402,7 +377,7 @@ def fit(
     state, epochs = tuner.progress, tuner.settings.epochs
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
-        kept = load_checkpoint(work)
+        kept = load_checkpoint(work, _FORMAT)
         if kept is not None:
             tuner.restore(kept)
             state = tuner.progress

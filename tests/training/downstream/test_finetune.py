@@ -269,12 +269,9 @@ def test_networks_are_merged_by_the_mean_of_their_weights(small_store: FrameStor
     states = [copy_of(tuner.network) for tuner in tuners]
     merged = merge(tuners).network.state_dict()
     for name, tensor in merged.items():
-        if "running" not in name and tensor.is_floating_point():
+        if tensor.is_floating_point():
             mean = torch.stack([state[name] for state in states]).mean(0)
             assert torch.allclose(tensor, mean, atol=1e-6), name
-    # batch statistics are those that its own weights give, and no mean of others'
-    moved = [n for n in merged if "running_mean" in n and not torch.equal(merged[n], states[0][n])]
-    assert len(moved) == 20
     assert not tuners[0].network.training
     alone = make_tuner(small_store, Settings(epochs=1, batch_size=8))
     fit(alone)

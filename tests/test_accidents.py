@@ -1,0 +1,187 @@
+"""Accidents: a worker that is killed, a call that is interrupted, a disk that is full.
+
+Each is one line with the place, and the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SUBJECT, files_of
+from own import write_model
+from torchvision.models import resnet18
+
+from uscl_zoo.card import Card
+from uscl_zoo.cli import main
+from uscl_zoo.errors import DataError
+from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.labels import from_name
+from uscl_zoo.training.prepare import Sampling, prepare
+
+
+def run(*arguments: object) -> int:
+    try:
+        main([*map(str, arguments)])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def prepared(clips: Path, output: Path) -> FrameStore:
+    return prepare(
+        [clips],
+        output,
+        lambda name: from_name(name, subject_pattern=SUBJECT),
+        sampling=Sampling(size=32),
+        holdout=0.3,
+        workers=2,
+        origin={"name": "Clips", "url": None, "citation": None},
+        progress=False,
+    ).store
+
+
+def test_a_worker_that_is_killed_is_a_line(
+    clips: Path, small_store: FrameStore, tmp_path: Path
+) -> None:
+    def kill() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.001)
+        assert children[0].pid is not None
+        os.kill(children[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(DataError) as caught:
+        prepared(clips, tmp_path / "store")
+    killer.join()
+    told = str(caught.value)
+    assert told.startswith(f"{tmp_path / 'store'}: a worker was killed, at one of {clips}")
+    assert "goes on from there" in told and "\n" not in told
+    store = prepared(clips, tmp_path / "store")
+    assert store.digest == small_store.digest
+    assert np.array_equal(store.frames, small_store.frames)
+
+
+def test_an_interrupted_pool_ends_without_tracebacks(
+    clips: Path, small_store: FrameStore, tmp_path: Path
+) -> None:
+    many = tmp_path / "many"
+    for i in range(12):
+        shutil.copytree(clips, many / f"{i}", copy_function=os.link)
+    output = tmp_path / "store"
+    words = ["prepare", str(many), "-o", str(output), "--workers", "2", "--size", "32"]
+    words += ["--subject-pattern", r"(.*)"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from uscl_zoo.cli import main; main()", *words],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while not list(output.glob("parts/*.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    # as a terminal does: to all of them
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.stderr.read()
+    assert process.wait() == 130, told
+    assert "Traceback" not in told
+    assert told.strip().splitlines()[-1].endswith("uscl: interrupted")
+    done = len(list(output.glob("parts/*.json")))
+    assert 0 < done < 12 * 18 and not (output / "store.json").exists()
+    assert run(*words) == 0
+    assert len(FrameStore(output).videos) == 12 * 18
+
+
+# ------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "model")
+
+
+#: What is written, by the command, with the folder IN of what it reads, and the most bytes a file
+#: may have.
+COMMANDS = {
+    "embed.csv": ("embed --model MODEL IN -o OUT.csv", 3000),
+    "embed.npz": ("embed --model MODEL IN -o OUT.npz", 3000),
+    "embed.parquet": ("embed --model MODEL IN -o OUT.parquet", 3000),
+    "embed, at its parts": ("embed --model MODEL IN -o OUT.csv", 100),
+    "predict.csv": ("predict MODEL IN -o OUT.csv", 100),
+    "predict.json": ("predict MODEL IN -o OUT.json", 100),
+    "explain.png": ("explain MODEL IN/1.png -o OUT.png", 1000),
+    "shortcut": ("shortcut MODEL IN -o OUT.html", 3000),
+    "shortcut, at its journal": ("shortcut MODEL IN -o OUT.html", 100),
+    "publish": ("publish MODEL --to me --dry-run -o OUT", 5000),
+    "publish, the weights": ("publish MODEL --to me --dry-run -o OUT", 1 << 20),
+    "import": ("import FILE --as resnet18_uscl.mine", 1 << 20),
+    "demo": ("demo IN/1.png --model NAME -o OUT.png", 1000),
+    "fetch": ("fetch NAME -o OUT", 1 << 20),
+    "prepare": ("prepare IN -o OUT --size 32 --workers 1 --subject-pattern (.*)", 1000),
+    "prepare, the frames": ("prepare IN -o OUT --size 32 --workers 1 --subject-pattern (.*)", 9000),
+    "audit": ("audit IN OTHER -o OUT", 100),
+}
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_a_full_disk_is_a_line_with_the_path(
+    what: str,
+    model: Path,
+    classes: Path,
+    installed: Callable[..., Card],
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words, most = COMMANDS[what]
+    stills = tmp_path / "in"
+    stills.mkdir()
+    for i in range(1, 4):
+        os.link(classes / "Cov" / f"{i}.png", stills / f"{i}.png")
+    if words.startswith("demo"):
+        words = words.replace("IN/1.png ", "")
+    other = tmp_path / "other"
+    other.mkdir()
+    os.link(classes / "Reg" / "1.png", other / "1.png")
+    if "FILE" in words:
+        torch.save(resnet18().state_dict(), tmp_path / "file.pth")
+    names = {
+        "MODEL": str(model),
+        "IN": str(stills),
+        "OUT": str(tmp_path / "out"),
+        "FILE": str(tmp_path / "file.pth"),
+        "NAME": installed().name,
+        "OTHER": str(other),
+    }
+    arguments = []
+    for word in words.split():
+        for name, value in names.items():
+            if word.startswith(name):
+                word = value + word.removeprefix(name)
+        arguments.append(word)
+    with files_of(most):
+        status = run(*arguments)
+    told = capsys.readouterr().err
+    assert status == 2, told
+    assert "Traceback" not in told
+    last = told.strip().splitlines()[-1]
+    place = home / ".uscl_zoo" if words.startswith("import") else tmp_path / "out"
+    assert str(place) in last and "File too large" in last, last
+    whole = {path.name for path in tmp_path.glob("out*") if path.is_file()}
+    # the table beside a report, of which there was room
+    assert whole <= ({"out.csv"} if what == "shortcut" else set())
+    assert run(*arguments) == 0, capsys.readouterr().err
+    assert not list(tmp_path.glob("**/*.partial")) and not list(tmp_path.glob("*.parts"))
