@@ -51,7 +51,7 @@ class Settings:
         sizes: side of the images as a share of the network's, each with the share of the steps at
             which it ends; the last is (1, 1).
         members: networks that are trained from the same start, with this seed, the next and so on;
-            the result has the mean of their weights, and batch statistics of its own.
+            the result has the mean of their weights and batch statistics.
         average: the result is the exponential average of the weights, by this factor a step; 0 for
             those of the last step.
         flips: an answer is the mean over a frame and its mirror image.
