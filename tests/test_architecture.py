@@ -133,5 +133,6 @@ def test_the_library_speaks_of_arguments(name: str) -> None:
     if ".cli" in name:
         return
     # a command is advice that holds wherever it is read
-    texts = [re.sub(r"`uscl [^`]*`", "", text) for text in messages(name)]
+    commands = re.compile(r"`uscl [^`]*`|^(?:uscl|hf) .*$", re.MULTILINE)
+    texts = [commands.sub("", text) for text in messages(name)]
     assert not [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text)]
