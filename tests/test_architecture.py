@@ -27,7 +27,6 @@ MODULES = modules()
 MOST = 500
 #: Modules that are longer, and why.
 LONGER = {
-    "uscl_zoo.publish": "the text of a model card stands beside what fills it",
     "uscl_zoo.training.trainer": "the step of pretraining and its state, which resume as one",
 }
 
