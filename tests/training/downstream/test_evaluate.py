@@ -25,7 +25,16 @@ from uscl_zoo.checkpoint import metadata_of, write_backbone
 from uscl_zoo.descriptions import standing
 from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import DataError, UnknownModelError
-from uscl_zoo.training.downstream import bench, contenders, datasets, infold, protocols, results
+from uscl_zoo.training.downstream import (
+    bench,
+    contenders,
+    datasets,
+    infold,
+    pictures,
+    protocols,
+    results,
+)
+from uscl_zoo.training.downstream import evaluate as module
 from uscl_zoo.training.downstream.contenders import contender
 from uscl_zoo.training.downstream.evaluate import Evaluation, evaluate
 from uscl_zoo.training.downstream.infold import Setting
@@ -40,9 +49,17 @@ TINY = Setting(32, 1, "float32")
 METHOD = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
 
 
+@pytest.fixture
+def drawn() -> None:
+    """Asks for pictures, t-SNE and Grad-CAM among them, which cost more than all they show."""
+
+
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is trained here is trained briefly."""
+def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained here is trained briefly, and drawn where a test looks at it."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(pictures, "of", lambda evaluation: iter(()))
+        monkeypatch.setattr(module, "_all_cases", lambda *arguments: {})
     monkeypatch.setitem(infold.SETTINGS, "reduced", TINY)
     monkeypatch.setattr(contenders, "SIZE", 32)
     monkeypatch.setitem(protocols.BUDGETS, "reduced", protocols.Budget(2, 2))
@@ -64,7 +81,7 @@ def run(data: Path, output: Path, *models: str, **options: Any) -> Evaluation:
 
 @pytest.mark.slow
 def test_figures_are_those_of_the_answers(classes: Path, tmp_path: Path) -> None:
-    found = run(classes, tmp_path, "random", METHOD, protocols=("knn", "linear"))
+    found = run(classes, tmp_path, "random", METHOD, protocols=("knn", "linear"), folds=2)
     results.write(found, tmp_path, "uscl evaluate")
     told = json.loads((tmp_path / "results.json").read_text())
     with (tmp_path / "answers.csv").open() as stream:
@@ -94,6 +111,7 @@ def test_figures_are_those_of_the_answers(classes: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_the_page_needs_no_other_file(classes: Path, tmp_path: Path) -> None:
     found = run(classes, tmp_path, "random", protocols=("linear",), shares=(0.25, 1.0))
     results.write(found, tmp_path, "uscl evaluate random")
@@ -126,7 +144,7 @@ def test_the_page_needs_no_other_file(classes: Path, tmp_path: Path) -> None:
 def test_nothing_is_computed_twice(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen: Any = {"protocols": ("knn", "linear", "finetune-last")}
+    chosen: Any = {"protocols": ("knn", "linear", "finetune-last"), "folds": 2}
     first = run(classes, tmp_path, "random", METHOD, **chosen)
 
     def never(*arguments: object, **options: object) -> None:
