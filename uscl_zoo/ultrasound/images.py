@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,11 @@ _PIXELS_A_FRAME = 2**16
 _MOST_TEXT = 2**20
 
 # TIFF: what kind of page it is, and whether its values are of darkness.
-_SUBFILE, _BITS, _PHOTOMETRIC = 254, 258, 262
+_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 258, 259, 262
+# Where strips and tiles are, and their sizes; both kinds of JPEG.
+_PLACES, _SIZES, _OF_JPEG = (273, 324), (279, 325), (6, 7)
+# Orders of the bytes of a sample, as Pillow names them, and the other; N is this machine's.
+_SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _REDUCED_OR_MASK = 1 | 4
 
 
@@ -67,6 +72,7 @@ def iterate(
             levels = _Levels()
             while (page := quietly(lambda: next(pages, None))) is not None:
                 _check(page)
+                _check_strips(page)
                 left -= max(page.width * page.height, _PIXELS_A_FRAME)
                 if left < 0 and moves:
                     raise ValueError(
@@ -87,7 +93,7 @@ def iterate(
                     lost += 1
                     continue
                 if wanted(time):
-                    frame = _upright(page, levels)
+                    frame = _upright(page, levels, lambda: _lower(path, page))
                     if levels.note:
                         on_damage(f"{path}: {levels.note}")
                         levels.note = None
@@ -138,6 +144,33 @@ class _Levels:
     def __init__(self) -> None:
         self.note: str | None = None
         self._top = 0
+        self._shallow = False
+
+    def colour(self, upper: Image.Image, deep: Callable[[], Any]) -> Image.Image:
+        """An image in colour, as it is, or widened where it is a dark one of 16 bits a sample.
+
+        Args:
+            upper: the upper 8 bits.
+            deep: gives all 16, uint16 (H, W, 3), or None if there are no more than 8.
+        """
+        if upper.mode not in ("RGB", "RGBA") or self._shallow:
+            return upper
+        if self._top == 0:
+            highest = max(high for _, high in upper.convert("RGB").getextrema())
+            if highest >= 128:
+                return upper
+        values = deep()
+        if values is None:
+            self._shallow = True
+            return upper
+        if not self._top:
+            used = max(8, int(values.max()).bit_length())
+            if not values.any():
+                return upper
+            self._top = 2**used - 1
+            self.note = f"of 16 bits it uses {used}, and is shown by these"
+        scaled = values.astype(np.float64) / self._top * 255
+        return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
 
     def __call__(self, page: Image.Image, image: Image.Image) -> Image.Image | NDArray[np.uint16]:
         """Of a page the image that was made upright, as it is or with its range widened."""
@@ -270,6 +303,60 @@ def _skip_blocks(stream: BinaryIO) -> int:
     return held
 
 
+def _check_strips(page: Image.Image) -> None:
+    """Refuse a page of a TIFF whose strips or tiles are JPEGs that take long to decode."""
+    if page.format != "TIFF" or _tag(page, _COMPRESSION) not in _OF_JPEG:
+        return
+    stream, tags = getattr(page, "fp", None), getattr(page, "tag_v2", {})
+    places, sizes = (tags.get(a) or tags.get(b) or () for a, b in (_PLACES, _SIZES))
+    if stream is None:
+        return
+    at = stream.tell()
+    try:
+        for place, size in zip(places, sizes, strict=False):
+            stream.seek(place)
+            data = stream.read(size)
+            if b"\xff\xc2" in data:
+                with suppress(jpeg.UnknownError):  # the library says what is wrong with it
+                    jpeg.check_work(jpeg.describe(data))
+    finally:
+        stream.seek(at)
+
+
+def _lower(path: Path, page: Image.Image) -> NDArray[np.uint16] | None:
+    """The colours of a page of 16 bits a sample, which Pillow cuts to their upper 8.
+
+    It is decoded once more as if its bytes were in the other order.
+
+    Returns:
+        uint16 (H, W, 3); None if the page has no more than 8 bits, or cannot be read so.
+    """
+    upper = np.asarray(page.convert("RGB"))
+    with _open(path, checked=False) as image:
+        if number := page.tell():
+            image.seek(number)
+        tiles: list[Any] = []
+        for tile in image.tile:
+            kind, box, offset, given = tile[:4]
+            mode = given if isinstance(given, str) else given[0]
+            name, _, order = str(mode).partition(";")
+            if name not in ("RGB", "RGBA") or order not in _SWAPPED:
+                return None
+            mode = f"{name};{_SWAPPED[order]}"
+            # Pillow's own since 11.1, a plain tuple before
+            make: Any = getattr(tile, "_make", tuple)
+            tiles.append(
+                make((kind, box, offset, mode if isinstance(given, str) else (mode, *given[1:])))
+            )
+        if not tiles or image.size != page.size:
+            return None
+        image.tile = tiles
+        image.load()
+        lower = np.asarray(image.convert("RGB"))
+    deep: NDArray[np.uint16] = upper.astype(np.uint16) * 256 + lower
+    return deep
+
+
 def _check(image: Image.Image) -> None:
     if not 0 < image.width * image.height <= MAX_PIXELS:
         raise ValueError(
@@ -294,8 +381,13 @@ def _duration(page: Image.Image) -> float:
     return max(0.0, float(page.info.get("duration", 0)) / 1000)
 
 
-def _upright(page: Image.Image, levels: _Levels) -> Image.Image:
-    turned = quietly(lambda: ImageOps.exif_transpose(page))
+def _upright(page: Image.Image, levels: _Levels, deep: Callable[[], Any]) -> Image.Image:
+    shown = quietly(lambda: levels.colour(page, deep))
+    if shown is not page:
+        # what it says of its place goes with it
+        shown.info, shown.encoderinfo = page.info, {}
+        shown.getexif().update(page.getexif())
+    turned = quietly(lambda: ImageOps.exif_transpose(shown))
     frame = quietly(lambda: to_frame(levels(page, turned)))
     frame.info = {}  # comments name people
     return frame

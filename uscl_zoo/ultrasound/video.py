@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ..errors import MissingDependencyError, UnreadableError, reason
 from ..files import open_file
+from . import jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 
 if TYPE_CHECKING:
@@ -40,6 +42,14 @@ _BY_HEAD = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}
 # HEVC, but there only of others in the same layer.
 _TELLING = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
 
+# Of whose packets each is a picture by itself, and those whose picture is a JPEG.
+_OF_JPEG = frozenset({"mjpeg", "mjpegb"})
+_ALONE = _OF_JPEG | {"png", "rawvideo", "huffyuv", "gif", "bmp", "jpeg2000", "tiff", "dvvideo"}
+_PROGRESSIVE = b"\xff\xc2"
+
+# Gaps that are told one by one.
+_TOLD = 5
+
 # Brightness in a plane of its own, colour in others, of one byte each.
 _PLANAR = frozenset({"gray", *(f"{y}{n}p" for y in ("yuv", "yuvj") for n in (420, 422, 444))})
 
@@ -64,25 +74,32 @@ def iterate(
         convert = _Converter(threads, grey)
         matrix = _Matrix()
         thrift = _Thrift(stream.codec_context, clock, wanted)
+        gaps = _Gaps(stream.codec_context.name)
         try:
             for packet in container.demux(stream):
+                if gaps.skip(packet):
+                    continue
                 # so says FFmpeg of one that ends with the file before it should
-                cut = packet.is_corrupt
-                if cut:
+                broken = packet.is_corrupt
+                if broken:
                     trouble = "a frame is cut off"
                     if not count:
                         continue
                 thrift.consider(packet)
+                decoded: list[VideoFrame] = []
                 try:
-                    # instead of it, the frames that wait for their turn
-                    decoded = stream.decode(None if cut else packet)
-                except av.FFmpegError as error:
-                    trouble = reason(error)
-                    # what follows a damaged packet is predicted from it; before the first frame
-                    # there is nothing to spoil
-                    if count:
-                        break
-                    continue
+                    if not broken:
+                        _check_work(stream.codec_context.name, packet)
+                        decoded = stream.decode(packet)
+                except (av.FFmpegError, jpeg.Misfit) as error:
+                    trouble, broken = reason(error), True
+                    # before the first frame there is nothing to spoil
+                    if not count:
+                        continue
+                if broken:
+                    # what follows is predicted from it, up to where nothing is
+                    gaps.begin(clock.last)
+                    decoded = _waiting(stream)
                 for frame in decoded:
                     if frame.width * frame.height > MAX_PIXELS:
                         raise ValueError(
@@ -93,13 +110,15 @@ def iterate(
                     if wanted(time):
                         yield Frame(time, _turn(convert(frame), matrix(frame)))
                     count += 1
-                if cut:
-                    break
+                    if not broken:
+                        gaps.end()
         except (av.FFmpegError, ValueError, MemoryError) as error:
             trouble = reason(error)
     if not count:
         raise UnreadableError(f"{path}: no frame can be decoded ({trouble or 'it is empty'})")
-    if trouble:
+    if gaps.left_out:
+        on_damage(f"{path}: frames behind {gaps.left_out} are left out ({trouble})")
+    if trouble and (gaps.open is not None or not gaps.times):
         # where frames are left out, their count tells nobody where
         where = f"{clock.last:.1f} s" if thrift.able else f"{count} frames"
         on_damage(f"{path}: breaks off after {where} ({trouble})")
@@ -142,6 +161,74 @@ def _open(path: Path) -> InputContainer:
         ) from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def _check_work(codec: str, packet: Packet[VideoStream]) -> None:
+    """Refuse a JPEG that is small to send and long to decode.
+
+    Raises:
+        Misfit: if it is one.
+    """
+    if codec not in _OF_JPEG:
+        return
+    data = bytes(packet)
+    # of the others there is one scan a component at most, and markers take time to read
+    if _PROGRESSIVE in data and data.startswith(jpeg.STARTS[0]):
+        with suppress(jpeg.UnknownError):  # FFmpeg says what is wrong with it
+            jpeg.check_work(jpeg.describe(data))
+
+
+def _waiting(stream: VideoStream) -> list[VideoFrame]:
+    """The frames that wait in a decoder for their turn; it can begin anew then."""
+    import av
+
+    try:
+        return stream.decode(None)
+    except av.FFmpegError:
+        return []
+    finally:
+        stream.codec_context.flush_buffers()
+
+
+class _Gaps:
+    """Where packets are damaged: from there to the next that is predicted from no other.
+
+    Attributes:
+        open: seconds of the last frame before the gap that has not ended yet.
+        times: of those that have ended.
+        waits: whether packets are left out until then.
+    """
+
+    def __init__(self, codec: str) -> None:
+        self.alone = codec in _ALONE
+        self.open: float | None = None
+        self.times: list[float] = []
+        self.waits = False
+
+    @property
+    def left_out(self) -> str:
+        """The gaps that have ended, in words."""
+        some = ", ".join(f"{time:.1f} s" for time in self.times[:_TOLD])
+        more = len(self.times) - _TOLD
+        return f"{some} and {more} more times" if more > 0 else some
+
+    def begin(self, time: float) -> None:
+        """A packet is damaged, behind the frame of a time."""
+        if self.open is None:
+            self.open = time
+        self.waits = not self.alone
+
+    def skip(self, packet: Packet[VideoStream]) -> bool:
+        """Whether a packet has to be left out, as it is predicted from one that was."""
+        if self.waits and packet.is_keyframe and not packet.is_corrupt:
+            self.waits = False
+        return self.waits and packet.size > 0
+
+    def end(self) -> None:
+        """A frame could be decoded."""
+        if self.open is not None and not self.waits:
+            self.times.append(self.open)
+            self.open = None
 
 
 class _Thrift:

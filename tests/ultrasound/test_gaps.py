@@ -1,0 +1,168 @@
+"""Videos that are damaged in the middle: what is before and after is kept, and the gap is said."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from uscl_zoo.errors import UnreadableError
+from uscl_zoo.ultrasound.clip import DamageWarning
+from uscl_zoo.ultrasound.reading import iterate, sample
+
+FRAMES, RATE, GROUP = 40, 10, 8
+#: By the codec: the container, and whether each packet is a picture by itself.
+CODECS = {
+    "mjpeg": (".avi", True),
+    "png": (".mov", True),
+    "libx264": (".mp4", False),
+    "mpeg4": (".avi", False),
+}
+
+
+def write(path: Path, codec: str) -> None:
+    """Forty frames, each of a grey of its own, with noise that is costly to predict."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.width, stream.height = 64, 48
+        pixels = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
+        stream.pix_fmt = pixels
+        stream.codec_context.gop_size = GROUP
+        for i in range(FRAMES):
+            grey = rng.integers(0, 30, (48, 64, 1)) + 20 + 5 * i
+            frame = np.repeat(grey, 3, axis=2).clip(0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())
+
+
+def spoil(path: Path, *numbers: int) -> None:
+    """Overwrite packets, by their place in the order of decoding."""
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    content = bytearray(path.read_bytes())
+    for number in numbers:
+        position, size = places[number]
+        # of Matroska and the like, a few bytes of header come first
+        start = position + min(16, size // 4)
+        content[start : position + size] = bytes(position + size - start)
+    path.write_bytes(content)
+
+
+def read(path: Path, threads: int = 1) -> tuple[dict[int, float], list[str]]:
+    """The grey of each frame by its number, and what was said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frames = {
+            round(frame.time * RATE): float(np.asarray(frame.image).mean())
+            for frame in iterate(path, threads=threads)
+        }
+    return frames, [str(w.message) for w in caught if w.category is DamageWarning]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_before_and_after_is_kept(codec: str, threads: int, tmp_path: Path) -> None:
+    suffix, alone = CODECS[codec]
+    path = tmp_path / f"clip{suffix}"
+    write(path, codec)
+    whole, told = read(path)
+    assert len(whole) == FRAMES and not told
+    spoil(path, 18, 19)
+    found, told = read(path, threads)
+    lost = sorted(set(whole) - set(found))
+    # up to the next picture that is predicted from no other
+    assert len(lost) <= (2 if alone else 2 * GROUP + 2), lost
+    assert set(range(2 * GROUP - 2)) <= set(found)
+    assert set(range(4 * GROUP, FRAMES)) <= set(found)
+    if lost:
+        assert len(told) == 1 and f"clip{suffix}: frames behind " in told[0], told
+        assert "are left out (" in told[0]
+    for number in (*range(2 * GROUP - 2), *range(4 * GROUP, FRAMES)):
+        assert found[number] == pytest.approx(whole[number], abs=3)
+
+
+def test_many_gaps_are_counted_and_the_last_may_be_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    write(path, "mjpeg")
+    spoil(path, *range(3, 36, 4), 38, 39)
+    found, told = read(path)
+    assert len(found) == FRAMES - 11
+    assert "0.2 s, 0.6 s, 1.0 s, 1.4 s, 1.8 s and 4 more times" in told[0]
+    assert "breaks off after" in told[1]
+
+
+def test_samples_go_on_behind_a_gap(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write(path, "libx264")
+    spoil(path, 18, 19)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DamageWarning)
+        times = [frame.time for frame in sample(path, 2.0)]
+    assert times[-1] > 3 and times[0] == 0
+
+
+# ------------------------------------------------------------------- progressive JPEG in containers
+
+
+def progressive(side: int, scans: int) -> bytes:
+    """A JPEG of many scans, of nothing: each goes over the picture again."""
+    stream = io.BytesIO()
+    Image.new("L", (side, side), 100).save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + content[last:-2] * scans + content[-2:]
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".tif"])
+def test_a_progressive_jpeg_of_a_thousand_scans(suffix: str, tmp_path: Path) -> None:
+    heavy = progressive(5700, 1000)
+    path = tmp_path / f"heavy{suffix}"
+    if suffix == ".tif":
+        path.write_bytes(as_tiff(heavy, 5700))
+    else:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mjpeg", rate=1)
+            stream.width, stream.height, stream.pix_fmt = 5700, 5700, "gray"
+            for i in range(2):
+                packet = av.Packet(heavy)
+                packet.stream, packet.pts, packet.dts = stream, i, i
+                packet.time_base = Fraction(1)
+                container.mux(packet)
+    with pytest.raises(UnreadableError, match="a progressive JPEG of 5700 x 5700 pixels in 10"):
+        list(iterate(path))
+    # of few scans it is read
+    light = progressive(64, 2)
+    if suffix == ".tif":
+        path.write_bytes(as_tiff(light, 64))
+        assert len(list(iterate(path))) == 1
+
+
+def as_tiff(jpeg: bytes, side: int) -> bytes:
+    """A page of one strip that is a JPEG."""
+    tags = [
+        (256, 4, side),
+        (257, 4, side),
+        (258, 3, 8),
+        (259, 3, 7),
+        (262, 3, 1),
+        (273, 4, 8 + 2 + 9 * 12 + 4),
+        (277, 3, 1),
+        (278, 4, side),
+        (279, 4, len(jpeg)),
+    ]
+    entries = b"".join(
+        tag.to_bytes(2, "little")
+        + kind.to_bytes(2, "little")
+        + (1).to_bytes(4, "little")
+        + value.to_bytes(4, "little")
+        for tag, kind, value in tags
+    )
+    head = b"II*\0" + (8).to_bytes(4, "little") + len(tags).to_bytes(2, "little")
+    return head + entries + bytes(4) + jpeg
