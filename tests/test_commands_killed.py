@@ -19,7 +19,7 @@ from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe
 
-SCRIPT = Path(__file__).parent / "kill_script.py"
+SCRIPT = Path(__file__).parent / "command_kill_script.py"
 KILLS = 20 if FULL else 3
 #: By the command: what looks at what is there, and the words.
 COMMANDS = {

@@ -1,6 +1,6 @@
 """Run a command in children that are killed at seeded moments, for test_commands_killed.py.
 
-    python tests/kill_script.py KILLS SEED WORK CHECK WORD...
+    python tests/command_kill_script.py KILLS SEED WORK CHECK WORD...
 
 In the words, OUT is where the child writes: a folder of its own each, so that every kill meets a
 whole run. Moments are counted in operations on files below the folder, of which Python reports each
