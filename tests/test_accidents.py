@@ -28,7 +28,8 @@ from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import Sampling, prepare
+from uscl_zoo.training.parts import Sampling
+from uscl_zoo.training.prepare import prepare
 
 
 def run(*arguments: object) -> int:
