@@ -94,15 +94,6 @@ def test_reasons_are_given_for_modules_that_there_are() -> None:
     assert LONGER.keys() <= MODULES.keys()
 
 
-#: Modules whose messages are still to be put in words of arguments.
-SPEAK_OF_OPTIONS = {
-    "uscl_zoo.authors",
-    "uscl_zoo.publish",
-    "uscl_zoo.training.downstream.finetune",
-    "uscl_zoo.training.trainer",
-}
-
-
 def messages(name: str) -> list[str]:
     """The texts of a module, without its docstrings and what it asks git."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
@@ -126,7 +117,7 @@ def messages(name: str) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - SPEAK_OF_OPTIONS))
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_the_library_speaks_of_arguments(name: str) -> None:
     """Of `overwrite=True`, where the command line says --overwrite; whole commands may stand."""
     if ".cli" in name:

@@ -114,7 +114,7 @@ class Trainer:
         if len(self.videos) < 2:
             raise DataError(
                 f"{store.folder}: {len(self.videos)} training video, and contrast takes two; "
-                "prepare more, hold out fewer with --holdout, or raise data_rate"
+                "prepare more, hold out fewer (`holdout`), or raise data_rate"
             )
         if recipe.batch_size > len(self.videos):
             raise DataError(
@@ -134,7 +134,7 @@ class Trainer:
         if largest > self.side:
             raise DataError(
                 f"sizes: {largest} is larger than the {self.side} pixels of {store.folder}; "
-                f"prepare it with --size {largest}"
+                f"prepare it at {largest}"
             )
         self.size = recipe.sizes[-1][0] if recipe.sizes else self.side
         targets = draw_labelled(self.videos, recipe, self.classes)

@@ -204,13 +204,13 @@ def _normalised(
     shown = recognised(path, content)
     ways = [] if shown is None else [shown[:3]]
     if given is not None:
-        ways.append((*check_statistics(*given), "what is given (--mean and --std)"))
+        ways.append((*check_statistics(*given), "what is given (`statistics`)"))
     if card.name in packaged_cards():
         ways.append((card.input.mean, card.input.std, f"the card of {card.name}"))
     if not ways:
         raise DataError(
             f"{path}: does not show what mean and std its frames were normalised by; give them "
-            "(--mean and --std): 0.485,0.456,0.406 and 0.229,0.224,0.225 if it began as ImageNet's "
+            "(`statistics`): 0.485,0.456,0.406 and 0.229,0.224,0.225 if it began as ImageNet's "
             "of torchvision or timm and they were kept"
         )
     mean, std, first = ways[0]
@@ -344,12 +344,12 @@ def _refuse_other(weights: Path, card_file: Path, card: Card) -> None:
         if there != card.weights.sha256:
             raise DataError(
                 f"{weights}: is there already with other weights; choose another tag or overwrite "
-                "it (--overwrite)"
+                "it (`overwrite=True`)"
             )
     elif card_file.exists() and read_card(card_file).weights.sha256 != card.weights.sha256:
         raise DataError(
             f"{card_file}: is there already and describes other weights; choose another tag or "
-            "overwrite it (--overwrite)"
+            "overwrite it (`overwrite=True`)"
         )
 
 

@@ -92,7 +92,7 @@ def publish(
         WeightsNotFoundError: if the weights are not in reach.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", namespace):
-        raise DataError(f"--to {namespace}: should be a user or organisation on the Hub, as `me`")
+        raise DataError(f"{namespace}: should be a user or organisation on the Hub, as `me`")
     card = _licensed(_find(name)[0], licence)
     repo = f"{namespace}/{card.name}"
     temporary = Path(tempfile.mkdtemp(prefix="uscl-publish-")) if folder is None else None
@@ -177,7 +177,7 @@ def _licensed(card: Card, licence: str | None) -> Card:
         if card.licence is None:
             raise CardError(
                 f"{card.name}: its card states no licence, so others may not use it; ask the "
-                "authors of the weights, and give it (--licence), or set `licence` on the card"
+                "authors of the weights, and give it (`licence`), or set `licence` on the card"
             )
         return card
     if card.licence not in (None, licence):
@@ -186,7 +186,7 @@ def _licensed(card: Card, licence: str | None) -> Card:
             "is yours to change"
         )
     if fault := licences.fault(licence, licences_of(card.training)):
-        raise DataError(f"--licence {licence}: {fault}")
+        raise DataError(f"`licence` {licence}: {fault}")
     return replace(card, licence=licence)
 
 

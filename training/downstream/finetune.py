@@ -152,7 +152,7 @@ def finetune(
     if not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
     if (output / ANSWERS).exists() and not overwrite:
-        raise DataError(f"{output}: holds a model already; add --overwrite or choose another")
+        raise DataError(f"{output}: holds a model already; add `overwrite=True` or choose another")
     home = folder_of(model)
     if work.exists() and not _is_work(work):
         raise DataError(f"{work}: is not of an interrupted call; move it, or choose another folder")
@@ -323,5 +323,5 @@ def _go_on(work: Path, about: dict[str, Any], overwrite: bool) -> None:
     if before != json.loads(json.dumps(about)):
         raise DataError(
             f"{work}: holds an interrupted run with other data or settings; make that call again, "
-            "or add --overwrite"
+            "or add `overwrite=True`"
         )

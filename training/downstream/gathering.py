@@ -124,10 +124,12 @@ def gather(
     """
     shape = base.input if size is None else dataclasses.replace(base.input, size=(3, size, size))
     if (data / DESCRIPTION).is_file():
-        if wrong := [argument for argument, value in columns.items() if value]:
+        # the column of files has a name by default, and says nothing
+        wrong = [name for name, value in columns.items() if value and name != "file_column"]
+        if wrong:
             raise DataError(
-                f"{data}: is a store, which records labels and subjects; {wrong[0]} is of a folder "
-                "or CSV"
+                f"{data}: is a store, which records labels and subjects; `{wrong[0]}` is of a "
+                "folder or CSV"
             )
         frames, subjects = FrameStore(data), True
         rate = float(frames.description["sampling"]["rate"])

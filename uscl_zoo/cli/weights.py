@@ -84,7 +84,7 @@ def fetch(names: tuple[str, ...], output: Path | None) -> None:
         click.echo(weights_cache.fetch(card, output or home()))
 
 
-@commands.command("import")
+@commands.command("import", also={"statistics": "--mean and --std"})
 @click.argument("file", type=FILE)
 @click.option("--as", "name", required=True, help="E.g. resnet18_uscl.us4.")
 @click.option("--licence", help="Of the weights, as an SPDX identifier.")
