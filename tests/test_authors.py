@@ -539,7 +539,7 @@ def test_other_weights_are_not_overwritten_unasked(tmp_path: Path) -> None:
     other = backbone(network())
     other["conv1.weight"][0, 0, 0, 0] += 1
     path = saved(as_authors(other), tmp_path / "other.pth")
-    with pytest.raises(DataError, match="--overwrite"):
+    with pytest.raises(DataError, match="overwrite=True"):
         authors.import_checkpoint(path, "resnet18_uscl.us4")
     assert weights_cache.locate(first).source == places.NAMED_FOLDER
     second = authors.import_checkpoint(path, "resnet18_uscl.us4", overwrite=True)

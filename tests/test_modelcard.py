@@ -263,7 +263,7 @@ def test_the_licence_by_option(
 
     path = model / f"{NAME}.yaml"
     write_yaml(path, replace(read_card(path), licence=None))
-    with pytest.raises(CardError, match="--licence"):
+    with pytest.raises(CardError, match="`licence`"):
         publishing.build(str(model), tmp_path / "none")
     words = ["publish", str(model), "--to", "me", "--dry-run"]
     main([*words, "-o", f"{tmp_path}/repository", "--licence", "CC-BY-4.0"])
@@ -291,7 +291,7 @@ def test_a_licence_that_is_another_or_too_loose(model: Path, tmp_path: Path) -> 
     source = Source("x", None, None, 1, 1, 1, {}, {"CC BY-NC-SA 4.0": 1})
     training = replace(card.training, sources=(source,))
     write_yaml(path, replace(card, licence=None, training=training))
-    with pytest.raises(DataError, match="--licence MIT: MIT is looser than"):
+    with pytest.raises(DataError, match="`licence` MIT: MIT is looser than"):
         publishing.build(str(model), tmp_path / "loose", licence="MIT")
 
 

@@ -210,7 +210,7 @@ def test_damaged_weights_leave_nothing_behind(own: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("namespace", ["", "a/b", "../me", "me you", "https://huggingface.co/me"])
 def test_namespaces_that_are_none(own: Path, namespace: str) -> None:
-    with pytest.raises(DataError, match="--to"):
+    with pytest.raises(DataError, match="user or organisation"):
         publishing.publish(trial.NAME, namespace, dry_run=True)
 
 
