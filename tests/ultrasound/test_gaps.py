@@ -130,7 +130,7 @@ def test_a_progressive_jpeg_of_a_thousand_scans(suffix: str, tmp_path: Path) -> 
     else:
         with av.open(str(path), "w") as container:
             stream: Any = container.add_stream("mjpeg", rate=1)
-            stream.width, stream.height, stream.pix_fmt = 5700, 5700, "gray"
+            stream.width, stream.height, stream.pix_fmt = 5700, 5700, "yuvj420p"
             for i in range(2):
                 packet = av.Packet(heavy)
                 packet.stream, packet.pts, packet.dts = stream, i, i
