@@ -13,8 +13,8 @@ import torch
 from conftest import TINTS, make_card
 from PIL import Image
 
-from uscl_zoo import publish
-from uscl_zoo.answers import ANSWERS, STATISTICS, Answers, Statistics
+from uscl_zoo import modelcard
+from uscl_zoo.answers import ANSWERS, CONFIG, STATISTICS, Answers, Statistics
 from uscl_zoo.card import Input, Weights
 from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.records import to_plain, write_text, write_yaml
@@ -53,7 +53,7 @@ def write_model(folder: Path, seed: int = 0, size: int = 64, **answers: Any) -> 
         classes=CLASSES,
     )
     write_yaml(folder / f"{NAME}.yaml", card)
-    write_text(folder / publish.CONFIG, json.dumps(publish.config(card)))
+    write_text(folder / CONFIG, json.dumps(modelcard.config(card)))
     usual: dict[str, Any] = {
         "classes": CLASSES,
         "temperature": 1.5,
@@ -65,7 +65,7 @@ def write_model(folder: Path, seed: int = 0, size: int = 64, **answers: Any) -> 
         "statistics_sha256": sha256(statistics).hexdigest(),
     }
     write_answers(folder, to_plain(Answers(**(usual | answers))))
-    Image.new("RGB", (8, 8)).save(folder / publish.CONFUSION)
+    Image.new("RGB", (8, 8)).save(folder / modelcard.CONFUSION)
     return folder
 
 

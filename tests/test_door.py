@@ -79,8 +79,11 @@ def test_a_model_of_ones_own(tuned: Path) -> None:
     assert (distances > 0).all()
     # what timm makes of the folder says the same before the temperature
     network: Any = timm.create_model(f"local-dir:{tuned}", pretrained=True).eval()
+    seen = found.transform.batch(FRAMES)
     with torch.inference_mode():
-        logits = network(found.transform.batch(FRAMES)).numpy() / found.temperature
+        # of both looks, where the model's answer is
+        looks = [seen, seen.flip(3)] if found.flips else [seen]
+        logits = np.mean([network(look).numpy() for look in looks], axis=0) / found.temperature
     odds = np.exp(logits - logits.max(1, keepdims=True))
     assert np.allclose(odds / odds.sum(1, keepdims=True), probabilities, atol=1e-5)
 

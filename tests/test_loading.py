@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import uscl_zoo
-from uscl_zoo import publish
+from uscl_zoo import modelcard, publish
 from uscl_zoo.card import MODELS, read_card
 
 ROOT = Path(__file__).parents[1]
@@ -182,7 +182,7 @@ def torch_hub(name: str, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(("name", "architecture"), MODELS.items())
 def test_torch_hub(name: str, architecture: str, published: Published) -> None:
     model = torch_hub(name)
-    assert model.num_features == publish._WIDTHS[architecture]
+    assert model.num_features == modelcard._WIDTHS[architecture]
     assert embed(model).shape == (2, model.num_features)
 
 

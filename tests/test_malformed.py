@@ -234,6 +234,23 @@ def test_refused_by_every_command(
     assert not (tmp_path / "repository").exists()
 
 
+@pytest.mark.parametrize("how", ["negated weights", "another model's card", "no threshold"])
+def test_refused_by_finetune(
+    how: str, whole: Path, classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = spoiled(whole, tmp_path, how)
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                *("finetune", "--data", str(classes), "--model", f"local-dir:{model}"),
+                *("-o", f"{tmp_path}/own"),
+            ]
+        )
+    assert stopped.value.code == 2
+    assert str(model) in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "own" / "predict.json").exists()
+
+
 # --------------------------------------------------------------------------- folders of timm's own
 
 

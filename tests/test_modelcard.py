@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trial
@@ -124,7 +125,7 @@ def test_metadata_cannot_be_broken_out_of() -> None:
     from huggingface_hub import ModelCard
 
     for text in HOSTILE:
-        data = ModelCard(model_card(spiked(text), REPO)).data
+        data: Any = ModelCard(model_card(spiked(text), REPO)).data
         assert data.license == "mit"
         assert data.eval_results is not None and data.eval_results[0].dataset_name == text
 

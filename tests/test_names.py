@@ -228,7 +228,7 @@ def homeless(program: str, *lines: str) -> subprocess.CompletedProcess[str]:
 def test_without_a_home_the_package_says_what_it_lacks() -> None:
     ended = homeless(
         "import uscl_zoo, uscl_zoo.cli",
-        "from uscl_zoo.card import all_cards",
+        "from uscl_zoo.catalogue import all_cards",
         "print(len(all_cards()))",
     )
     assert ended.returncode == 0, ended.stderr

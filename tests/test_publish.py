@@ -145,7 +145,7 @@ def test_the_figure_is_a_picture(built: Path) -> None:
 )
 def test_licences_are_in_the_hubs_words(licence: str, on_the_hub: str, name: str | None) -> None:
     card = replace(trial.CARD, licence=licence)
-    data = ModelCard(publishing.model_card(card, REPO)).data
+    data = ModelCard(modelcard.model_card(card, REPO)).data
     assert (data.get("license"), data.get("license_name")) == (on_the_hub, name)
 
 
@@ -155,7 +155,7 @@ def test_a_card_that_says_little_is_printed_too() -> None:
         metrics=(),
         training=uscl_zoo.card.Training(method="uscl", sources=()),
     )
-    text = publishing.model_card(bare, REPO)
+    text = modelcard.model_card(bare, REPO)
     assert "None" not in text.replace("[None]", "")
     assert "model-index" not in text
 
@@ -365,4 +365,4 @@ def test_publishing_needs_the_right_token(built: Path, tmp_path: Path) -> None:
 def test_cards_on_either_side_are_the_same(built: Path) -> None:
     # what a reader of the repository can check against the card
     written = json.loads((built / "config.json").read_text())
-    assert written == to_plain(publishing.config(own_card(built)))
+    assert written == to_plain(modelcard.config(own_card(built)))

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,13 +38,17 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     install_card(folder)
     monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(folder))
+    monkeypatch.setenv("HOME", str(place / "home"))
+    # what comes with the package may be where only its user may look, as a checkout in his home
+    monkeypatch.setattr(weights_cache, "_BUNDLED", place)
+    monkeypatch.chdir(place)
+    load(NAME, "cpu")(FRAMES)  # what is imported by then need not be readable
     yield folder
     shutil.rmtree(place)
 
 
 def as_nobody(call: Callable[[], object]) -> str:
     """What a call gives, or its error, in another user's process."""
-    load(NAME, "cpu")(FRAMES)  # what is imported by then need not be readable
     told, tell = os.pipe()
     pid = os.fork()
     if not pid:
@@ -56,7 +61,7 @@ def as_nobody(call: Callable[[], object]) -> str:
         except UsclError as error:
             words = f"refused: {error}"
         except BaseException as error:
-            words = f"failed: {error!r}"
+            words = f"failed: {error!r} {traceback.format_exc()}"
         finally:
             os.write(tell, words.encode())
             os._exit(0)

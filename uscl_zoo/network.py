@@ -25,6 +25,7 @@ from .catalogue import all_cards, model_info
 from .checkpoint import Channels
 from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
+from .errors import reason as why
 from .files import expanded
 from .inference import Answer, batched, both_ways, infer, logits, logits_and_textures, pooled
 from .ultrasound.sources import Look
@@ -210,7 +211,14 @@ def load(
         found = _described("", "module", name, reference)
     else:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        found = _named(str(reference), statistics)
+        try:
+            found = _named(str(reference), statistics)
+        except OSError as error:
+            # of a folder that another user keeps to himself, even whether a file is there
+            if isinstance(error, UsclError):
+                raise
+            where = error.filename or reference
+            raise DataError(f"{where}: cannot be read ({why(error)})") from error
         found.module.eval()
         if not found.verified:
             warnings.warn(

@@ -431,6 +431,7 @@ class _Journal:
         }
         try:
             if self._stream is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 # unbuffered, so that what could not be written is not tried again at the end
                 self._stream = (self.folder / _CASES).open("ab", buffering=0)
                 # behind half a line of an earlier call

@@ -34,7 +34,7 @@ def begun(
     return store, folder / "run"
 
 
-def frames(change: Callable[[np.ndarray[Any, Any]], object]) -> Callable[[Path, Path], None]:
+def frames(change: Callable[[np.ndarray[Any, Any]], Any]) -> Callable[[Path, Path], object]:
     def spoil(store: Path, folder: Path) -> None:
         values = np.load(store / "frames.npy")
         changed = change(values)
@@ -43,7 +43,7 @@ def frames(change: Callable[[np.ndarray[Any, Any]], object]) -> Callable[[Path, 
     return spoil
 
 
-def text(name: str, old: str, new: str) -> Callable[[Path, Path], None]:
+def text(name: str, old: str, new: str) -> Callable[[Path, Path], object]:
     def spoil(store: Path, folder: Path) -> None:
         content = (store / name).read_text()
         assert old in content
@@ -52,7 +52,7 @@ def text(name: str, old: str, new: str) -> Callable[[Path, Path], None]:
     return spoil
 
 
-def state(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], None]:
+def state(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], object]:
     def spoil(store: Path, folder: Path) -> None:
         content = torch.load(folder / "checkpoint.pt", weights_only=True)
         change(content)
@@ -61,8 +61,8 @@ def state(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], 
     return spoil
 
 
-def file(name: str, content: bytes) -> Callable[[Path, Path], None]:
-    return lambda store, folder: (folder / name).write_bytes(content) and None
+def file(name: str, content: bytes) -> Callable[[Path, Path], object]:
+    return lambda store, folder: (folder / name).write_bytes(content)
 
 
 def weight(state: dict[str, Any]) -> torch.Tensor:
@@ -70,7 +70,7 @@ def weight(state: dict[str, Any]) -> torch.Tensor:
     return found
 
 
-SPOILED: dict[str, Callable[[Path, Path], None]] = {
+SPOILED: dict[str, Callable[[Path, Path], object]] = {
     "frames of others": frames(lambda f: f[::-1]),
     "frames that are inverted": frames(np.invert),
     "a frame less": frames(lambda f: f[:-1]),

@@ -6,6 +6,7 @@ import io
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,7 +31,7 @@ def write(path: Path, codec: str) -> None:
     """Forty frames, each of a grey of its own, with noise that is costly to predict."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=RATE)
+        stream: Any = container.add_stream(codec, rate=RATE)
         stream.width, stream.height = 64, 48
         pixels = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
         stream.pix_fmt = pixels
@@ -45,7 +46,7 @@ def write(path: Path, codec: str) -> None:
 def spoil(path: Path, *numbers: int) -> None:
     """Overwrite packets, by their place in the order of decoding."""
     with av.open(str(path)) as container:
-        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        places = [(p.pos or 0, p.size) for p in container.demux(video=0) if p.size]
     content = bytearray(path.read_bytes())
     for number in numbers:
         position, size = places[number]
@@ -128,8 +129,8 @@ def test_a_progressive_jpeg_of_a_thousand_scans(suffix: str, tmp_path: Path) -> 
         path.write_bytes(as_tiff(heavy, 5700))
     else:
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("mjpeg", rate=1)
-            stream.width, stream.height, stream.pix_fmt = 5700, 5700, "gray"
+            stream: Any = container.add_stream("mjpeg", rate=1)
+            stream.width, stream.height, stream.pix_fmt = 5700, 5700, "yuvj420p"
             for i in range(2):
                 packet = av.Packet(heavy)
                 packet.stream, packet.pts, packet.dts = stream, i, i

@@ -47,6 +47,9 @@ _PIXELS_A_BYTE = 20
 _PIXELS_AT_LEAST = 2**29
 _PIXELS_A_FRAME = 2**16
 
+# Formats whose samples may have 16 bits in colour.
+_DEEP = frozenset({"PNG", "TIFF"})
+
 # Bytes of comments in a GIF, which Pillow joins one by one.
 _MOST_TEXT = 2**20
 
@@ -153,12 +156,12 @@ class _Levels:
             upper: the upper 8 bits.
             deep: gives all 16, uint16 (H, W, 3), or None if there are no more than 8.
         """
-        if upper.mode not in ("RGB", "RGBA") or self._shallow:
+        if self._shallow or upper.mode not in ("RGB", "RGBA") or upper.format not in _DEEP:
             return upper
-        if self._top == 0:
-            highest = max(high for _, high in upper.convert("RGB").getextrema())
-            if highest >= 128:
-                return upper
+        if not self._top and np.asarray(upper.convert("RGB")).max() >= 128:
+            # one range for all pages
+            self._shallow = True
+            return upper
         values = deep()
         if values is None:
             self._shallow = True
@@ -332,6 +335,7 @@ def _lower(path: Path, page: Image.Image) -> NDArray[np.uint16] | None:
         uint16 (H, W, 3); None if the page has no more than 8 bits, or cannot be read so.
     """
     upper = np.asarray(page.convert("RGB"))
+    image: Any
     with _open(path, checked=False) as image:
         if number := page.tell():
             image.seek(number)
