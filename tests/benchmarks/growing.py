@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from typing import Any
 
 import numpy as np
 import timm
@@ -38,8 +39,7 @@ def frames_of(store: FrameStore, split: str, count: int, recipe: Recipe) -> Tens
 
 def cosine(one: Tensor, other: Tensor) -> float:
     """Mean over images, of features centred over them."""
-    centred = (features - features.mean(0) for features in (one, other))
-    return float(F.cosine_similarity(*centred).mean())
+    return float(F.cosine_similarity(one - one.mean(0), other - other.mean(0)).mean())
 
 
 @torch.no_grad()
@@ -52,12 +52,12 @@ def main() -> None:
     store, start = FrameStore(given.store), load_start(given.weights)
     recipe = replace(Recipe(), mean=start.mean, std=start.std)
     shown = frames_of(store, "heldout", COMPARED, recipe)
-    shallow = start.network
+    shallow: Any = start.network
     plain = shallow(shown)
     print("| frames | cosine | in batch statistics | error by stage |\n| --- | --- | --- | --- |")
     for count in given.frames:
         torch.manual_seed(0)
-        deep = timm.create_model("resnet50", num_classes=0).eval()
+        deep: Any = timm.create_model("resnet50", num_classes=0).eval()
         deep.load_state_dict(grow(shallow, "resnet50", frames_of(store, "train", count, recipe)))
         grown = deep(shown)[:, : plain.shape[1]]
         batch = copy.deepcopy(deep).train()(shown)[:, : plain.shape[1]]
