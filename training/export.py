@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from uscl_zoo import licences
@@ -31,9 +32,10 @@ from uscl_zoo.records import write_yaml
 
 from .corpus import write_corpus
 from .frames import FrameStore
-from .pairs import draw_batches, draw_videos
+from .pairs import draw_batches, draw_videos, without
 from .recipe import METHODS, Recipe, settings_of
 from .runs import load_run
+from .starts import begun_with, load_start
 
 _ENCODER = "encoder."
 _LIMITS = ("Not a medical device; not for diagnosis or treatment.",)
@@ -49,12 +51,15 @@ def export(
     licence_reason: str | None = None,
     summary: str | None = None,
     limits: Sequence[str] = (),
+    start_share: float = 0.0,
     overwrite: bool = False,
 ) -> Card:
     """Write the backbone of a run as `NAME.safetensors` and its card as `NAME.yaml`.
 
-    The weights are those of the last epoch. Heads stay behind: the zoo is one of backbones. Where
-    the store of the run is still in its place, `NAME.corpus.safetensors` tells what it was.
+    The weights are those of the last epoch, or between these and those that the run began with,
+    which know more of what the run did not show (Wortsman et al., CVPR 2022). Heads stay behind:
+    the zoo is one of backbones. Where the store of the run is still in its place,
+    `NAME.corpus.safetensors` has its fingerprints.
 
     Args:
         run: a folder that `pretrain` left.
@@ -66,13 +71,15 @@ def export(
             card has it among its limits.
         summary: one line for tables.
         limits: known limits, besides that it is no medical device.
+        start_share: of the weights that the run began with; the card has it among the settings.
         overwrite: replace weights of that name.
 
     Returns:
         The card, as read back from its file.
 
     Raises:
-        DataError: if the run is unfinished, weights of that name are in the way, or the licence is
+        DataError: if the run is unfinished, began with no weights of which there could be a share
+            or its store has changed since, weights of that name are in the way, or the licence is
             looser than what binds it, or cannot be told from it; or another process exports it.
         CardError: if the name does not fit the architecture.
     """
@@ -83,6 +90,8 @@ def export(
             f"{run}: has done {done} of {recipe.epochs} epochs; finish it with "
             f"`uscl pretrain -o {run} --resume`"
         )
+    if not 0 <= start_share < 1:
+        raise DataError(f"`start_share={start_share:g}`: should be at least 0 and below 1")
     if name.partition(".")[0] != f"{recipe.architecture}_uscl" or not name.partition(".")[2]:
         raise DataError(
             f"`name={name}`: should look like {recipe.architecture}_uscl.TAG, since the run "
@@ -96,13 +105,18 @@ def export(
         raise DataError(
             f"{card_file}: is there already; choose another name or add `overwrite=True`"
         )
+    encoder = encoder_of(state)
+    settings = settings_of(recipe) | {"precision": _precision(about)}
+    if start_share:
+        encoder = _between(run, recipe, about, encoder, start_share)
+        settings["start_share"] = start_share
     counts = about["training"]
     training = Training(
         method=recipe.method,
         sources=_sources(about),
         labels=tuple(about["classes"]) if recipe.class_weight else (),
         held_out_subjects=tuple(about["held_out_subjects"]),
-        recipe=settings_of(recipe) | {"precision": _precision(about)},
+        recipe=settings,
         epochs=done,
         steps=done * len(draw_batches(counts["videos"], recipe, 0)),
         seed=recipe.seed,
@@ -119,7 +133,7 @@ def export(
     with locked(output, name):
         with written(weights_file) as partial:
             write_backbone(
-                encoder_of(state),
+                encoder,
                 partial,
                 recipe.architecture,
                 metadata=says | ({"licence": licence} if licence else {}),
@@ -194,6 +208,30 @@ def encoder_of(state: dict[str, Any]) -> dict[str, Tensor]:
         key.removeprefix(_ENCODER): tensor
         for key, tensor in state.get("average", state["network"]).items()
         if key.startswith(_ENCODER)
+    }
+
+
+def _between(
+    run: Path, recipe: Recipe, about: dict[str, Any], encoder: dict[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Weights between those that a run began with and those that it ended with."""
+    if recipe.init is None:
+        raise DataError(
+            f"`start_share={share:g}`: {run} began with random weights, of which a share is noise"
+        )
+    store = FrameStore(about["store"])
+    if store.digest != about["store_digest"]:
+        raise DataError(f"{store.folder}: is not what {run} was trained on; prepare it again")
+    start = load_start(recipe.init)
+    if start.sha256 != about["start"]["sha256"]:
+        raise DataError(f"{recipe.init}: is not what {run} began with; its digest is another")
+    videos = draw_videos(without(store.select("train"), recipe), recipe)
+    began = begun_with(start, recipe, store, videos)
+    return {
+        key: torch.lerp(tensor, began[key].to(tensor), share)
+        if tensor.is_floating_point()
+        else tensor
+        for key, tensor in encoder.items()
     }
 
 

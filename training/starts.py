@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,13 @@ from uscl_zoo.errors import CheckpointError, DataError
 from uscl_zoo.files import expanded
 from uscl_zoo.registry import create_model
 
+from . import augment
+from .frames import FrameStore, Video
 from .growing import can_grow, grow
 from .recipe import Recipe, replace
+
+#: Frames by which the norms of a grown encoder are set.
+GROWN_ON = 256
 
 #: How a network of timm's is asked for.
 TIMM = "timm:"
@@ -158,6 +164,31 @@ def _of_file(reference: str, path: Path) -> Start:
 def _three(values: tuple[float, ...]) -> Statistics:
     red, green, blue = values
     return float(red), float(green), float(blue)
+
+
+def begun_with(
+    start: Start, recipe: Recipe, store: FrameStore, videos: Sequence[Video]
+) -> dict[str, Tensor]:
+    """The tensors that the encoder of a run begins with, the same each time.
+
+    Args:
+        start: to take them from.
+        recipe: architecture, statistics, sizes and seed.
+        store: of the run.
+        videos: that it trains on; an encoder that has to be grown sees the middle frames of 256.
+
+    Raises:
+        CheckpointError: as `fit`.
+    """
+
+    def frames() -> Tensor:
+        places = np.linspace(0, len(videos) - 1, min(len(videos), GROWN_ON)).astype(int)
+        rows = [videos[place].first + videos[place].count // 2 for place in places]
+        side = recipe.sizes[0][0] if recipe.sizes else int(store.frames.shape[1])
+        images = augment.to_float(torch.from_numpy(np.stack([store.frames[row] for row in rows])))
+        return augment.normalise(augment.shrink(images, side), recipe)
+
+    return fit(start, recipe.architecture, frames, recipe.seed)
 
 
 def fit(

@@ -36,13 +36,10 @@ from .pairs import (
 )
 from .ranks import ALONE, Ranks, synchronise
 from .recipe import Recipe, settings_of
-from .starts import Start, fit
+from .starts import Start, begun_with
 from .steps import Sample, Tables, learning_rate
 from .teacher import Teachers, teacher_term
 from .views import make_views, make_views_by_video, mix
-
-#: Frames by which the norms of a grown encoder are set.
-GROWN_ON = 256
 
 #: What is summed over the steps of an epoch: the loss and its terms.
 TERMS = ("loss", "contrastive", "labelled", "taught")
@@ -151,7 +148,7 @@ class Trainer:
         taught = self.teachers.features if recipe.teacher_term == "features" else ()
         given, self.begun = {}, ""
         if start is not None:
-            given = fit(start, recipe.architecture, self._first_frames, recipe.seed)
+            given = begun_with(start, recipe, store, self.videos)
             kind = "grown from" if start.architecture != recipe.architecture else "that of"
             self.begun = f"the encoder begins as {kind} {start.reference} ({start.architecture})"
         self.network: UsclNetwork = build(recipe, len(self.classes), given, taught).to(device)
@@ -190,14 +187,6 @@ class Trainer:
         self._sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
         self._tables: dict[int, Tables] = {}
         self._coming: tuple[int, int, Iterator[Tensor]] | None = None
-
-    def _first_frames(self) -> Tensor:
-        """Frames of the training videos, evenly over them, as the encoder first sees them."""
-        places = np.linspace(0, len(self.videos) - 1, min(len(self.videos), GROWN_ON)).astype(int)
-        rows = [self.videos[place].first + self.videos[place].count // 2 for place in places]
-        side = self.recipe.sizes[0][0] if self.recipe.sizes else self.side
-        frames = augment.to_float(self.feed.take(np.array(rows)))
-        return augment.normalise(augment.shrink(frames, side), self.recipe).cpu()
 
     def tables(self, epoch: int) -> Tables:
         """Every draw of an epoch: pairs, augmentation and batches."""

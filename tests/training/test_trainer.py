@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from conftest import SUBJECT
+from safetensors.torch import load_file
 from test_pretrain import CPU, RECIPE, StopAfter, assert_same, run
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from uscl_zoo.training.prepare import prepare
 from uscl_zoo.training.pretrain import pretrain
 from uscl_zoo.training.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.signals import Interrupted
-from uscl_zoo.training.starts import Start
+from uscl_zoo.training.starts import Start, begun_with, load_start
 from uscl_zoo.training.steps import learning_rate
 from uscl_zoo.training.trainer import Trainer
 
@@ -98,6 +99,41 @@ def test_what_a_run_begins_with_is_said(
                 pretrain(recipe, small_store, tmp_path / architecture, execution=CPU)
         out = capsys.readouterr()
         assert f"the encoder begins as {words} {weights} (resnet18)" in out.out + out.err
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_weights_between_start_and_end(
+    architecture: str, weights: Path, small_store: FrameStore, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, init=str(weights), architecture=architecture, epochs=1)
+    run(small_store, tmp_path / "run", recipe)
+    start, name = load_start(str(weights)), f"{architecture}_uscl.x"
+    settled = replace(recipe, mean=start.mean, std=start.std)
+    began = begun_with(start, settled, small_store, small_store.select("train"))
+    files = []
+    for share in (0.0, 0.25):
+        card = export(tmp_path / "run", name, tmp_path / f"at{share}", start_share=share)
+        assert card.training.recipe.get("start_share", 0) == share
+        files.append(load_file(tmp_path / f"at{share}" / f"{name}.safetensors"))
+    for key, end in files[0].items():
+        count = not end.is_floating_point()
+        wanted = end.float() if count else 0.75 * end.float() + 0.25 * began[key].float()
+        # convolutions are kept in half precision
+        assert torch.allclose(files[1][key].float(), wanted, rtol=2e-3, atol=2e-3), key
+    with pytest.raises(DataError, match="at least 0 and below 1"):
+        export(tmp_path / "run", name, tmp_path / "at1", start_share=1)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["store_digest"] = "0" * 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"is not what .* was trained on"):
+        export(tmp_path / "run", name, tmp_path / "at2", start_share=0.5)
+    assert not (tmp_path / "at2").exists() or not any((tmp_path / "at2").iterdir())
+
+
+def test_of_random_weights_there_is_no_share(small_store: FrameStore, tmp_path: Path) -> None:
+    run(small_store, tmp_path / "run", replace(RECIPE, epochs=1))
+    with pytest.raises(DataError, match="began with random weights"):
+        export(tmp_path / "run", "resnet18_uscl.x", tmp_path / "out", start_share=0.5)
 
 
 @pytest.mark.parametrize("term", ["features", "similarities"])

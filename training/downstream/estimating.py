@@ -29,9 +29,8 @@ END = 6.0
 def estimate(
     network: nn.Module,
     frames: npt.NDArray[np.uint8],
-    runs: Sequence[Sample],
+    runs: Sequence[tuple[Sample, Settings]],
     looked: int,
-    settings: Settings,
     device: torch.device,
     shape: Input,
 ) -> float:
@@ -40,15 +39,15 @@ def estimate(
     Args:
         network: with its classifier; it is used up.
         frames: uint8 (N, H, W, 3).
-        runs: what each trains on.
+        runs: what each trains on, and how.
         looked: frames that are looked at after training.
-        settings: of every run.
         device: to compute on.
         shape: of the input.
     """
-    full, widest = int(frames.shape[1]), max(runs, key=len)
+    full = int(frames.shape[1])
+    widest, settings = max(runs, key=lambda run: len(run[0]))
     tuner = Tuner(network, frames, widest, settings, device, shape.mean, shape.std)
-    counts = Counter(side for run in runs for side in sides_of(run, settings, full))
+    counts = Counter(side for run in runs for side in sides_of(*run, full))
     total = END
     for side, steps in counts.items():
         tuner.step(side)
@@ -60,7 +59,7 @@ def estimate(
     began = time.perf_counter()
     look(tuner, rows, shape)
     # the probe, the survey of the training images, and the answers: a look at each
-    times = 1 + (1 + settings.probe) * sum(len(run) for run in runs) / max(looked, 1)
+    times = 1 + (1 + settings.probe) * sum(len(sample) for sample, _ in runs) / max(looked, 1)
     return total + looked * times * (time.perf_counter() - began) / len(rows)
 
 

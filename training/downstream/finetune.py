@@ -29,7 +29,7 @@ from uscl_zoo.records import to_plain, write_text
 
 from ..execution import device_named
 from . import report
-from .crossing import FOLDS, answer_apart, folds_of
+from .crossing import FOLDS, answer_apart, folds_of, of_a_fold
 from .estimating import estimate, spoken
 from .gathering import Base, Gathered, backbone, gather
 from .judging import OutOfFold, Verdict, calibrate, judge
@@ -252,10 +252,11 @@ def _train(
             network.reset_classifier(len(labels))
         return network
 
-    runs = [sample.take(own) for own, _ in folds_of(sample, settings.seed)]
-    runs += [sample] * settings.members
+    briefly = of_a_fold(settings)
+    runs = [(sample.take(own), briefly) for own, _ in folds_of(sample, settings.seed)]
+    runs += [(sample, settings)] * settings.members
     judged = sum(video.count for video in (*given.parts.held_out, *given.parts.train))
-    seconds = estimate(build(), frames, runs, judged, settings, device, shape)
+    seconds = estimate(build(), frames, runs, judged, device, shape)
     tell(
         f"{len(given.parts.train)} files to train on, {len(given.parts.held_out)} to be judged on; "
         f"trains {settings.train}, "
@@ -265,9 +266,9 @@ def _train(
             else "by regression alone"
         )
         + (f", {settings.members} networks" if settings.members > 1 else "")
-        + f", and as much for {FOLDS} folds; about {spoken(seconds)} on {device}"
+        + f", and {FOLDS} folds of {briefly.epochs}; about {spoken(seconds)} on {device}"
     )
-    total = sum(cost_of(run, settings, int(frames.shape[1])) for run in runs)
+    total = sum(cost_of(*run, int(frames.shape[1])) for run in runs)
     form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=total, disable=not progress or not total, bar_format=form) as bar:
 

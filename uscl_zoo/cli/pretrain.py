@@ -382,6 +382,12 @@ def throughput(
 @click.option("--licence-reason", help="Why, where the zoo does not know a licence of the data.")
 @click.option("--summary", help="One line for tables.")
 @click.option("--limit", "limits", multiple=True, help="A known limit; repeat.")
+@click.option(
+    "--start-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    help="Of the weights that the run began with.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 def export(
     run: Path,
@@ -391,6 +397,7 @@ def export(
     licence_reason: str | None,
     summary: str | None,
     limits: tuple[str, ...],
+    start_share: float,
     overwrite: bool,
 ) -> None:
     """Turn a finished RUN into weights of the zoo and their card."""
@@ -405,6 +412,7 @@ def export(
         licence_reason=licence_reason,
         summary=summary,
         limits=limits,
+        start_share=start_share,
         overwrite=overwrite,
     )
     folder = output or home()
