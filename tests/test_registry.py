@@ -252,7 +252,7 @@ def test_timm_lists_the_models() -> None:
 
 @pytest.mark.parametrize(
     ("model", "tag"),
-    [("resnet18_uscl", "open"), ("resnet50_uscl", "pocus"), ("resnet18_imagenet", "mit")],
+    [("resnet18_uscl", "open"), ("resnet50_uscl", "open"), ("resnet18_imagenet", "mit")],
 )
 def test_the_default_of_each_model(model: str, tag: str) -> None:
     assert uscl_zoo.model_info(model).tag == tag
