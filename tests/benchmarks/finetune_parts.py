@@ -1,0 +1,153 @@
+"""What each part of fine-tuning is worth: one setting changed at a time, on one split.
+
+    python -m tests.benchmarks.finetune_parts STORE FOLDER [--weights resnet18_uscl.open]
+        [--subjects 200] [--seed 0] [--merge 3] linear usual probe=False sizes=0.57:0.8,1:1 ...
+    python -m tests.benchmarks.finetune_parts STORE FOLDER --compare usual
+
+A variant is `usual`, what `uscl finetune` does by itself but for the cross-validation; `linear`, a
+regression on frozen features; or settings of `Settings` with `;` between them. `--merge` trains
+that many seeds of each and judges the mean of their weights as well. Answers stay in FOLDER;
+`--compare` prints figures and paired differences, by a bootstrap over subjects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+from uscl_zoo.answers import softmax
+from uscl_zoo.training.downstream.folds import some_subjects
+from uscl_zoo.training.downstream.gathering import backbone
+from uscl_zoo.training.downstream.judging import look
+from uscl_zoo.training.downstream.regression import linear
+from uscl_zoo.training.downstream.sample import Sample
+from uscl_zoo.training.downstream.settings import Settings, sensible
+from uscl_zoo.training.downstream.tuning import Tuner, fit, merge
+from uscl_zoo.training.frames import FrameStore
+
+FIGURES: dict[str, Callable[[Any, Any], float]] = {
+    "accuracy": lambda target, chances: accuracy_score(target, chances.argmax(1)),
+    "balanced": lambda target, chances: balanced_accuracy_score(target, chances.argmax(1)),
+    "weighted F1": lambda target, chances: f1_score(target, chances.argmax(1), average="weighted"),
+    "macro AUROC": lambda target, chances: roc_auc_score(target, chances, multi_class="ovr"),
+}
+
+
+def changed(settings: Settings, text: str) -> Settings:
+    """Settings with those of a variant."""
+    for part in text.split(";"):
+        name, _, value = part.partition("=")
+        parsed: Any = (
+            tuple(tuple(float(n) for n in pair.split(":")) for pair in value.split(","))
+            if name == "sizes"
+            else ast.literal_eval(value)
+        )
+        settings = dataclasses.replace(settings, **{name: parsed})
+    return settings
+
+
+def compare(folder: Path, first: str, resamples: int = 1000) -> None:
+    """Figures of every variant, and differences to one with 95 % intervals."""
+    kept = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz"))}
+    base = kept[first]
+    subjects = np.unique(base["subject"])
+    members = [np.flatnonzero(base["subject"] == who) for who in subjects]
+    rng = np.random.default_rng(0)
+    draws = [
+        np.concatenate([members[i] for i in rng.integers(len(subjects), size=len(subjects))])
+        for _ in range(resamples)
+    ]
+    print(f"| variant | {' | '.join(FIGURES)} |\n|{' --- |' * (1 + len(FIGURES))}")
+    for name, arrays in kept.items():
+        cells = []
+        for figure in FIGURES.values():
+            target = arrays["target"]
+            cell = f"{figure(target, arrays['chances']):.3f}"
+            if name != first:
+                away = [
+                    figure(target[rows], arrays["chances"][rows])
+                    - figure(target[rows], base["chances"][rows])
+                    for rows in draws
+                ]
+                low, high = np.percentile(away, [2.5, 97.5])
+                value = figure(target, arrays["chances"]) - figure(target, base["chances"])
+                cell += f" ({value:+.3f} [{low:.3f}, {high:.3f}])"
+            cells.append(cell)
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("variants", nargs="*")
+    parser.add_argument("--weights", default="resnet18_uscl.open")
+    parser.add_argument("--subjects", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--merge", type=int, default=1)
+    parser.add_argument("--compare")
+    given = parser.parse_args()
+    if given.compare:
+        compare(given.folder, given.compare)
+        return
+    given.folder.mkdir(parents=True, exist_ok=True)
+    store, base, device = FrameStore(given.store), backbone(given.weights), torch.device("cpu")
+    shape = dataclasses.replace(base.input, size=(3, *store.frames.shape[1:3]))
+    train, test = (
+        Sample.of([video for video in store.videos if video.split == split], store.labels)
+        for split in ("train", "heldout")
+    )
+    everyone = len(np.unique(train.subject))
+    if given.subjects < everyone:
+        share = given.subjects / everyone
+        some = some_subjects(train.target, train.subject, share, (0,))
+        train = train.take(np.flatnonzero(np.isin(train.subject, some)))
+    print(f"{len(train)} frames to train on, {len(test)} to be judged on", flush=True)
+
+    def tuner_of(settings: Settings) -> Tuner:
+        network = copy.deepcopy(base.network)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(given.seed)
+            network.reset_classifier(len(store.labels))
+        return Tuner(network, store.frames, train, settings, device, shape.mean, shape.std)
+
+    def keep(name: str, chances: npt.NDArray[np.float64], seconds: float = 0.0) -> None:
+        arrays = {"chances": chances, "target": test.target, "subject": test.subject}
+        np.savez(given.folder / f"{name}.npz", allow_pickle=False, **arrays)
+        shown = {key: round(figure(test.target, chances), 3) for key, figure in FIGURES.items()}
+        print(name, shown, f"{seconds:.0f} s", flush=True)
+
+    for variant in given.variants:
+        if variant == "linear":
+            frozen = tuner_of(Settings("head", epochs=0))
+            known, asked = (frozen._forward(side.rows, pooled=True) for side in (train, test))
+            keep(variant, linear(known, train.target, train.subject, asked, len(store.labels))[0])
+            continue
+        settings = sensible(len(np.unique(train.clip)))
+        settings = settings if variant == "usual" else changed(settings, variant)
+        tuners = []
+        for seed in range(given.seed, given.seed + given.merge):
+            began = time.perf_counter()
+            tuners.append(tuner_of(dataclasses.replace(settings, seed=seed)))
+            fit(tuners[-1])
+            seconds = time.perf_counter() - began
+            name = variant if seed == 0 else f"{variant}, seed {seed}"
+            keep(name, softmax(look(tuners[-1], test.rows, shape)[0], 1), seconds)
+        if len(tuners) > 1:
+            merged = softmax(look(merge(tuners), test.rows, shape)[0], 1)
+            keep(f"{variant}, mean of {len(tuners)}", merged)
+
+
+if __name__ == "__main__":
+    main()
