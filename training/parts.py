@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -111,6 +112,8 @@ def _outcomes(
                 outcome = future.result()
                 yield futures.pop(future), outcome
         except BrokenProcessPool as error:
+            # Ctrl-C ends the workers as well, and may reach this process last
+            time.sleep(0.3)
             begun = ", ".join(map(str, list(futures.values())[:workers]))
             raise DataError(
                 f"{todo[0][1].parents[1]}: a worker was killed, at one of {begun}; out of memory? "
