@@ -146,7 +146,7 @@ def sides(data: Path) -> dict[str, Path]:
                 kinds.setdefault(kind, []).append(folder)
                 break
     divided = [folder for of in kinds.values() for folder in of]
-    names = {folder.name.casefold() for folder in divided}
+    names = {folder.name.casefold() for folder in folders}
     nested = {
         entry.name.casefold()
         for folder in divided
