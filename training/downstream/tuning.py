@@ -196,6 +196,9 @@ class Tuner:
         sample = self.train.take(self.train.thin(self.settings.frames_per_clip))
         rng = stream(self.settings.seed, 0, Purpose.VIDEOS)
         sample = sample.take(np.sort(rng.permutation(len(sample))[:SURVEYED]))
+        if len(np.unique(sample.target)) < 2:
+            # a fold of few subjects may hold one class, which no regression tells from nothing
+            return
         known = self._forward(sample.rows, pooled=True)
         penalty = choose_penalty(known, sample.target, sample.subject, self.settings.seed)
         network: Any = self.network

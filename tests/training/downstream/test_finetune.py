@@ -142,6 +142,42 @@ def test_two_subjects_of_a_class_are_too_few(tmp_path: Path, installed: Callable
         finetune(data, tmp_path / "model", size=32, workers=1, progress=False, tell=print)
 
 
+@pytest.mark.parametrize("effort", ["quick", "normal", "best"])
+def test_three_subjects_of_a_class_are_enough(
+    effort: str, tmp_path: Path, installed: Callable[[], Card]
+) -> None:
+    installed()
+    data, said = draw_classes(tmp_path / "data", each=3), []
+    done = finetune(
+        data,
+        tmp_path / "model",
+        model="resnet18_uscl.trial",
+        effort=effort,
+        size=32,
+        epochs=1,
+        resamples=20,
+        workers=1,
+        device="cpu",
+        progress=False,
+        tell=said.append,
+    )
+    assert done.card.classes == tuple(TINTS)
+    assert any("folds of 1; about" in line for line in said)
+    averaged = [note for note in done.notes if note.startswith("the weights of 3 networks")]
+    assert len(averaged) == (effort == "best")
+    assert done.card.training.recipe["members"] == (3 if effort == "best" else 1)
+    page = (tmp_path / "model" / "report.html").read_text(encoding="utf-8")
+    assert ("the weights of 3 networks are averaged" in page) == (effort == "best")
+
+
+def test_a_fold_of_one_class_begins_with_a_random_classifier(small_store: FrameStore) -> None:
+    tuner = make_tuner(small_store, Settings("last", probe=True, epochs=1, batch_size=8))
+    tuner.train = tuner.train.take(np.flatnonzero(tuner.train.target == 0))
+    before = copy_of(tuner.network)
+    tuner.begin()
+    assert all(torch.equal(t, before[k]) for k, t in tuner.network.state_dict().items())
+
+
 def test_thinning_keeps_some_frames_of_every_clip() -> None:
     clip = np.repeat([0, 1, 2], [10, 2, 5])
     sample = Sample(np.arange(17), clip, clip, clip)
