@@ -154,9 +154,9 @@ def test_the_file_says_what_it_is_normalised_by(said: Callable[..., Path], tmp_p
         ({"MIT": 12}, {"teachers": [start("CC BY-NC-SA 4.0")]}, "MIT", "given is CC-BY-NC-SA-4.0"),
         ({"CC BY-ND 4.0": 12}, {}, "CC-BY-NC-SA-4.0", "train without it"),
         ({"MIT": 12}, {}, "my own", "give an SPDX identifier"),
-        ({"COVID-19 emergency license": 12}, {}, "CC-BY-NC-SA-4.0", "--licence-reason"),
-        ({"not stated": 12}, {}, "CC-BY-NC-SA-4.0", "--licence-reason"),
-        ({"MIT": 12}, {"start": start(None)}, "MIT", "'not stated'.*--licence-reason"),
+        ({"COVID-19 emergency license": 12}, {}, "CC-BY-NC-SA-4.0", "`licence_reason`"),
+        ({"not stated": 12}, {}, "CC-BY-NC-SA-4.0", "`licence_reason`"),
+        ({"MIT": 12}, {"start": start(None)}, "MIT", "'not stated'.*`licence_reason`"),
     ],
 )
 def test_no_licence_is_looser_than_what_binds_it(

@@ -261,7 +261,7 @@ def test_the_last_size_is_that_of_the_run(larger_store: FrameStore) -> None:
 
 
 def test_views_are_not_larger_than_the_frames(small_store: FrameStore) -> None:
-    with pytest.raises(DataError, match=r"sizes: 224 is larger than the .* --size 224"):
+    with pytest.raises(DataError, match=r"sizes: 224 is larger than the .* prepare it at 224"):
         Trainer(replace(RECIPE, sizes=((224, 1.0),)), small_store, CPU)
 
 
@@ -386,12 +386,16 @@ def test_a_source_that_the_store_lacks(small_store: FrameStore) -> None:
         Trainer(replace(RECIPE, leave_out=("aul",)), small_store, CPU)
 
 
-def test_a_start_of_another_architecture_gives_what_fits(small_store: FrameStore) -> None:
+def test_a_start_of_another_architecture_is_grown(small_store: FrameStore) -> None:
     half = (0.5, 0.5, 0.5)
     network = timm.create_model("resnet18", num_classes=0)
     start = Start("x", network, "resnet18", half, half, "0" * 64, None)
     recipe = replace(RECIPE, architecture="resnet50")
     begun = Trainer(recipe, small_store, CPU, start=start).network.encoder.state_dict()
-    plain = Trainer(recipe, small_store, CPU).network.encoder.state_dict()
-    assert torch.equal(begun["conv1.weight"], network.state_dict()["conv1.weight"])
-    assert torch.equal(begun["layer1.0.conv1.weight"], plain["layer1.0.conv1.weight"])
+    state = network.state_dict()
+    assert torch.equal(begun["conv1.weight"], state["conv1.weight"])
+    # its first 1x1 convolution hands the stream on, and the 3x3 one behind it is the shallow one's
+    assert torch.equal(begun["layer1.0.conv1.weight"][:, :, 0, 0], torch.eye(64))
+    assert torch.equal(begun["layer1.0.conv2.weight"], state["layer1.0.conv1.weight"])
+    again = Trainer(recipe, small_store, CPU, start=start).network.encoder.state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in begun.items())
