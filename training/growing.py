@@ -21,6 +21,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from uscl_zoo.inference import evaluating
+
 #: Ridge of the least squares, as a share of the mean square of what is regressed on.
 RIDGE = 1e-3
 
@@ -44,7 +46,7 @@ def grow(shallow: nn.Module, architecture: str, images: Tensor) -> dict[str, Ten
     Random weights are drawn from torch's global generator.
 
     Args:
-        shallow: timm's ResNet of basic blocks, in the mode of evaluation.
+        shallow: timm's ResNet of basic blocks; left in the mode it was in.
         architecture: timm's name of a ResNet of bottlenecks, each stage of which has at most one
             fewer than there are 3x3 convolutions in the basic blocks.
         images: float32 (N, 3, H, W), normalised; the norms are set by them.
@@ -56,10 +58,11 @@ def grow(shallow: nn.Module, architecture: str, images: Tensor) -> dict[str, Ten
     deep: Any = timm.create_model(architecture, num_classes=0).eval()
     for part in ("conv1", "bn1"):
         getattr(deep, part).load_state_dict(getattr(source, part).state_dict())
-    stream = source.maxpool(source.act1(source.bn1(source.conv1(images))))
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        blocks, bottlenecks = getattr(source, stage), getattr(deep, stage)
-        stream = _grow_stage(blocks, bottlenecks, stream, stage == "layer4")
+    with evaluating(source):
+        stream = source.maxpool(source.act1(source.bn1(source.conv1(images))))
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            blocks, bottlenecks = getattr(source, stage), getattr(deep, stage)
+            stream = _grow_stage(blocks, bottlenecks, stream, stage == "layer4")
     return dict(deep.state_dict())
 
 
