@@ -132,7 +132,7 @@ def sensible(
     train = train or ("last" if quick else "all")
     if train not in TRAIN:
         raise DataError(f"train should be one of {', '.join(TRAIN)}, not {train!r}")
-    most = 10 if quick else 30
+    most = 7 if quick else 30
     epochs = int(np.clip(round(most * np.sqrt(1000 / max(clips, 1))), 5, most))
     chosen: dict[str, Any] = {
         # a regression has nothing left to descend to
