@@ -175,7 +175,8 @@ def test_labels_are_dropped_and_their_videos_kept() -> None:
 
 
 def test_a_label_that_nobody_declared() -> None:
-    with pytest.raises(DataError, match=r"^b: label 'Vir' is not among .* \(Cov, Reg\); .*'Vir'\]`$"):
+    told = r"^b: label 'Vir' is not among .* \(Cov, Reg\); .*'Vir'\]`$"
+    with pytest.raises(DataError, match=told):
         unify(labelled(a="Cov", b="Vir"), ["Cov", "Reg"])
 
 

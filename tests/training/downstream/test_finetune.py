@@ -147,7 +147,8 @@ def test_three_subjects_of_a_class_are_enough(
     effort: str, tmp_path: Path, installed: Callable[[], Card]
 ) -> None:
     installed()
-    data, said = draw_classes(tmp_path / "data", each=3), []
+    data = draw_classes(tmp_path / "data", each=3)
+    said: list[str] = []
     done = finetune(
         data,
         tmp_path / "model",
