@@ -591,3 +591,24 @@ def test_of_many_the_threshold_is_a_figure_of_theirs() -> None:
     distances = np.exp(np.random.default_rng(0).normal(0, 0.2, 500))
     assert threshold_of(distances) == np.sort(distances)[495]
     assert threshold_of(distances[:1]) == distances[0]
+
+
+def test_a_store_brings_its_own_split(
+    small_store: FrameStore, tmp_path: Path, installed: Callable[[], Card]
+) -> None:
+    installed()
+    call: dict[str, Any] = {
+        "model": "resnet18_uscl.trial",
+        "train": "head",
+        "resamples": 20,
+        "device": "cpu",
+        "progress": False,
+        "tell": print,
+    }
+    done = finetune(small_store.folder, tmp_path / "model", **call)
+    with (tmp_path / "model" / "heldout.csv").open(newline="") as stream:
+        judged = {row["source"] for row in csv.DictReader(stream) if row["unit"] == "clip"}
+    assert judged == {video.name for video in small_store.select("heldout")}
+    assert done.card.training.recipe["epochs"] == 0
+    with pytest.raises(DataError, match=r"is a store.*`label_column` is of a folder or CSV"):
+        finetune(small_store.folder, tmp_path / "other", label_column="diagnosis", **call)
