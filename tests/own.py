@@ -1,4 +1,4 @@
-"""The folder of a model of one's own, of random weights, made without training."""
+"""What several tests make: a model of one's own without training, and a command's status."""
 
 from __future__ import annotations
 
@@ -17,11 +17,21 @@ from uscl_zoo import modelcard
 from uscl_zoo.answers import ANSWERS, CONFIG, STATISTICS, Answers, Statistics
 from uscl_zoo.card import Input, Weights
 from uscl_zoo.checkpoint import write_backbone
+from uscl_zoo.cli import main
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.training.downstream.judging import pack
 
 NAME = "resnet18_uscl.own"
 CLASSES = tuple(TINTS)
+
+
+def run(*arguments: object) -> int:
+    """The exit status of a command, in this process."""
+    try:
+        main([*map(str, arguments)])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
 
 
 def write_model(folder: Path, seed: int = 0, size: int = 64, **answers: Any) -> Path:

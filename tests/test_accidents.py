@@ -20,24 +20,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import SUBJECT, files_of
-from own import write_model
+from own import run, write_model
 from torchvision.models import resnet18
 
 from uscl_zoo.card import Card
-from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.parts import Sampling
 from uscl_zoo.training.prepare import prepare
-
-
-def run(*arguments: object) -> int:
-    try:
-        main([*map(str, arguments)])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def prepared(clips: Path, output: Path) -> FrameStore:

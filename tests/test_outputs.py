@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from own import run
 from PIL import Image
 
 from uscl_zoo import files
 from uscl_zoo.catalogue import packaged_cards
-from uscl_zoo.cli import main
 from uscl_zoo.files import locked
 from uscl_zoo.records import to_plain
 from uscl_zoo.training.frames import FrameStore
@@ -32,14 +32,6 @@ def snapshot(folder: Path) -> dict[str, object]:
         else:
             found[name] = path.lstat().st_mode
     return found
-
-
-def run(*arguments: object) -> int:
-    try:
-        main([*map(str, arguments)])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def threshold_of(distances: npt.NDArray[np.float64], quantile: float = QUANTILE)
     logarithms of distances are normal (a prediction interval by Student's t).
 
     Args:
-        distances: (N,), of validation frames, N at least 1.
+        distances: (N,), of frames that their network had not seen, N at least 1.
         quantile: below 1.
     """
     highest = float(np.quantile(distances, quantile, method="higher"))
