@@ -1,13 +1,14 @@
-"""What each part of fine-tuning is worth: one setting changed at a time, on one split.
+r"""What each part of fine-tuning is worth: one setting changed at a time, on one split.
 
-    python -m tests.benchmarks.finetune_parts STORE FOLDER [--weights resnet18_uscl.open]
-        [--subjects 200] [--seed 0] [--merge 3] linear usual probe=False sizes=0.57:0.8,1:1 ...
+    python -m tests.benchmarks.finetune_parts STORE FOLDER linear usual probe=False \
+        'sizes=0.57:0.8,1:1' ... [--weights resnet18_uscl.open] [--subjects 200] [--merge 3]
     python -m tests.benchmarks.finetune_parts STORE FOLDER --compare usual
 
 A variant is `usual`, what `uscl finetune` does by itself but for the cross-validation; `linear`, a
 regression on frozen features; or settings of `Settings` with `;` between them. `--merge` trains
 that many seeds of each and judges the mean of their weights as well. Answers stay in FOLDER;
-`--compare` prints figures and paired differences, by a bootstrap over subjects.
+`--compare` prints figures and paired differences, by a bootstrap over subjects. `--table` writes
+what is trained on and judged, for `tests.benchmarks.finetune_plain` with `--answers FOLDER`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import csv
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +43,9 @@ FIGURES: dict[str, Callable[[Any, Any], float]] = {
     "accuracy": lambda target, chances: accuracy_score(target, chances.argmax(1)),
     "balanced": lambda target, chances: balanced_accuracy_score(target, chances.argmax(1)),
     "weighted F1": lambda target, chances: f1_score(target, chances.argmax(1), average="weighted"),
-    "macro AUROC": lambda target, chances: roc_auc_score(target, chances, multi_class="ovr"),
+    "macro AUROC": lambda target, chances: roc_auc_score(
+        target, chances[:, 1] if chances.shape[1] == 2 else chances, multi_class="ovr"
+    ),
 }
 
 
@@ -58,9 +63,14 @@ def changed(settings: Settings, text: str) -> Settings:
 
 
 def compare(folder: Path, first: str, resamples: int = 1000) -> None:
-    """Figures of every variant, and differences to one with 95 % intervals."""
-    kept = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz"))}
-    base = kept[first]
+    """Figures of every variant, means over its seeds; differences to one, 95 % intervals."""
+    kept: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob("*.npz")):
+        kept.setdefault(re.sub(r", seed \d+$", "", path.stem), []).append(np.load(path))
+    base = kept[first][0]
+    target = base["target"]
+    if any((run["target"] != target).any() for runs in kept.values() for run in runs):
+        raise SystemExit(f"{folder}: not all were judged on the same images")
     subjects = np.unique(base["subject"])
     members = [np.flatnonzero(base["subject"] == who) for who in subjects]
     rng = np.random.default_rng(0)
@@ -69,20 +79,22 @@ def compare(folder: Path, first: str, resamples: int = 1000) -> None:
         for _ in range(resamples)
     ]
     print(f"| variant | {' | '.join(FIGURES)} |\n|{' --- |' * (1 + len(FIGURES))}")
-    for name, arrays in kept.items():
+    for name, runs in kept.items():
         cells = []
         for figure in FIGURES.values():
-            target = arrays["target"]
-            cell = f"{figure(target, arrays['chances']):.3f}"
+
+            def mean(runs: list[Any], rows: Any, figure: Any = figure) -> float:
+                return float(np.mean([figure(target[rows], run["chances"][rows]) for run in runs]))
+
+            cell = f"{mean(runs, slice(None)):.3f}"
+            if len(runs) > 1:
+                each = (f"{figure(target, run['chances']):.3f}" for run in runs)
+                cell += f" ({', '.join(each)})"
             if name != first:
-                away = [
-                    figure(target[rows], arrays["chances"][rows])
-                    - figure(target[rows], base["chances"][rows])
-                    for rows in draws
-                ]
+                away = [mean(runs, rows) - mean(kept[first], rows) for rows in draws]
                 low, high = np.percentile(away, [2.5, 97.5])
-                value = figure(target, arrays["chances"]) - figure(target, base["chances"])
-                cell += f" ({value:+.3f} [{low:.3f}, {high:.3f}])"
+                value = mean(runs, slice(None)) - mean(kept[first], slice(None))
+                cell += f"; {value:+.3f} [{low:.3f}, {high:.3f}]"
             cells.append(cell)
         print(f"| {name} | {' | '.join(cells)} |")
 
@@ -97,6 +109,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merge", type=int, default=1)
     parser.add_argument("--compare")
+    parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     if given.compare:
         compare(given.folder, given.compare)
@@ -108,11 +121,21 @@ def main() -> None:
         Sample.of([video for video in store.videos if video.split == split], store.labels)
         for split in ("train", "heldout")
     )
+    at = {video.first + i: video for video in store.videos for i in range(video.count)}
     everyone = len(np.unique(train.subject))
     if given.subjects < everyone:
         share = given.subjects / everyone
         some = some_subjects(train.target, train.subject, share, (0,))
         train = train.take(np.flatnonzero(np.isin(train.subject, some)))
+    if given.table is not None:
+        with given.table.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["Filename", "label", "subject", "split"])
+            for side, sample in (("train", train), ("test", test)):
+                for row in sample.rows:
+                    video = at[row]
+                    source = Path(video.source).resolve()
+                    writer.writerow([source, video.label, video.subject, side])
     print(f"{len(train)} frames to train on, {len(test)} to be judged on", flush=True)
 
     def tuner_of(settings: Settings) -> Tuner:
@@ -142,7 +165,7 @@ def main() -> None:
             tuners.append(tuner_of(dataclasses.replace(settings, seed=seed)))
             fit(tuners[-1])
             seconds = time.perf_counter() - began
-            name = variant if seed == 0 else f"{variant}, seed {seed}"
+            name = f"{variant}, seed {seed}" if given.merge > 1 or seed else variant
             keep(name, softmax(look(tuners[-1], test.rows, shape)[0], 1), seconds)
         if len(tuners) > 1:
             merged = softmax(look(merge(tuners), test.rows, shape)[0], 1)

@@ -42,7 +42,7 @@ OTHERS = ("adam", "rate-1e-4", "small-crops", "last-block", "count-weights", "av
 
 
 def read(table: Path, size: int) -> dict[str, tuple[Tensor, npt.NDArray[np.int64], list[str]]]:
-    """Images uint8 (N, 3, size, size), classes and names of both sides; squashed."""
+    """Images uint8 (N, 3, size, size), classes and subjects of both sides; squashed."""
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     labels = sorted({row["label"] for row in rows})
@@ -55,7 +55,8 @@ def read(table: Path, size: int) -> dict[str, tuple[Tensor, npt.NDArray[np.int64
         ]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         target = np.array([labels.index(row["label"]) for row in own])
-        sides[side] = pixels.permute(0, 3, 1, 2), target, [row["Filename"] for row in own]
+        whose = [row.get("subject") or row["Filename"] for row in own]
+        sides[side] = pixels.permute(0, 3, 1, 2), target, whose
     return sides
 
 
@@ -193,8 +194,10 @@ def run(
     if given.answers is not None:
         given.answers.mkdir(parents=True, exist_ok=True)
         changed = [f"no-{part}" for part in sorted(without)] + sorted(others)
-        name = "_".join([*changed, f"seed{seed}"])
-        np.savez(given.answers / f"{name}.npz", chances=chances, target=sides["test"][1])
+        name = ", ".join(["plain", *changed, f"seed {seed}"])
+        _, asked, whose = sides["test"]
+        subject = np.unique(whose, return_inverse=True)[1]
+        np.savez(given.answers / f"{name}.npz", chances=chances, target=asked, subject=subject)
     return measure(chances, sides["test"][1]) | {"seconds": seconds}
 
 
