@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .execution import send
 from .jitter import OPERATIONS, jitter
-from .pairs import Purpose, stream
+from .pairs import VIEW1, Purpose, stream
 from .recipe import Recipe
 
 _TRIES = 10
@@ -89,13 +89,20 @@ def draw(recipe: Recipe, epoch: int, videos: int, size: int) -> Draws:
     # last, so that what is drawn above is what it was before there were these
     angle, gamma, speckled, blurred, start = rng.random((5, count))
     speckle = np.where(speckled < recipe.speckle_rate, recipe.speckle, 0.0)
+    gamma = np.exp((2 * gamma - 1) * recipe.gamma)
+    angle = (2 * angle - 1) * recipe.rotation
+    if recipe.method == "fixmatch":
+        # its weak augmentation (section 2.3) moves the image and flips it, and leaves its light
+        weak = slice(VIEW1, None, 3)
+        factor[weak], gamma[weak] = (1, 1, 1, 0), 1
+        angle[weak], speckle[weak], blurred[weak] = 0, 0, 1
     return Draws(
         box=torch.from_numpy(box).float(),
         flip=torch.from_numpy(flip),
         factor=torch.from_numpy(factor).float(),
         order=torch.from_numpy(order),
-        angle=torch.from_numpy((2 * angle - 1) * recipe.rotation).float(),
-        gamma=torch.from_numpy(np.exp((2 * gamma - 1) * recipe.gamma)).float(),
+        angle=torch.from_numpy(angle).float(),
+        gamma=torch.from_numpy(gamma).float(),
         speckle=torch.from_numpy(speckle).float(),
         start=torch.from_numpy((start * (_length_of_noise(size) - size**2)).astype(np.int64)),
         blur=torch.from_numpy(blurred < recipe.blur),

@@ -14,8 +14,9 @@ _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
         "NT-Xent",
         dict(zip(("contrastive", "held-out contrastive"), _SPLITS, strict=True)),
     ),
-    ("Cross-entropy of both views", {"labelled": "training videos"}),
+    ("Cross-entropy of labelled views", {"labelled": "training videos"}),
     ("Distance from the teachers", {"taught": "training videos"}),
+    ("Disagreement with itself", {"consistency": "training videos"}),
     ("Learning rate", {"learning_rate": ""}),
     (
         "Alignment (0 is a point a video)",

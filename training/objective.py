@@ -76,6 +76,7 @@ class Loss:
     contrastive: Tensor
     labelled: Tensor
     taught: Tensor
+    consistency: Tensor
 
 
 def uscl_loss(
@@ -107,8 +108,9 @@ def uscl_loss(
     total = recipe.class_weight * labelled
     if recipe.method != "supervised":
         total = total + recipe.contrast_weight * contrastive
+    none = torch.zeros((), device=z1.device)
     if taught is None:
-        taught = torch.zeros((), device=z1.device)
+        taught = none
     else:
         total = total + recipe.teacher_weight * taught
-    return Loss(total, contrastive, labelled, taught)
+    return Loss(total, contrastive, labelled, taught, none)

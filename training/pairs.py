@@ -66,7 +66,7 @@ def draw_pairs(
     Three distinct frames in random order and λ ~ Beta(β, β), once or twice a video. With two frames
     there is no anchor to mix in and the two are the pair; a single frame is paired with itself, and
     only the augmentation tells the views apart. Methods to compare with see fewer of the same
-    frames: `pair` and `supervised` f1 and f3 as they are, `simclr` and `moco` f1 twice.
+    frames: `pair` and `supervised` f1 and f3 as they are, all others f1 twice.
 
     Args:
         videos: of the split, in the order of the store.
@@ -89,7 +89,7 @@ def draw_pairs(
     c = np.floor(u[:, 2] * np.maximum(counts - 2, 1)).astype(np.int64)
     c += c >= low
     c += c >= high
-    if method in ("simclr", "moco"):
+    if method not in ("uscl", "pair", "supervised"):
         b = a
     mixed = (counts >= 3) & (method == "uscl")
     # where nothing is mixed the anchor is a frame of the video that λ = 1 leaves out

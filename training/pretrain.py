@@ -23,7 +23,7 @@ from . import curves, monitor
 from .execution import Execution, device_named, is_slow, settle
 from .frames import MANIFEST, FrameStore
 from .ranks import ALONE, Ranks
-from .recipe import Recipe
+from .recipe import CONSISTENT, Recipe
 from .runs import (
     ABOUT,
     CHECKPOINT,
@@ -343,9 +343,10 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
     rate_now = learning_rate(recipe, state.epoch, steps - 1, steps)
     row = {"epoch": float(state.epoch + 1), "learning_rate": rate_now}
     row |= {name: total / steps for name, total in zip(TERMS, state.sums, strict=True)}
+    # a curve of zeros says nothing
     if not recipe.teachers:
-        # a curve of zeros says nothing
         del row["taught"]
+    del row["contrastive" if recipe.method in CONSISTENT else "consistency"]
     state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0] * len(TERMS)
     if events is not None and (
         state.epoch % recipe.validate_every == 0 or state.epoch == recipe.epochs

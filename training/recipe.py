@@ -23,7 +23,12 @@ METHODS = {
     "pair": "Contrast of two frames",
     "supervised": "Cross-entropy alone",
     "moco": "MoCo v2",
+    "pi": "Π-model",
+    "temporal": "Temporal ensembling",
+    "fixmatch": "FixMatch",
 }
+#: Methods that learn from labels and from agreement with themselves (`consistency.py`).
+CONSISTENT = ("pi", "temporal", "fixmatch")
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,10 @@ class Recipe:
             baseline of the paper, whose settings we do not know). `moco`: the views of `simclr`,
             the second through an encoder that follows the first, against a queue of such keys
             (MoCo v2, Chen et al., arXiv 2003.04297; a baseline of the paper, whose settings we do
-            not know).
+            not know). `pi`, `temporal`, `fixmatch`: the views of `simclr`, labels, and agreement of
+            the views, of the first with what was said of the video before, or of the second,
+            augmented as the recipe says, with what is surely said of the first, cropped and
+            flipped alone (Laine & Aila, ICLR 2017; Sohn et al., NeurIPS 2020; likewise).
         architecture: timm name of the encoder.
         init: weights that the encoder begins with: None for random ones, a checkpoint of the zoo by
             name, `timm:` with a name of timm's, or a file of timm's keys. The mean and std that
@@ -97,6 +105,11 @@ class Recipe:
         momentum: m of the encoder of `moco` that follows, θ_k ← m θ_k + (1 − m) θ_q (He et al.,
             CVPR 2020, equation 2 and section 3.2). No other method has one.
         queue: keys that `moco` contrasts with (MoCo v2 has 65,536). No other method has one.
+        consistency_weight: of the agreement: w_max of `pi` and `temporal`, which counts times the
+            share of labelled videos, and λ_u of `fixmatch`. No other method has one.
+        consistency_ramp: share of the epochs over which the weight of `pi` and `temporal` grows.
+        ensemble_momentum: α of `temporal`, how much of what was said of a video stays.
+        confidence: τ of `fixmatch`: the least probability of a label that the network gives itself.
         batch_statistics: `per-view`: a forward a view, each normalised by its own batch statistics
             (released code); or `fused`: both views in one forward share them, which is another
             method, not a faster way to the same one.
@@ -165,6 +178,10 @@ class Recipe:
     teacher_term: str = "features"
     momentum: float = 0.999
     queue: int = 65536
+    consistency_weight: float = 1.0
+    consistency_ramp: float = 0.0
+    ensemble_momentum: float = 0.6
+    confidence: float = 0.95
     batch_statistics: str = "per-view"
     sync_batch_norm: bool = False
     epochs: int = 300
@@ -211,6 +228,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "class_weight": (0, 1e3),
     "momentum": (0, 1),
     "queue": (2, 2**24),
+    "consistency_weight": (0, 1e6),
+    "consistency_ramp": (0, 1),
+    "ensemble_momentum": (0, 0.999999),
+    "confidence": (0, 1),
     "epochs": (1, 10**7),
     "batch_size": (2, 2**20),
     "smallest_batch": (2, 2**20),
@@ -303,8 +324,8 @@ def _check(recipe: Recipe, where: str) -> None:
         refuse("init", "should name weights, or be null")
     if len(set(recipe.teachers)) != len(recipe.teachers) or not all(recipe.teachers):
         refuse("teachers", "should name each teacher once")
-    if recipe.teachers and recipe.method == "moco":
-        refuse("teachers", "should be [] with method moco, whose loss has one term")
+    if recipe.teachers and recipe.method in ("moco", *CONSISTENT):
+        refuse("teachers", f"should be [] with method {recipe.method}, whose loss has no such term")
     if recipe.average and recipe.method == "moco":
         refuse("average", "should be 0 with method moco, which has an average of its own")
     if min(recipe.std) <= 0:
@@ -316,10 +337,14 @@ def _check(recipe: Recipe, where: str) -> None:
         refuse("classes", f"should be [] with method {recipe.method}, which sees no labels")
     if recipe.method == "moco" and recipe.batch_statistics != "per-view":
         refuse("batch_statistics", "should be per-view with method moco, whose views part networks")
-    if recipe.method == "supervised" and recipe.classes == ():
-        refuse("classes", "should name classes, or be null for all, with method supervised")
-    if recipe.method == "supervised" and recipe.class_weight == 0:
-        refuse("class_weight", "should be above 0 with method supervised, which has no other term")
+    if recipe.method == "temporal" and recipe.batch_statistics != "per-view":
+        refuse("batch_statistics", "should be per-view with method temporal, which sees one view")
+    if recipe.method in ("supervised", *CONSISTENT):
+        own = f"with method {recipe.method}"
+        if recipe.classes == ():
+            refuse("classes", f"should name classes, or be null for all, {own}")
+        if recipe.class_weight == 0:
+            refuse("class_weight", f"should be above 0 {own}, which begins with labels")
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

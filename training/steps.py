@@ -23,6 +23,7 @@ class Tables:
         draws: augmentation of the three frames of every place, on the device.
         batches: places of every step, of all ranks.
         target: int64 (places,), class of the video at each, −1 where unlabelled, on the device.
+        video: int64 (places,), which video stands at each, on the device.
     """
 
     pairs: Pairs
@@ -30,6 +31,7 @@ class Tables:
     draws: augment.Draws
     batches: list[np.ndarray]
     target: Tensor
+    video: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,18 @@ class Sample:
         lam: float32 (N, 2), λ of either view.
         draws: augmentation of the 3N frames.
         target: int64 (N,), class of each video, −1 where unlabelled.
+        video: int64 (N,), which of the training videos each is.
     """
 
     frames: Tensor
     lam: Tensor
     draws: augment.Draws
     target: Tensor
+    video: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything in it, in an order of its own."""
-        return self.frames, self.lam, *self.draws.parts(), self.target
+        return self.frames, self.lam, *self.draws.parts(), self.target, self.video
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int = 0, steps: int = 1) -> float:

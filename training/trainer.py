@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from uscl_zoo.errors import DataError, UsclError
 
 from . import augment
+from .consistency import Ensemble, consistency_loss, consistency_weight
 from .execution import Execution, autocast, precision_on, send
 from .feed import Feed
 from .frames import FrameStore, Video
@@ -35,14 +36,14 @@ from .pairs import (
     without,
 )
 from .ranks import ALONE, Ranks, synchronise
-from .recipe import Recipe, settings_of
+from .recipe import CONSISTENT, Recipe, settings_of
 from .starts import Start, begun_with
 from .steps import Sample, Tables, learning_rate
 from .teacher import Teachers, teacher_term
 from .views import make_views, make_views_by_video, mix
 
 #: What is summed over the steps of an epoch: the loss and its terms.
-TERMS = ("loss", "contrastive", "labelled", "taught")
+TERMS = ("loss", "contrastive", "labelled", "taught", "consistency")
 
 
 class NotFiniteError(UsclError, ArithmeticError):
@@ -124,8 +125,11 @@ class Trainer:
                 f"batch_size: the smallest batch has {smallest} videos for {ranks.world} ranks; "
                 "raise batch_size or start fewer ranks"
             )
-        if recipe.method == "moco" and ranks.world > 1:
-            raise DataError("method moco keeps one queue, which several ranks do not share")
+        if recipe.method in ("moco", "temporal") and ranks.world > 1:
+            kept = "one queue" if recipe.method == "moco" else "what was said of each video"
+            raise DataError(
+                f"method {recipe.method} keeps {kept}, which several ranks do not share"
+            )
         self.side = int(store.frames.shape[1])
         largest = max((side for side, _ in recipe.sizes), default=self.side)
         if largest > self.side:
@@ -135,10 +139,10 @@ class Trainer:
             )
         self.size = recipe.sizes[-1][0] if recipe.sizes else self.side
         targets = draw_labelled(self.videos, recipe, self.classes)
-        if recipe.method == "supervised" and max(targets) < 0:
+        if recipe.method in ("supervised", *CONSISTENT) and max(targets) < 0:
             raise DataError(
-                f"{store.folder}: no label to learn from, and method supervised learns from "
-                "nothing else; see classes, label_rate and data_rate, or prepare it with labels"
+                f"{store.folder}: no label to learn from, and method {recipe.method} learns "
+                "nothing without; see classes, label_rate and data_rate, or prepare it with labels"
             )
         self.targets = np.array(targets, dtype=np.int64)
         self.precision = precision or precision_on(device, recipe.precision)
@@ -157,6 +161,10 @@ class Trainer:
         self.network.to(memory_format=self.layout)
         self.average = copy.deepcopy(self.network).eval() if recipe.average else None
         self.moco = Moco(recipe, self.network) if recipe.method == "moco" else None
+        self.ensemble = None
+        if recipe.method == "temporal":
+            size = len(self.videos), len(self.classes)
+            self.ensemble = Ensemble(*size, recipe.ensemble_momentum).to(device)
         # the queue of moco keeps its place as a number of the host, which a graph would freeze
         replays = execution.replays(ranks.world) and self.moco is None
         self.rate = torch.tensor(recipe.learning_rate, device=device) if replays else None
@@ -172,6 +180,8 @@ class Trainer:
         self._noise = augment.draw_noise(recipe, self.side, device)
         # how much of the average a step leaves, as a tensor, which a replayed step can read anew
         self._keep = torch.zeros((), device=device)
+        # likewise what agreement weighs
+        self._weight = torch.zeros((), device=device)
         # a batch of another size is done as it is: compiling for it takes longer than it does
         self._whole = len(ranks.share(np.arange(recipe.batch_size)))
         self._compiled: set[int] = set()
@@ -210,6 +220,7 @@ class Trainer:
             draws=augment.draw(self.recipe, epoch, len(items), self.side).to(self.device),
             batches=batches,
             target=send(torch.from_numpy(self.targets[items]), self.device),
+            video=send(torch.from_numpy(items), self.device),
         )
 
     @property
@@ -229,7 +240,8 @@ class Trainer:
             frames = self.feed.take(tables.pairs.frames[batch].reshape(-1))
         index = send(torch.from_numpy(batch), self.device)
         places = (3 * index[:, None] + torch.arange(3, device=self.device)).reshape(-1)
-        return Sample(frames, tables.lam[index], tables.draws[places], tables.target[index])
+        drawn = tables.lam[index], tables.draws[places], tables.target[index], tables.video[index]
+        return Sample(frames, *drawn)
 
     def side_of(self, epoch: int, step: int) -> int:
         """Side of the views of a step in pixels."""
@@ -268,16 +280,37 @@ class Trainer:
             view2.contiguous(memory_format=self.layout),
         )
 
-    def loss(self, target: Tensor, view1: Tensor, view2: Tensor) -> Loss:
-        """The loss of two forwards, one a view with its own batch statistics, or of a fused one."""
+    def loss(
+        self, target: Tensor, view1: Tensor, view2: Tensor, video: Tensor | None = None
+    ) -> Loss:
+        """The loss of two forwards, one a view with its own batch statistics, or of a fused one.
+
+        Args:
+            target: int64 (N,), −1 where unlabelled.
+            view1: float32 (N, 3, H, W).
+            view2: likewise.
+            video: int64 (N,), which of the training videos they are, which `temporal` asks for.
+        """
+        if self.ensemble is not None and video is not None:
+            with autocast(self.device, self.precision):
+                logits = self.network(view1)[1]
+            said = self.ensemble.targets(video)
+            self.ensemble.hear(video, logits.detach().float().softmax(1))
+            return consistency_loss(
+                logits, said[0], target, self._weight, self.recipe, known=said[1]
+            )
         with autocast(self.device, self.precision):
             if self.moco is not None:
                 z, keys = self.network(view1)[0], self.moco.keys(view2)
                 contrastive, none = self.moco.loss(z, keys), torch.zeros((), device=self.device)
-                return Loss(contrastive, contrastive, none, none)
+                return Loss(contrastive, contrastive, none, none, none)
             lessons = self.teachers(view1, view2)
             compiled = self._fast_two_views is not None and len(view1) == self._whole
             outputs = (self._fast_two_views if compiled else self._two_views)(view1, view2)
+        if self.recipe.method in CONSISTENT:
+            (_, logits), (_, other) = outputs.first, outputs.second
+            agreeing = target, self._weight, self.recipe, self.ranks
+            return consistency_loss(logits, other, *agreeing)
         taught = None
         if lessons:
             taught = teacher_term(outputs.h, outputs.mapped, lessons, self.recipe, self.ranks)
@@ -285,9 +318,10 @@ class Trainer:
 
     def _update(self, sample: Sample, size: int) -> None:
         compiled = self._fast_views is not None and len(sample.lam) == self._whole
-        views = (self._fast_views if compiled else self.views)(sample, size)
-        loss = self.loss(sample.target, *views)
-        terms = torch.stack([loss.total, loss.contrastive, loss.labelled, loss.taught]).detach()
+        view1, view2 = (self._fast_views if compiled else self.views)(sample, size)
+        loss = self.loss(sample.target, view1, view2, sample.video)
+        parts = loss.total, loss.contrastive, loss.labelled, loss.taught, loss.consistency
+        terms = torch.stack(parts).detach()
         if self.ranks.world > 1:
             # each has its share of the loss of all
             terms = self.ranks.total(terms) / self.ranks.world
@@ -334,6 +368,9 @@ class Trainer:
             # in the first steps less is kept: they would otherwise stay in the average for long
             done = progress.epoch * len(tables.batches) + progress.step + 1
             self._keep.fill_(min(self.recipe.average, done / (done + 10)))
+        if self.recipe.method in CONSISTENT:
+            share = float((self.targets >= 0).mean())
+            self._weight.fill_(consistency_weight(self.recipe, progress.epoch, share))
         self.network.train()
         if len(batch) == self._whole:
             self._compiled.add(size)
@@ -418,6 +455,8 @@ class Trainer:
         kept = {} if self.moco is None else {"moco": self.moco.state_dict()}
         if self.average is not None:
             kept["average"] = self.average.state_dict()
+        if self.ensemble is not None:
+            kept["ensemble"] = self.ensemble.state_dict()
         return kept | {
             "format": 1,
             "recipe": settings_of(self.recipe),
@@ -443,6 +482,8 @@ class Trainer:
             self.moco.load_state_dict(state["moco"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.ensemble is not None:
+            self.ensemble.load_state_dict(state["ensemble"])
         self.progress = Progress(**state["progress"])
         # runs of releases before there were teachers
         self.progress.sums += [0.0] * (len(TERMS) - len(self.progress.sums))
@@ -461,7 +502,7 @@ def _parallel(two_views: TwoViews, recipe: Recipe, device: torch.device, ranks: 
             # each rank keeps its own batch statistics; rank 0's are saved
             broadcast_buffers=False,
             # a term that does not count leaves its head without a gradient
-            find_unused_parameters=recipe.method == "supervised"
+            find_unused_parameters=recipe.method in ("supervised", *CONSISTENT)
             or 0 in (recipe.class_weight, recipe.contrast_weight, recipe.teacher_weight),
         )
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from uscl_zoo.training.augment import Draws
+from uscl_zoo.training.consistency import Ensemble, consistency_loss
 from uscl_zoo.training.monitor import alignment, uniformity
 from uscl_zoo.training.network import TwoViews, UsclNetwork
 from uscl_zoo.training.objective import uscl_loss
-from uscl_zoo.training.recipe import Recipe, load_recipe, replace
+from uscl_zoo.training.recipe import CONSISTENT, Recipe, load_recipe, replace
 from uscl_zoo.training.teacher import teacher_term
 from uscl_zoo.training.views import make_views
 
@@ -35,6 +36,8 @@ CHANGES: list[dict[str, Any]] = [
     {},
     {"mix": "before"},
     {"method": "supervised"},
+    {"method": "pi"},
+    {"method": "fixmatch"},
     {"method": "simclr", "classes": ()},
     {"batch_statistics": "fused"},
     {"classifier_on": "h"},
@@ -73,10 +76,24 @@ def test_a_step_up_to_its_loss_stays_on_the_device(
         outputs = network(view1, view2)
         lessons = [on_gpu(2 * VIDEOS, 24)]
         taught = teacher_term(outputs.h, outputs.mapped, lessons, recipe)
-        loss = uscl_loss(outputs.first, outputs.second, target, recipe, taught=taught)
+        if recipe.method in CONSISTENT:
+            logits = outputs.first[1], outputs.second[1]
+            loss = consistency_loss(*logits, target, on_gpu(), recipe)
+        else:
+            loss = uscl_loss(outputs.first, outputs.second, target, recipe, taught=taught)
         assert loss.total.device == loss.contrastive.device == loss.labelled.device == CUDA
         with pytest.raises(DataDependentOutputException):
             loss.total.item()  # so would any look on the way here
+
+
+def test_an_ensemble_stays_on_the_device() -> None:
+    with FakeTensorMode():
+        with CUDA:
+            ensemble = Ensemble(9, 3, 0.6)
+        video = on_gpu(VIDEOS, dtype=torch.int64)
+        ensemble.hear(video, on_gpu(VIDEOS, 3))
+        targets, known = ensemble.targets(video)
+        assert targets.device == known.device == CUDA
 
 
 def test_measuring_waits_for_its_figures_alone() -> None:

@@ -43,7 +43,7 @@ def panels(folder: Path, *measured: dict[str, float]) -> list[str]:
 def test_a_panel_a_quantity(tmp_path: Path) -> None:
     assert panels(tmp_path, LOSS, LOSS | WATCHED, LOSS) == [
         "NT-Xent: 2",
-        "Cross-entropy of both views: 1",
+        "Cross-entropy of labelled views: 1",
         "Learning rate: 1",
         "Alignment (0 is a point a video): 2",
         "Uniformity (less is more even): 2",
@@ -55,7 +55,7 @@ def test_what_was_not_measured_takes_no_room(tmp_path: Path) -> None:
     found = panels(tmp_path, LOSS | {"alignment": 0.1})
     assert [name.split(" (")[0] for name in found] == [
         "NT-Xent: 1",
-        "Cross-entropy of both views: 1",
+        "Cross-entropy of labelled views: 1",
         "Learning rate: 1",
         "Alignment",
     ]

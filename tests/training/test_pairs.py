@@ -99,18 +99,24 @@ def test_one_lambda_is_both_views_and_two_are_independent() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
-@pytest.mark.parametrize("method", ["pair", "supervised", "simclr", "moco"])
+@pytest.mark.parametrize(
+    "method", ["pair", "supervised", "simclr", "moco", "pi", "temporal", "fixmatch"]
+)
 def test_methods_to_compare_with_see_fewer_of_the_same_frames(method: str, count: int) -> None:
     given = videos(*[count] * 200)
     uscl = draw_pairs(given, RECIPE, 3)
     other = draw_pairs(given, dataclasses.replace(RECIPE, method=method), 3)
-    seen = uscl.frames[:, [0, 0]] if method in ("simclr", "moco") else uscl.frames[:, [0, 2]]
+    seen = (
+        uscl.frames[:, [0, 0]] if method not in ("pair", "supervised") else uscl.frames[:, [0, 2]]
+    )
     assert np.array_equal(other.frames[:, [0, 2]], seen)
     assert (other.lam == 1).all()
     assert (uscl.lam < 1).any() == (count >= 3)
 
 
-@pytest.mark.parametrize("method", ["pair", "supervised", "simclr", "moco"])
+@pytest.mark.parametrize(
+    "method", ["pair", "supervised", "simclr", "moco", "pi", "temporal", "fixmatch"]
+)
 def test_held_out_videos_are_paired_alike_for_every_method(method: str) -> None:
     given = videos(*range(1, 40))
     uscl = draw_pairs(given, RECIPE, 0, validation=True)

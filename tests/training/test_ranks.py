@@ -83,7 +83,12 @@ def gradients_of(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
-    [{}, {"batch_statistics": "fused"}, {"method": "supervised", "classifier_on": "h"}],
+    [
+        {},
+        {"batch_statistics": "fused"},
+        {"method": "supervised", "classifier_on": "h"},
+        {"method": "fixmatch", "confidence": 0.3},
+    ],
     ids=str,
 )
 def test_the_number_of_ranks_changes_only_rounding(

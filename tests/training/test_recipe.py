@@ -10,6 +10,7 @@ import yaml
 from uscl_zoo.errors import CardError
 from uscl_zoo.training.labels import LABEL_SCHEMES
 from uscl_zoo.training.recipe import (
+    CONSISTENT,
     METHODS,
     Recipe,
     load_recipe,
@@ -32,11 +33,13 @@ def test_packaged_recipes_are_complete(name: str) -> None:
         # beyond the paper
         return
     # what a recipe does not change is as the authors released it
-    of_moco = {"temperature", "momentum", "queue"} if recipe.method == "moco" else set()
+    own = {"temperature", "momentum", "queue"} if recipe.method == "moco" else set()
+    if recipe.method in CONSISTENT:
+        own = {"consistency_weight", "consistency_ramp"}
     usual = {"architecture", "classes", "method", "class_weight"}
     # ResNet-50 was trained on two cores
     shorter = {"epochs"} if name == "pocus_resnet50" else set()
-    assert changes(recipe, Recipe()) <= usual | of_moco | shorter
+    assert changes(recipe, Recipe()) <= usual | own | shorter
     if recipe.method == "uscl":
         assert recipe.class_weight == Recipe().class_weight
 
@@ -48,6 +51,9 @@ def test_packaged_recipes_are_complete(name: str) -> None:
         ("pair", {"method", "classes"}),
         ("supervised", {"method", "class_weight"}),
         ("moco", {"method", "classes", "temperature", "momentum", "queue"}),
+        ("pi", {"method", "class_weight", "consistency_weight", "consistency_ramp"}),
+        ("temporal", {"method", "class_weight", "consistency_weight", "consistency_ramp"}),
+        ("fixmatch", {"method", "class_weight"}),
     ],
 )
 def test_methods_to_compare_with_differ_only_where_they_must(
@@ -121,7 +127,11 @@ WRONG = [
     ("learning_rate=.nan", "learning_rate: should be finite, not nan"),
     ("architecture=vgg16", "architecture: should be one of resnet18, resnet50, not 'vgg16'"),
     ("precision=fp16", "precision: should be one of auto, float32, bf16, not 'fp16'"),
-    ("method=byol", "method: should be one of uscl, simclr, pair, supervised, moco, not 'byol'"),
+    (
+        "method=byol",
+        "method: should be one of uscl, simclr, pair, supervised, moco, pi, temporal, fixmatch, "
+        "not 'byol'",
+    ),
     ("mix=never", "mix: should be one of after, before, not 'never'"),
     ("mix=true", "mix: should be of type str, not True"),
     ("classifier_on=x", "classifier_on: should be one of z, h, not 'x'"),
