@@ -35,6 +35,7 @@ from .gathering import Base, Gathered, backbone, gather
 from .judging import OutOfFold, Verdict, calibrate, judge
 from .sample import Sample
 from .settings import MEMBERS, Settings, sensible
+from .tasks import TASKS
 from .tuning import Tuner, cost_of, fit, merge
 from .writing import card_of, write_model
 
@@ -71,6 +72,7 @@ def finetune(
     output: str | Path,
     *,
     model: str = "resnet18_uscl",
+    task: str = TASKS[0],
     train: str | None = None,
     file_column: str = "Filename",
     label_column: str | None = None,
@@ -112,6 +114,7 @@ def finetune(
             subjects stay held out.
         output: folder of the model.
         model: to begin with: a checkpoint of the zoo, or timm's `local-dir:` or `hf-hub:`.
+        task: one of `TASKS`.
         train: `head`, `last` or `all`, see `Settings`; None for `all`, or `last` of a quick look.
         file_column: as for `collect`, like the next six.
         label_column: of a CSV.
@@ -147,6 +150,8 @@ def finetune(
         UnknownModelError: if no model is of that name.
         Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
+    if task not in TASKS:
+        raise DataError(f"`task` should be one of {', '.join(TASKS)}, not {task!r}")
     data, output = expanded(data), expanded(output)
     work, chosen = output / WORK, device_named(device)
     if not 0 <= confidence <= 1:

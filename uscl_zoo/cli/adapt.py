@@ -13,12 +13,22 @@ from .options import FILE, MODEL, clean_option, device_option, rate_option
 
 commands = Heading(help="Adapt one to classes of your own")
 
+#: Those of `training.downstream.tasks`, which takes as long to import as torch.
+TASKS = ["classification"]
+
 
 @commands.command(short_help="Fine-tune a backbone on classes of your own.")
 @click.option("--data", required=True, type=FILE, help="Folder per class, CSV, or store.")
 @click.option("-o", "--output", required=True, type=FILE, help="Folder of the model.")
 @click.option(
     "--model", type=MODEL, default="resnet18_uscl", show_default=True, help="To begin with."
+)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=TASKS[0],
+    show_default=True,
+    help="What is to be said of a file.",
 )
 @click.option(
     "--train",
