@@ -445,10 +445,10 @@ def test_the_model_is_a_folder_of_plain_files(tuned: Path) -> None:
         "statistics.safetensors",
         "report.html",
         "heldout.csv",
-        *("curves.png", "confusion.png", "roc.png", "reliability.png", "cases.png"),
+        *("curves.png", "confusion.png", "roc.png", "reliability.png", "cases.png", "verdict.png"),
     }
     page = (tuned / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert "http" not in page.replace("https://github.com", "")
     assert "each file counts as its own" in page
     card, told = answers.read_model(tuned)
