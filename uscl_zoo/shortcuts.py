@@ -258,7 +258,7 @@ you keep the data.</p>
 
 
 def shortcut(
-    model: nn.Module | str | Path,
+    model: nn.Module | str | Path | Network,
     paths: str | Path | Iterable[str | Path],
     output: str | Path | None = None,
     rate: float | None = None,
@@ -270,8 +270,8 @@ def shortcut(
     """Measure how far answers move when overlays, calipers and all outside the beam are blanked.
 
     Args:
-        model: whatever `network.load` takes. With a classifier its class probabilities are
-            compared, otherwise its embeddings.
+        model: whatever `network.load` takes, or what it gave. With a classifier its class
+            probabilities are compared, otherwise its embeddings.
         paths: files and folders, as for `ultrasound.reading.find`.
         output: write the report there, see `Shortcuts.save`. An interrupted call to the same output
             continues where it was.
@@ -294,12 +294,15 @@ def shortcut(
     if not sources:
         raise DataError("there is nothing to look at: name a file or folder")
     if output is None:
-        network = load(model, device)
+        network = model if isinstance(model, Network) else load(model, device)
         return _shortcut(network, sources, None, None, network.look(rate, clean), progress)
-    home = None if isinstance(model, nn.Module) else folder_of(model)
+    if isinstance(model, Network):
+        home = model.folder
+    else:
+        home = None if isinstance(model, nn.Module) else folder_of(model)
     _check_outputs(output, sources, [home] if home else [])
     with parts_of(output, _PARTS) as folder:
-        network = load(model, device)
+        network = model if isinstance(model, Network) else load(model, device)
         return _shortcut(network, sources, output, folder, network.look(rate, clean), progress)
 
 

@@ -13,6 +13,9 @@ from uscl_zoo.errors import DataError
 from ..frames import FrameStore, Video
 
 Floats = npt.NDArray[np.float64]
+#: Subjects that a 95 % interval needs: that five lie on one side of the truth happens by chance in
+#: 2 of 2 to the power of 5 times, which is more than 5 %.
+LEAST = 6
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,20 @@ def make_task(store: FrameStore) -> Task:
 
 @dataclass(frozen=True)
 class Score:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval, whose bounds are NaN where there is none."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
     def __str__(self) -> str:
+        if not self.bounded:
+            return f"{self.value:.3f}"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from uscl_zoo.card import Input
+from uscl_zoo.inference import batched, infer
+from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from .judging import look
 from .sample import Sample
@@ -22,8 +24,8 @@ from .tuning import Tuner, sides_of
 STEPS = 2
 #: Frames of which looking is measured.
 LOOKED = 32
-#: Seconds of pictures and files at the end, on a core of 2.6 GHz.
-END = 6.0
+#: Seconds of pictures and files at the end, and of a file that is blanked, on a core of 2.6 GHz.
+END, BLANKING = 6.0, 0.5
 
 
 def estimate(
@@ -31,6 +33,8 @@ def estimate(
     frames: npt.NDArray[np.uint8],
     runs: Sequence[tuple[Sample, Settings]],
     looked: int,
+    embedded: int,
+    blanked: int,
     device: torch.device,
     shape: Input,
 ) -> float:
@@ -41,6 +45,8 @@ def estimate(
         frames: uint8 (N, H, W, 3).
         runs: what each trains on, and how.
         looked: frames that are looked at after training.
+        embedded: frames that networks to compare with are shown.
+        blanked: files whose answers are compared with those for less of them.
         device: to compute on.
         shape: of the input.
     """
@@ -48,7 +54,7 @@ def estimate(
     widest, settings = max(runs, key=lambda run: len(run[0]))
     tuner = Tuner(network, frames, widest, settings, device, shape.mean, shape.std)
     counts = Counter(side for run in runs for side in sides_of(*run, full))
-    total = END
+    total = END + blanked * BLANKING
     for side, steps in counts.items():
         tuner.step(side)
         began = time.perf_counter()
@@ -56,11 +62,17 @@ def estimate(
             tuner.step(side)
         total += steps * (time.perf_counter() - began) / STEPS
     rows = widest.rows[:LOOKED]
+    transform = FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
     began = time.perf_counter()
     look(tuner, rows, shape)
+    looking = (time.perf_counter() - began) / len(rows)
+    began = time.perf_counter()
+    batches = batched(frames[row] for row in rows)
+    list(infer(tuner.network, transform.normalise, batches, precision=tuner.precision))
+    total += embedded * (time.perf_counter() - began) / len(rows)
     # the probe, the survey of the training images, and the answers: a look at each
     times = 1 + (1 + settings.probe) * sum(len(sample) for sample, _ in runs) / max(looked, 1)
-    return total + looked * times * (time.perf_counter() - began) / len(rows)
+    return total + looked * times * looking
 
 
 def spoken(seconds: float) -> str:

@@ -25,14 +25,18 @@ from uscl_zoo.checkpoint import folder_of
 from uscl_zoo.errors import DataError
 from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep
 from uscl_zoo.names import say
+from uscl_zoo.network import Network
 from uscl_zoo.records import to_plain, write_text
+from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..execution import device_named
 from . import report
+from .concluding import BLANKED, Conclusion, conclude
 from .crossing import FOLDS, answer_apart, folds_of, of_a_fold
 from .estimating import estimate, spoken
 from .gathering import Base, Gathered, backbone, gather
 from .judging import OutOfFold, Verdict, calibrate, judge
+from .rivals import compare, frames_of, heads
 from .sample import Sample
 from .settings import MEMBERS, Settings, sensible
 from .tasks import TASKS
@@ -50,21 +54,25 @@ class Finetuned:
         folder: of the model.
         card: of the model, with every figure.
         notes: what the reader of the figures should know.
+        verdict: a sentence: how good it is, against what, and for whom not.
     """
 
     folder: Path
     card: Card
     notes: tuple[str, ...]
+    verdict: str
 
     def __str__(self) -> str:
         figures = [
-            f"  {metric.metric}, by {metric.unit}: {metric.value:.3f} "
-            f"[{metric.interval[0]:.3f}, {metric.interval[1]:.3f}]"
+            f"  {metric.metric}, by {metric.unit}: {metric.value:.3f}"
+            + (" [{:.3f}, {:.3f}]".format(*metric.interval) if metric.interval else "")
             for metric in self.card.metrics
-            if metric.interval is not None
+            if metric.compared_with is None
         ]
-        kind = f"  ({self.card.metrics[0].interval_kind})" if self.card.metrics else ""
-        return "\n".join([f"{self.folder}: {', '.join(self.card.classes)}", *figures, kind])
+        kinds = (metric.interval_kind for metric in self.card.metrics)
+        kind = next((f"  ({kind})" for kind in kinds if kind), None)
+        named = f"{self.folder}: {', '.join(self.card.classes)}"
+        return "\n".join(filter(None, [self.verdict, named, *figures, kind]))
 
 
 def finetune(
@@ -226,15 +234,16 @@ def finetune(
         answers, statistics, verdict = measured(tuner)
         if alone is not None:
             note(gained(len(tuners), alone, verdict))
+        tell("compares it with linear heads on frozen features")
+        conclusion = _conclude(base, given, tuner, answers, statistics, verdict, output.name)
         # without it the folder is no model, so that half of one and half of another never are
         (output / ANSWERS).unlink(missing_ok=True)
-        card = card_of(output, base, given, tuner, verdict, licence)
-        report.write(
-            output, card, verdict, tuner.progress.history, answers, given.store.frames, notes
-        )
+        card = card_of(output, base, given, tuner, verdict, conclusion.standing, licence)
+        history, frames = tuner.progress.history, given.store.frames
+        report.write(output, card, verdict, conclusion, history, answers, frames, notes)
         card = write_model(output, card, tuner.network, answers, statistics)
         shutil.rmtree(work)
-        return Finetuned(output, card, tuple(notes))
+        return Finetuned(output, card, tuple(notes), conclusion.verdict)
 
 
 def _train(
@@ -261,7 +270,11 @@ def _train(
     runs = [(sample.take(own), briefly) for own, _ in folds_of(sample, settings.seed)]
     runs += [(sample, settings)] * settings.members
     judged = sum(video.count for video in (*given.parts.held_out, *given.parts.train))
-    seconds = estimate(build(), frames, runs, judged, device, shape)
+    held_out = Sample.of(given.parts.held_out, labels)
+    names = heads(base.name, base.architecture, bool(settings.epochs))
+    embedded = len(names) * len(frames_of([(sample, held_out)])[1])
+    blanked = min(BLANKED, len(given.parts.held_out))
+    seconds = estimate(build(), frames, runs, judged, embedded, blanked, device, shape)
     tell(
         f"{len(given.parts.train)} files to train on, {len(given.parts.held_out)} to be judged on; "
         f"trains {settings.train}, "
@@ -289,6 +302,50 @@ def _train(
             fit(tuner, work / f"{FINAL}{member + 1}", tick)
             tuners.append(tuner)
     return tuners, apart
+
+
+def _conclude(
+    base: Base,
+    given: Gathered,
+    tuner: Tuner,
+    answers: Answers,
+    statistics: Statistics,
+    verdict: Verdict,
+    name: str,
+) -> Conclusion:
+    """What it comes to, beside linear heads on the same subjects."""
+    labels, shape, settings = given.store.labels, given.shape, tuner.settings
+    standing = compare(
+        heads(base.name, base.architecture, bool(settings.epochs)),
+        base.network,
+        given.store.frames,
+        [(Sample.of(given.parts.train, labels), Sample.of(given.parts.held_out, labels))],
+        next(unit for unit in verdict.units if unit.unit == "clip"),
+        verdict.bootstrap,
+        shape,
+        tuner.device,
+        tuner.precision,
+        settings.seed,
+    )
+    network = Network(
+        reference=name,
+        kind="module",
+        name=name,
+        module=tuner.network,
+        transform=FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation),
+        classes=labels,
+        answers=answers,
+        statistics=statistics,
+    )
+    return conclude(
+        standing,
+        given.store,
+        given.parts.train,
+        given.parts.held_out,
+        network,
+        known=given.subjects,
+        seed=settings.seed,
+    )
 
 
 def gained(members: int, alone: Verdict, verdict: Verdict) -> str:

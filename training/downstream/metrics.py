@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .bootstrap import Bootstrap, Floats, Score
+from .bootstrap import LEAST, Bootstrap, Floats, Score
 
 #: Bins of the expected calibration error and of the reliability diagram.
 BINS = 10
@@ -47,8 +48,9 @@ class Judged:
 
 
 def measure(judged: Judged, bootstrap: Bootstrap) -> dict[str, Score]:
-    """Every figure of `resampled` with its 95 % interval."""
-    return {name: interval(values) for name, values in resampled(judged, bootstrap).items()}
+    """Every figure of `resampled`, with its 95 % interval where there are subjects enough."""
+    figures = resampled(judged, bootstrap)
+    return {name: measured(name, values, judged) for name, values in figures.items()}
 
 
 def resampled(judged: Judged, bootstrap: Bootstrap) -> dict[str, Floats]:
@@ -65,12 +67,74 @@ def resampled(judged: Judged, bootstrap: Bootstrap) -> dict[str, Floats]:
         precision of each class, expected calibration error, the share answered, the accuracy among
         the answered, and the share flagged as another kind of image; each (resamples + 1,).
     """
+    return over(bootstrap, judged.subject, lambda weights: _figures(judged, weights))
+
+
+def compared(judged: Judged, bootstrap: Bootstrap) -> dict[str, Floats]:
+    """The figures of `resampled` that networks are compared by, (resamples + 1,) each."""
+
+    def figures(weights: Floats) -> dict[str, Floats]:
+        is_class = judged.target[:, None] == np.arange(len(judged.classes))
+        hit = judged.predicted == judged.target
+        recall = (weights @ (is_class & hit[:, None])) / (weights @ is_class)
+        return {
+            "macro AUROC": _mean(_aurocs(judged.probabilities, is_class, weights)),
+            "balanced accuracy": _mean(recall),
+            **{f"recall of {c}": recall[:, i] for i, c in enumerate(judged.classes)},
+        }
+
+    return over(bootstrap, judged.subject, figures)
+
+
+def over(
+    bootstrap: Bootstrap,
+    subject: npt.NDArray[np.int64],
+    figures: Callable[[Floats], dict[str, Floats]],
+) -> dict[str, Floats]:
+    """Figures of every resample, some at a time.
+
+    Args:
+        bootstrap: resampled subjects.
+        subject: (N,), an index into them.
+        figures: of weights (R, N), by name, (R,) each.
+    """
     parts: list[dict[str, Floats]] = []
     for start in range(0, len(bootstrap.counts), _CHUNK):
-        weights = bootstrap.counts[start : start + _CHUNK][:, judged.subject].astype(np.float64)
+        weights = bootstrap.counts[start : start + _CHUNK][:, subject].astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
-            parts.append(_figures(judged, weights))
+            parts.append(figures(weights))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def measured(name: str, values: Floats, judged: Judged) -> Score:
+    """A figure with its interval, if the subjects can give one.
+
+    There is none of fewer than `LEAST` subjects of a class that the figure is about, and none where
+    every resample says the same: of ten that are all right, no resample has a wrong one.
+
+    Args:
+        name: of the figure.
+        values: of all subjects and of each resample.
+        judged: that it is computed from.
+    """
+    score = interval(values)
+    if _subjects(name, judged) < LEAST or score.low == score.high:
+        return Score(score.value, np.nan, np.nan)
+    return score
+
+
+def _subjects(name: str, judged: Judged) -> int:
+    """The fewest subjects of a class that a figure is about."""
+    counts = {
+        label: len(np.unique(judged.subject[judged.target == i]))
+        for i, label in enumerate(judged.classes)
+    }
+    about = name.partition(" of ")[2]
+    if about in counts:
+        return counts[about]
+    if name.startswith(("macro", "balanced")):
+        return min(filter(None, counts.values()))
+    return len(np.unique(judged.subject))
 
 
 def interval(values: Floats) -> Score:
@@ -91,8 +155,7 @@ def _figures(judged: Judged, weights: Floats) -> dict[str, Floats]:
     total = weights.sum(axis=1)
     recall = right / there
     f1 = np.where(there > 0, 2 * right / (there + said), np.nan)
-    columns = zip(judged.probabilities.T, is_class.T, strict=True)
-    aurocs = np.stack([auroc(scores, positive, weights) for scores, positive in columns], axis=1)
+    aurocs = _aurocs(judged.probabilities, is_class, weights)
     answered = weights @ judged.answered
     figures = {
         "accuracy": weights @ hit / total,
@@ -108,6 +171,12 @@ def _figures(judged: Judged, weights: Floats) -> dict[str, Floats]:
         figures[f"recall of {label}"] = recall[:, i]
         figures[f"precision of {label}"] = right[:, i] / said[:, i]
     return figures
+
+
+def _aurocs(scores: Floats, positive: npt.NDArray[np.bool_], weights: Floats) -> Floats:
+    """One column against the rest, (R, columns)."""
+    columns = zip(scores.T, positive.T, strict=True)
+    return np.stack([auroc(own, is_one, weights) for own, is_one in columns], axis=1)
 
 
 def _mean(values: Floats) -> Floats:

@@ -17,6 +17,8 @@ td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical
 td span{white-space:nowrap} .wrap td{overflow-wrap:anywhere}
 img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;font-size:.9rem}
 .narrow{display:inline-block;vertical-align:top;width:31.5%;margin-right:1.5%}
+.verdict{font-size:1.2rem;line-height:1.4} dt{font-weight:600;margin-top:.6rem}
+dd{margin:0 0 0 1rem}
 .note{border-left:4px solid #c53030;padding-left:.8rem} code{font-size:.9em}
 @media (max-width:40rem){.narrow{width:100%} td,th{font-size:.85rem;padding:.2rem .4rem}
 td:first-child,th:first-child{position:sticky;left:0;background:#fff;min-width:6.5rem;max-width:9rem;
@@ -28,6 +30,8 @@ td,th{padding:.15rem .3rem} td{overflow-wrap:anywhere}
 }
 """
 
+# What is to be typed, between backticks.
+_CODE = re.compile(r"`([^`]+)`")
 # Wider than high by less than this, two pictures stand side by side.
 _NARROW = 1.5
 # Of an interval: it stays on one line, where the rest of a cell may be broken.
@@ -65,6 +69,11 @@ def figure(name: str, kind: str, picture: bytes, caption: str) -> str:
         f'<figure{shape}><img alt="{escape(name)}" src="data:{kind};base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def prose(text: str) -> str:
+    """Plain text as HTML; what stands between backticks is code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], wrap: bool = False) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -22,8 +23,10 @@ from uscl_zoo.modelcard import config
 from uscl_zoo.records import to_plain, write_text, write_yaml
 
 from ..runs import code_version, hardware
+from .bootstrap import Score
 from .gathering import Base, Gathered
 from .judging import Verdict, pack
+from .rivals import OWN, Standing
 from .tuning import Tuner
 
 #: Held-out subjects at most that a card names: a hundred thousand of anything are not for one.
@@ -44,6 +47,7 @@ def card_of(
     given: Gathered,
     tuner: Tuner,
     verdict: Verdict,
+    standing: Standing,
     licence: str | None,
 ) -> Card:
     """The card, but for the weights' digest."""
@@ -76,6 +80,47 @@ def card_of(
         )
     if not subjects:
         limits.append("Subjects were not known: files of one may be on both sides of the split.")
+    dataset = f"{name}, {count} held-out {unit}"
+    resampling = f"95 %, bootstrap over {count} held-out {unit} within classes"
+
+    def interval(score: Score) -> dict[str, Any]:
+        bounds = (round(score.low, 3), round(score.high, 3)) if score.bounded else None
+        return {"interval": bounds, "interval_kind": resampling if bounds else None}
+
+    figures = [
+        Metric(
+            dataset=dataset,
+            protocol=f"fine-tuning ({settings.train}{members}), calibrated by "
+            f"cross-validation of {len({v.subject for v in parts.train})} training {unit}",
+            unit=judged.unit,
+            metric=metric,
+            value=round(score.value, 3),
+            compared_with=None,
+            command="uscl finetune",
+            model=None,
+            **interval(score),
+        )
+        for judged in verdict.units
+        for metric, score in verdict.figures[judged.unit].items()
+        if metric in _ON_CARD and np.isfinite(score.value)
+    ]
+    figures += [
+        Metric(
+            dataset=dataset,
+            protocol="fine-tuning and a logistic regression on frozen features of the same "
+            "training subjects",
+            unit=standing.judged.unit,
+            metric=metric,
+            value=round(rival.behind[metric].value, 3),
+            compared_with=f"a linear head on {base.name if rival.name == OWN else rival.name}",
+            command="uscl finetune",
+            model=None,
+            **interval(rival.behind[metric]),
+        )
+        for rival in standing.rivals
+        for metric in _ON_CARD
+        if metric in rival.behind and np.isfinite(rival.behind[metric].value)
+    ]
     return Card(
         name=f"{base.model}.{tag}",
         architecture=base.architecture,
@@ -99,24 +144,7 @@ def card_of(
         licence=licence,
         intended_use=f"Research: telling {', '.join(classes)} apart in images like {name}.",
         limits=tuple(limits),
-        metrics=tuple(
-            Metric(
-                dataset=f"{name}, {count} held-out {unit}",
-                protocol=f"fine-tuning ({settings.train}{members}), calibrated by "
-                f"cross-validation of {len({v.subject for v in parts.train})} training {unit}",
-                unit=judged.unit,
-                metric=metric,
-                value=round(score.value, 3),
-                interval=(round(score.low, 3), round(score.high, 3)),
-                interval_kind=f"95 %, bootstrap over {count} held-out {unit} within classes",
-                compared_with=None,
-                command="uscl finetune",
-                model=None,
-            )
-            for judged in verdict.units
-            for metric, score in verdict.figures[judged.unit].items()
-            if metric in _ON_CARD and np.isfinite(score.value)
-        ),
+        metrics=tuple(figures),
         classes=classes,
     )
 

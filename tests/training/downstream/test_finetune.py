@@ -445,10 +445,10 @@ def test_the_model_is_a_folder_of_plain_files(tuned: Path) -> None:
         "statistics.safetensors",
         "report.html",
         "heldout.csv",
-        *("curves.png", "confusion.png", "roc.png", "reliability.png", "cases.png"),
+        *("curves.png", "confusion.png", "roc.png", "reliability.png", "cases.png", "verdict.png"),
     }
     page = (tuned / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert "http" not in page.replace("https://github.com", "")
     assert "each file counts as its own" in page
     card, told = answers.read_model(tuned)
@@ -468,9 +468,26 @@ def test_timm_and_the_zoo_load_it(tuned: Path) -> None:
 
 def test_it_learns_what_it_is_shown(tuned: Path) -> None:
     card, _ = answers.read_model(tuned)
-    figures = {metric.metric: metric for metric in card.metrics}
+    figures = {metric.metric: metric for metric in card.metrics if metric.compared_with is None}
     assert figures["balanced accuracy"].value == 1
     assert figures["macro AUROC"].value == 1
+    # of two subjects of a class
+    assert figures["balanced accuracy"].interval is None
+    beside = {metric.compared_with for metric in card.metrics if metric.compared_with}
+    assert beside == {
+        "a linear head on resnet18_uscl",
+        "a linear head on resnet18_imagenet.mit",
+        "a linear head on random:resnet18",
+    }
+
+
+def test_the_report_begins_with_the_verdict_and_ends_with_tables(tuned: Path) -> None:
+    page = (tuned / "report.html").read_text(encoding="utf-8")
+    heads = ["class=\"verdict\">Of 6 held-out files, Cov, Pneu and Reg are told apart"]
+    heads += ['alt="verdict.png"', "What to do next", "<h2>Figures", "<h2>Limits"]
+    places = [page.find(head) for head in heads]
+    assert -1 not in places and places == sorted(places)
+    assert page.find("<table") > page.find("<h2>Figures")
 
 
 def test_held_out_files_get_the_same_answers_from_predict(tuned: Path, classes: Path) -> None:
