@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,27 +26,28 @@ from torchvision.models import resnet18
 
 from uscl_zoo.card import Card
 from uscl_zoo.errors import DataError
+from uscl_zoo.training import parts
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import from_name
 from uscl_zoo.training.parts import Sampling
 from uscl_zoo.training.prepare import prepare
 
 
-def prepared(clips: Path, output: Path) -> FrameStore:
+def prepared(clips: Path, output: Path, workers: int = 2) -> FrameStore:
     return prepare(
         [clips],
         output,
         lambda name: from_name(name, subject_pattern=SUBJECT),
         sampling=Sampling(size=32),
         holdout=0.3,
-        workers=2,
+        workers=workers,
         origin={"name": "Clips", "url": None, "citation": None},
         progress=False,
     ).store
 
 
 def test_a_worker_that_is_killed_is_a_line(
-    clips: Path, small_store: FrameStore, tmp_path: Path
+    clips: Path, small_store: FrameStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def kill() -> None:
         while not (children := multiprocessing.active_children()):
@@ -55,15 +57,69 @@ def test_a_worker_that_is_killed_is_a_line(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(DataError) as caught:
-        prepared(clips, tmp_path / "store")
-    killer.join()
-    told = str(caught.value)
-    assert told.startswith(f"{tmp_path / 'store'}: a worker was killed, at one of {clips}")
-    assert "goes on from there" in told and "\n" not in told
     store = prepared(clips, tmp_path / "store")
-    assert store.digest == small_store.digest
+    killer.join()
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith(f"a worker was killed, at one of {clips}")
+    assert store.digest == small_store.digest and store.description["skipped"] == []
     assert np.array_equal(store.frames, small_store.frames)
+
+
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of sources that end the process that reads them."""
+    names: list[str] = []
+    sample: Any = parts._sample
+
+    def read(source: Path, *rest: Any) -> Any:
+        if source.name in names:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample(source, *rest)
+
+    monkeypatch.setattr(parts, "_sample", read)
+    return names
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_ends_the_process_that_reads_it_is_skipped_and_named(
+    clips: Path,
+    deadly: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    deadly += [source.name for source in sorted(clips.iterdir())[4:6]]
+    output = tmp_path / "store"
+    if workers == 1:
+        # that process is the call itself, and the next knows
+        for _ in deadly:
+            call = multiprocessing.get_context("fork").Process(
+                target=prepared, args=(clips, output, 1)
+            )
+            call.start()
+            call.join()
+            assert call.exitcode == -signal.SIGKILL
+    store = prepared(clips, output, workers)
+    told = capsys.readouterr().err
+    assert [entry["source"] for entry in store.description["skipped"]] == [
+        str(clips / name) for name in deadly
+    ]
+    assert len(store.videos) == 16 and "Traceback" not in told
+    for name in deadly:
+        assert f"skipped {clips / name}: ends the process that reads it" in told
+        assert name in (output / "skipped.csv").read_text()
+    assert not (output / "parts").exists()
+
+
+def test_where_many_end_it_memory_is_the_likelier_reason(
+    clips: Path, deadly: list[str], tmp_path: Path
+) -> None:
+    deadly += [source.name for source in clips.iterdir()]
+    with pytest.raises(DataError, match=r"4 sources have each ended .* fewer `workers`") as caught:
+        prepared(clips, tmp_path / "store")
+    assert str(caught.value).startswith(str(tmp_path / "store"))
+    deadly.clear()
+    assert len(prepared(clips, tmp_path / "store").videos) == 18
 
 
 def test_an_interrupted_pool_ends_without_tracebacks(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from own import answers_of, write_answers, write_model
+from own import answers_of, run, write_answers, write_model
 from PIL import Image, ImageDraw
 
 pytest.importorskip("uscl_zoo.ultrasound.beam")
@@ -17,10 +17,14 @@ pytest.importorskip("uscl_zoo.ultrasound.beam")
 from uscl_zoo.answers import read_model
 from uscl_zoo.cli import main
 from uscl_zoo.embed import embed
+from uscl_zoo.errors import DataError
 from uscl_zoo.gradcam import explain
 from uscl_zoo.network import load
 from uscl_zoo.prediction import predict
 from uscl_zoo.shortcuts import shortcut
+from uscl_zoo.training.downstream import datasets, probe, regression, results
+from uscl_zoo.training.downstream import evaluate as module
+from uscl_zoo.training.downstream.subset import take
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.labels import Annotation
 from uscl_zoo.training.parts import Sampling
@@ -165,6 +169,106 @@ def test_finetune_records_how_its_store_was_made(
     )
     answers = read_model(tmp_path / "model")[1]
     assert answers.clean and answers.grey
+
+
+@pytest.fixture(scope="module")
+def divided(phantoms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder per class, with two clips each, of the phantom bare and marked."""
+    folder = tmp_path_factory.mktemp("divided")
+    for name, clip in phantoms.items():
+        (folder / name).mkdir()
+        for number in range(2):
+            shutil.copy(clip, folder / name / f"{number}.png")
+    return folder
+
+
+def test_evaluate_shows_each_model_the_frames_it_was_made_for(
+    model: Path, divided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_all_cases", lambda *arguments: {})
+    grey = write_model(tmp_path / "grey", grey=True)
+    whole = write_model(tmp_path / "whole")
+    files = sorted(divided.glob("*/*"))
+
+    def judged(*models: Path, **told: Any) -> module.Evaluation:
+        return module.evaluate(
+            [str(one) for one in models],
+            datasets.load("folder", divided),
+            tmp_path / "report",
+            folds=2,
+            seeds=1,
+            resamples=100,
+            workers=1,
+            device="cpu",
+            progress=False,
+            tell=lambda text: None,
+            **told,
+        )
+
+    found = judged(model, grey, whole)
+    forms = [str(outcome.form) for outcome in found.outcomes]
+    assert forms == ["64², clean", "64², grey", "64²"]
+    assert "like is not compared with like" in results.markdown(found, "")
+    for one in (model, grey, whole):
+        own = embed(one, files, device="cpu", progress=False).features
+        # grey before it is resized, or after
+        assert found.embedded[str(one)] == pytest.approx(own, abs=0.05 if one == grey else 1e-4)
+    plain = judged(model, clean=False)
+    own = embed(model, files, clean=False, device="cpu", progress=False).features
+    assert plain.embedded[str(model)] == pytest.approx(own, abs=1e-4)
+    assert np.abs(plain.embedded[str(model)] - found.embedded[str(model)]).max() > 0.01
+    assert str(judged(whole, clean=True).outcomes[0].form) == "64², clean"
+
+
+def test_a_store_of_other_frames_is_refused(
+    model: Path, small_store: FrameStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaned = Path(shutil.copytree(small_store.folder, tmp_path / "store"))
+    description = json.loads((cleaned / "store.json").read_text())
+    description["sampling"]["clean"] = True
+    (cleaned / "store.json").write_text(json.dumps(description))
+    store, whole = FrameStore(cleaned), write_model(tmp_path / "whole")
+    few: dict[str, Any] = {"random_seeds": 1, "resamples": 100, "progress": False}
+    for one, there, made, other in (
+        (model, small_store, "cleaned", "whole"),
+        (whole, store, "whole", "cleaned"),
+    ):
+        said = rf"is to be shown {made} frames, and those of .* are {other}; .*`clean="
+        with pytest.raises(DataError, match=said):
+            probe.compare(str(one), there, **few)
+        with pytest.raises(DataError, match=said):
+            probe.penalty_table(str(one), there)
+        data = datasets.load_store(there.folder)
+        with pytest.raises(DataError, match=said):
+            module.evaluate([str(one)], data, tmp_path / "report", progress=False)
+        assert run("probe", one, "--data", there.folder) == 2
+        assert "prepare another, or take them as they are by --" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+    # a backbone says nothing of it
+    for name, clean in ((str(model), None), (str(whole), True), ("resnet18_uscl", None)):
+        probe._judged(name, store, clean)
+
+
+def test_probe_shows_brightness_alone_to_what_was_made_for_it(
+    small_store: FrameStore, tmp_path: Path
+) -> None:
+    grey = write_model(tmp_path / "grey", grey=True)
+    few: dict[str, Any] = {"random_seeds": 1, "resamples": 100, "progress": False}
+    copied = take(small_store, small_store.videos, tmp_path / "copied", 32, grey=True)
+    assert copied.is_grey and not small_store.is_grey
+    frames = copied.frames[:]
+    assert (frames == frames[..., :1]).all()
+    network: Any = load(grey, "cpu").module
+    rows = np.arange(len(frames))
+    shown, same = (
+        regression.features(network, store, rows, grey=store is small_store)
+        for store in (small_store, copied)
+    )
+    assert shown == pytest.approx(same, abs=1e-5)
+    assert (
+        probe.compare(str(grey), small_store, **few).pretrained
+        == probe.compare(str(grey), copied, **few).pretrained
+    )
 
 
 def test_the_commands_take_it(

@@ -206,6 +206,11 @@ class FrameStore:
         ]
 
     @property
+    def is_clean(self) -> bool:
+        """Whether its frames were cut to the beam and cleaned."""
+        return bool(self.description["sampling"].get("clean", False))
+
+    @property
     def is_grey(self) -> bool:
         """Whether red, green and blue are known to be the same in every frame."""
         return bool(self.description.get("grey", False))

@@ -14,12 +14,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -37,7 +38,14 @@ from uscl_zoo.ultrasound.sources import files_of, state_of
 from .sources import Item
 
 #: Names of parts, half-written ones of earlier releases among them.
-_PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial)|\.[0-9a-f]{32}\..*\.partial")
+_PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial|begun)|\.[0-9a-f]{32}\..*\.partial")
+
+# Sources that may each end the process that reads them, before memory is the likelier reason.
+_MOST_DEADLY = 3
+
+
+#: A source, its part, and how its frames are taken.
+_Job: TypeAlias = "tuple[Path, Path, Sampling]"
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,15 @@ def decode_all(
     workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
     skipped: list[tuple[str, str]] = []
     bar = tqdm(total=len(items), initial=reused, unit="video", disable=not progress)
+
+    def tell(line: str) -> None:
+        bar.write(line, file=sys.stderr)
+
     with bar:
-        for source, error in _outcomes(todo, workers):
+        for source, error in _outcomes(todo, workers, tell):
             if error is not None:
                 skipped.append((str(source), error))
-                bar.write(f"skipped {error}", file=sys.stderr)
+                tell(f"skipped {error}")
             bar.update()
     return sorted(skipped), reused
 
@@ -94,34 +106,82 @@ def _sampling_of(item: Item, sampling: Sampling) -> Sampling:
 
 
 def _outcomes(
-    todo: Sequence[tuple[Path, Path, Sampling]], workers: int
+    todo: Sequence[_Job], workers: int, tell: Callable[[str], None]
 ) -> Iterator[tuple[Path, str | None]]:
+    """Decode; what may have ended the process that read it is decoded once more, alone.
+
+    Yields:
+        A source, and why it could not be decoded.
+
+    Raises:
+        DataError: if too many end the process that reads them, each alone.
+    """
+    deadly: list[Path] = []
+
+    def alone(job: _Job) -> tuple[Path, str | None]:
+        outcome = None
+        for _, outcome in _pooled([job], 1):
+            return job[0], outcome
+        deadly.append(job[0])
+        if len(deadly) > _MOST_DEADLY:
+            raise DataError(
+                f"{job[1].parents[1]}: {len(deadly)} sources have each ended the process that read "
+                f"them ({', '.join(map(str, deadly))}); out of memory? The same call goes on from "
+                "there, with fewer `workers` if need be"
+            )
+        return job[0], f"{job[0]}: ends the process that reads it, each time"
+
     if workers == 1:
-        for source, part, sampling in todo:
-            yield source, _decode(source, part, sampling)
+        for job in todo:
+            begun = job[1].with_suffix(".begun")
+            if begun.exists():
+                tell(f"{job[0]}: an earlier call was killed at it; it is read in another process")
+                # who ends that one as well stays marked until the store is whole
+                yield alone(job)
+                continue
+            with suppress(OSError):  # of a full disk the frames tell
+                begun.touch()
+            try:
+                yield job[0], _decode(*job)
+            finally:
+                begun.unlink(missing_ok=True)
         return
+    left = {job[1]: job for job in todo}
+    while left:
+        for (source, part, _), outcome in _pooled(list(left.values()), workers):
+            del left[part]
+            yield source, outcome
+        # begun first, and not done
+        suspects = list(left.values())[:workers]
+        if suspects:
+            listed = ", ".join(str(source) for source, *_ in suspects)
+            tell(f"a worker was killed, at one of {listed}; these are read again, one by one")
+        for job in suspects:
+            del left[job[1]]
+            yield alone(job)
+
+
+def _pooled(todo: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, str | None]]:
+    """Decode in other processes, until all is done or one of them is killed."""
     # Any other start imports torch anew, which takes as long as decoding fifty videos. A fork would
     # inherit the locks of torch's threads, but decoding calls nothing of torch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-        futures: dict[Future[str | None], Path] = {
-            pool.submit(_decode, source, part, sampling): source for source, part, sampling in todo
-        }
+        futures = {pool.submit(_decode, *job): job for job in todo}
         try:
-            for future in as_completed(futures):
+            for future in as_completed(list(futures)):
                 outcome = future.result()
                 yield futures.pop(future), outcome
-        except BrokenProcessPool as error:
+        except BrokenProcessPool:
             # Ctrl-C ends the workers as well, and may reach this process last
             time.sleep(0.3)
-            begun = ", ".join(map(str, list(futures.values())[:workers]))
-            raise DataError(
-                f"{todo[0][1].parents[1]}: a worker was killed, at one of {begun}; out of memory? "
-                "The same call goes on from there, with fewer workers if need be"
-            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    # what was done before the others were lost
+    for future, job in futures.items():
+        if future.done() and not future.cancelled() and future.exception() is None:
+            yield job, future.result()
 
 
 def _end_with_parent() -> None:

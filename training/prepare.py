@@ -7,7 +7,6 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -407,13 +406,18 @@ def _assemble(
         for i, time in enumerate(abouts[name]["times"]):
             whose = (name, note.subject, note.label or "", split)
             rows.append((*whose, i, time, items[name].path, note.licence or "", *more))
+    frames: dict[str, str] = {}
     # a stream, not a memory map: on a full disk this is an error, and a map would end the process
     with written(output / FRAMES) as partial, partial.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (total, side, side, 3)}
         np.lib.format.write_array_header_1_0(stream, header)
-        for part in parts.values():
+        for name, part in parts.items():
+            digest = hashlib.sha256()
             with part.with_suffix(".u8").open("rb") as decoded:
-                shutil.copyfileobj(decoded, stream, 1 << 20)
+                while piece := decoded.read(1 << 20):
+                    digest.update(piece)
+                    stream.write(piece)
+            frames[name] = digest.hexdigest()
     write_text(output / MANIFEST, manifest_of(rows, columns))
     skipped = [(s["source"], s["reason"]) for s in description["skipped"]]
     _write_reasons(output / SKIPPED, "source", skipped)
@@ -435,6 +439,7 @@ def _assemble(
         "videos": len(parts),
         "grey": all(about["grey"] for about in abouts.values()),
         "sources_sha256": contents,
+        "frames_sha256": frames,
         **({"beams": beams} if beams else {}),
         "digest": _digest(basis),
     }

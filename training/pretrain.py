@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -21,7 +19,7 @@ from uscl_zoo.records import read_json, write_text, write_yaml
 
 from . import curves, monitor
 from .execution import Execution, device_named, is_slow, settle
-from .frames import MANIFEST, FrameStore
+from .frames import FrameStore
 from .ranks import ALONE, Ranks
 from .recipe import CONSISTENT, Recipe
 from .runs import (
@@ -38,6 +36,7 @@ from .runs import (
     same_recipe,
     save_checkpoint,
 )
+from .seal import SEALED, reseal, seal_of
 from .signals import Interrupted, listening
 from .starts import Start, load_start, settled
 from .steps import learning_rate
@@ -47,8 +46,6 @@ from .trainer import TERMS, NotFiniteError, Progress, Trainer
 _NAMES = (RECIPE, ABOUT, CHECKPOINT, PREVIOUS, EVENTS, CURVES, EMBEDDING)
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
 _LOOK = 1.0
-# Frames of a store that tell whether it is the same.
-_SAMPLED = 256
 #: The most of a run's time that checkpoints, or pictures of its curves, may take before its end.
 _SHARE = 0.05
 
@@ -142,11 +139,15 @@ def _pretrain(
         write_yaml(run / RECIPE, recipe)
     state = load_checkpoint(run) if resume else None
     if state is not None:
-        sampled = (about or {}).get("store_sample")
-        # runs of earlier releases have none
-        if state.get("store") != store.digest or sampled not in (None, _sample_of(store)):
+        if state.get("store") != store.digest:
             raise DataError(f"{store.folder}: is not the store that {run} was trained on")
+        assert about is not None
+        seal = {key: value for key, value in about.items() if key in SEALED}
+        again = reseal(store, seal, progress and ranks.rank == 0)
         _restore(trainer, state, checkpoint)
+        if again != seal and ranks.rank == 0:
+            about |= again
+            write_text(run / ABOUT, json.dumps(about, indent=1))
     if about is not None and precision != about["precision"] and ranks.rank == 0:
         earlier = about.get("earlier_precisions", [])
         changed = [*earlier, {"precision": about["precision"], "epochs": trainer.progress.epoch}]
@@ -159,20 +160,6 @@ def _pretrain(
         last = f"{checkpoint}" if checkpoint.exists() else "none yet"
         raise NotFiniteError(f"{error}; the last good checkpoint: {last}") from error
     return checkpoint
-
-
-def _sample_of(store: FrameStore) -> str:
-    """SHA-256 over the manifest of a store, and frames from all over it.
-
-    Its digest is of what it was made of; this is of what it holds. All frames would take minutes.
-    """
-    digest = hashlib.sha256((store.folder / MANIFEST).read_bytes())
-    digest.update(repr(store.frames.shape).encode())
-    count = len(store.frames)
-    rows = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED)).astype(np.int64))
-    for row in rows:
-        digest.update(store.frames[row].tobytes())
-    return digest.hexdigest()
 
 
 def _restore(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
@@ -369,7 +356,7 @@ def _about(trainer: Trainer, start: Start | None, teachers: list[Start]) -> dict
     return {
         "store": str(store.folder.resolve()),
         "store_digest": store.digest,
-        "store_sample": _sample_of(store),
+        **seal_of(store),
         "origin": store.description["origin"],
         "sampling": store.description["sampling"],
         "training": store.summary(trainer.videos),

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from . import answers, checkpoint, licences, weights_cache
+from . import answers, checkpoint, licences, network, weights_cache
 from .card import Card, licences_of
 from .catalogue import model_info
 from .errors import CardError, DataError, HubError, one_line, reason
@@ -144,6 +144,8 @@ def build(
     folder = check_folder(folder).absolute()
     if tuned is not None:
         _refuse_link(tuned / card.weights.file)
+        # what the one door refuses is not for others either
+        network.load(tuned, "cpu")
     located = weights_cache.locate(card, folder=tuned)
     checkpoint.check_file(located.path, card.architecture, len(card.classes))
     # and what a call that was killed left beside it is taken away

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_pretrain import RECIPE, run
 
 from uscl_zoo.errors import UsclError
 from uscl_zoo.records import write_yaml
+from uscl_zoo.training import seal
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.recipe import replace
 
@@ -22,8 +24,16 @@ ONE, TWO = replace(RECIPE, epochs=1, validate_every=9), replace(RECIPE, epochs=2
 
 
 @pytest.fixture(scope="module")
+def sampled() -> Iterator[None]:
+    """Of a store this small 256 frames are all there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seal, "_SAMPLED", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
 def begun(
-    narrow: None, small_store: FrameStore, tmp_path_factory: pytest.TempPathFactory
+    narrow: None, sampled: None, small_store: FrameStore, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A store, and a run on it that could go on."""
     folder = tmp_path_factory.mktemp("begun")
@@ -39,6 +49,23 @@ def frames(change: Callable[[np.ndarray[Any, Any]], Any]) -> Callable[[Path, Pat
         values = np.load(store / "frames.npy")
         changed = change(values)
         np.save(store / "frames.npy", values if changed is None else changed)
+
+    return spoil
+
+
+def pixel(frame: int, unnoticed: bool = False) -> Callable[[Path, Path], object]:
+    """Changes a frame; unnoticed by the time of the last change, which may be set to any."""
+
+    def spoil(store: Path, folder: Path) -> None:
+        path = store / "frames.npy"
+        before = path.stat()
+        values = np.load(path, mmap_mode="r+")
+        values[frame, 3, 4] ^= 1
+        values.flush()
+        del values
+        if unnoticed:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert path.stat().st_mtime_ns == before.st_mtime_ns
 
     return spoil
 
@@ -73,6 +100,11 @@ def weight(state: dict[str, Any]) -> torch.Tensor:
 SPOILED: dict[str, Callable[[Path, Path], object]] = {
     "frames of others": frames(lambda f: f[::-1]),
     "frames that are inverted": frames(np.invert),
+    "a pixel of one frame": pixel(7),
+    "a pixel of one frame, at another time": pixel(7, unnoticed=True),
+    "the name of one video's digest": text(
+        "store.json", '"frames_sha256": {\n  "', '"frames_sha256": {\n  "x'
+    ),
     "a frame less": frames(lambda f: f[:-1]),
     "frames of another size": frames(lambda f: f[:, :16]),
     "frames that are floats": frames(lambda f: f.astype(np.float32)),
@@ -127,9 +159,42 @@ def test_it_does_not_go_on(how: str, begun: tuple[Path, Path], tmp_path: Path) -
 def test_what_nobody_has_changed_goes_on(begun: tuple[Path, Path], tmp_path: Path) -> None:
     store = Path(shutil.copytree(begun[0], tmp_path / "store"))
     folder = Path(shutil.copytree(begun[1], tmp_path / "run"))
-    # neither another place, nor a run of before there was a sample of its store
+    # neither another place, nor a run of before there was a seal of its store
     about = json.loads((folder / "run.json").read_text())
-    del about["store_sample"]
+    for key in seal.SEALED:
+        del about[key]
     (folder / "run.json").write_text(json.dumps(about))
     assert run(FrameStore(store), folder, TWO, resume=True)["progress"]["epoch"] == 2
     assert run(FrameStore(begun[0]), begun[1], TWO, resume=True)["progress"]["epoch"] == 2
+
+
+def test_all_frames_are_read_once_after_a_copy_and_no_more(
+    begun: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FrameStore(Path(shutil.copytree(begun[0], tmp_path / "store")))
+    reads: list[str] = []
+    changed: Any = seal._changed
+
+    def noted(*given: Any) -> Any:
+        reads.append("all")
+        return changed(*given)
+
+    monkeypatch.setattr(seal, "_changed", noted)
+    before = seal.seal_of(FrameStore(begun[0]))
+    assert seal.reseal(FrameStore(begun[0]), before) == before and not reads
+    after = seal.reseal(store, before)
+    assert reads == ["all"] and after["store_state"] != before["store_state"]
+    assert seal.reseal(store, after) == after and reads == ["all"]
+
+
+def test_a_store_of_before_there_were_digests_of_frames_says_so(
+    begun: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(begun[0], tmp_path / "store"))
+    description = json.loads((path / "store.json").read_text())
+    del description["frames_sha256"]
+    (path / "store.json").write_text(json.dumps(description))
+    before = seal.seal_of(FrameStore(path))
+    (path / "frames.npy").touch()
+    assert seal.reseal(FrameStore(path), before) != before
+    assert "has no digest" in capsys.readouterr().out

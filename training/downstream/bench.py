@@ -23,7 +23,7 @@ from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..frames import FrameStore
 from .bootstrap import Floats
-from .contenders import Contender
+from .contenders import Contender, Form
 from .folds import Folds, some_subjects
 from .infold import SETTINGS, Job, method_recipe, pretrain_within
 from .protocols import BUDGETS, finetuned, knn
@@ -63,7 +63,7 @@ class Case:
 class Bench:
     """Where contenders are put to the test: frames, folds, and what is kept between calls."""
 
-    stores: dict[int, FrameStore]
+    stores: dict[Form, FrameStore]
     folds: Folds
     work: Path
     setting: str
@@ -81,10 +81,11 @@ class Bench:
     def pretrain(self, contenders: Sequence[Contender]) -> dict[str, dict[tuple[int, int], Path]]:
         """Weights of the methods, by seed and fold; the first seed of all before the next."""
         setting = SETTINGS[self.setting]
-        specs = [one.spec for one in contenders if one.kind == "method"]
+        methods = [one for one in contenders if one.kind == "method"]
+        specs = [one.spec for one in methods]
         if not specs:
             return {}
-        store = self.stores[setting.size]
+        store = self.stores[methods[0].form]
         jobs = [
             Job(
                 spec,
@@ -111,7 +112,7 @@ class Bench:
 
     def embed(self, one: Contender, seed: int, weights: Path | None) -> Features:
         """Features of every labelled frame, computed once."""
-        store = self.stores[one.shape.size[1]]
+        store = self.stores[one.form]
         identity = one.identity if weights is None else sha256_of(weights)
         basis = [identity, seed if one.kind == "random" else 0, one.shape.size, self.digests]
         basis += [one.shape.mean, one.shape.std, store.description["sampling"]]
@@ -162,7 +163,7 @@ class Bench:
         self, one: Contender, protocol: str, seed: int, runs: dict[tuple[int, int], Path]
     ) -> tuple[Floats, tuple[float, float]]:
         """Fine-tuned fold by fold, each kept once it is done."""
-        budget, store = BUDGETS[self.setting], self.stores[one.shape.size[1]]
+        budget, store = BUDGETS[self.setting], self.stores[one.form]
         probabilities = np.zeros((len(self.sample), len(self.folds.classes)))
         best = last = 0.0
         for fold in range(self.folds.count):
@@ -213,7 +214,7 @@ class Bench:
         judged = next(unit for unit in units(probabilities, self.folds) if unit.unit == "clip")
         right = judged.predicted == judged.target
         chosen = [int(i) for side in (right, ~right) for i in surest(judged, side, CASES)]
-        store, classes = self.stores[one.shape.size[1]], self.folds.classes
+        store, classes = self.stores[one.form], self.folds.classes
         transform = FrameTransform(one.shape.size[1:], one.shape.mean, one.shape.std)
         explained: dict[int, Case] = {}
         for fold in sorted({int(self.folds.fold[i]) for i in chosen}):
@@ -289,6 +290,8 @@ class Bench:
         """Where answers are kept, by all that they depend on."""
         basis = [protocol, one.identity, one.shape.size, one.shape.mean, one.shape.std, seed]
         basis += [self._data(), _names(runs, seed), *more]
+        # as before, where frames are whole and in colour
+        basis += [name for name in ("clean", "grey") if getattr(one.form, name)]
         return self.work / "answers" / f"{_digest(basis)}{suffix}"
 
     def _take(self, chosen: npt.NDArray[np.bool_]) -> Sample:

@@ -23,7 +23,7 @@ from ..prepare import prepare
 from ..runs import code_version, hardware
 from .bench import Bench, Case, Features
 from .bootstrap import Bootstrap, Floats
-from .contenders import Contender, Statistics, contenders
+from .contenders import Contender, Form, Statistics, contenders
 from .datasets import DataSet
 from .folds import Folds, draw_folds, official_folds
 from .infold import SETTINGS, Setting
@@ -43,7 +43,7 @@ from .tuning import trained_modules
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 WORK = "work"
 # in it
-_KEPT = re.compile(r"store-\d+(\.partial)?$|(runs|features|answers)$")
+_KEPT = re.compile(r"store-\d+(-clean)?(-grey)?(\.partial)?$|(runs|features|answers)$")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Outcome:
         model: as asked for.
         seen: what its weights were trained on of the data.
         protocol: of `PROTOCOLS`.
-        size: height and width of the frames it was given.
+        form: of the frames it was given.
         probabilities: (seeds, N, classes), of every labelled frame by the fold that judges it.
         figures: by unit.
         best: share of right frames had each fold taken its best epoch; None without epochs.
@@ -64,7 +64,7 @@ class Outcome:
     model: str
     seen: Seen
     protocol: str
-    size: int
+    form: Form
     probabilities: Floats
     figures: dict[str, Figures]
     best: float | None = None
@@ -119,6 +119,7 @@ def evaluate(
     against: str | None = None,
     statistics: Statistics | None = None,
     rate: float = 3.0,
+    clean: bool | None = None,
     resamples: int = 2000,
     seed: int = 0,
     workers: int | None = None,
@@ -145,6 +146,8 @@ def evaluate(
             for the first model.
         statistics: mean and std of checkpoint files that do not say theirs.
         rate: frames a second to take from videos; a store has its own.
+        clean: whether models are shown frames that are cut to the beam and cleaned; None for each
+            as it was made, backbones whole ones, or those of a store.
         resamples: of the bootstrap over subjects.
         seed: of the folds and the bootstrap.
         workers: processes that decode and pretrain.
@@ -166,9 +169,11 @@ def evaluate(
     if any(not 0 < share <= 1 for share in shares):
         raise DataError("shares of the training subjects are above 0 and up to 1")
     chosen = SETTINGS[setting]
-    asked = contenders(models, chosen, statistics)
+    asked = contenders(models, chosen, statistics, clean)
     if against is not None and against not in models:
         raise DataError(f"`against={against}`: is none of the models, {', '.join(models)}")
+    if dataset.store is not None:
+        asked = [one.judged_on(dataset.store) for one in asked]
     # a name of the zoo is written in full
     names = dict(zip(models, (one.spec for one in asked), strict=True))
     against = None if against is None else names[against]
@@ -200,7 +205,9 @@ def evaluate(
         )
         bootstrap = bootstrap_of(divided, resamples, seed)
         runs = bench.pretrain(asked)
-        material = Material(dataset.names, dataset.texts, stores[max(stores)], divided.videos)
+        # whole frames where there are any, as those of a corpus mostly are
+        widest = max(stores, key=lambda form: (not form.clean, form.size, not form.grey))
+        material = Material(dataset.names, dataset.texts, stores[widest], divided.videos)
         seen = {one.spec: one.has_seen(material) for one in asked}
         outcomes = [
             _outcome(bench, one, protocol, runs.get(one.spec, {}), bootstrap, seen[one.spec])
@@ -258,21 +265,27 @@ def _prepare(
     workers: int | None,
     progress: bool,
     tell: Callable[[str], None],
-) -> dict[int, FrameStore]:
-    """The frames in every size that is asked for."""
+) -> dict[Form, FrameStore]:
+    """The frames in every form that is asked for, the same of each."""
     for note in dataset.collection.notes:
         tell(note)
-    stores: dict[int, FrameStore] = {}
-    for size in sorted({one.shape.size[1] for one in contenders}):
+    stores: dict[Form, FrameStore] = {}
+    sources = dict(dataset.collection.sources)
+    # cleaned ones first: what can be cleaned can be read
+    for form in sorted({one.form for one in contenders}, key=lambda form: (not form.clean, form)):
+        name = "-".join(
+            ["store", str(form.size), *(k for k in ("clean", "grey") if getattr(form, k))]
+        )
         if dataset.store is not None:
-            kept = work / f"store-{size}"
-            stores[size] = take(dataset.store, dataset.videos, kept, size, progress)
+            stores[form] = take(
+                dataset.store, dataset.videos, work / name, form.size, progress, form.grey
+            )
             continue
         prepared = prepare(
-            dataset.collection.sources,
-            work / f"store-{size}",
+            sources,
+            work / name,
             dataset.collection.annotations.get,
-            sampling=Sampling(rate, size),
+            sampling=Sampling(rate, *form),
             holdout=0,
             seed=0,
             workers=workers,
@@ -282,7 +295,15 @@ def _prepare(
         # the same in every size
         for _, reason in [] if stores else prepared.skipped:
             tell(f"skipped: {reason}")
-        stores[size] = prepared.store
+        for video in prepared.unclean or () if not stores else ():
+            tell(f"{video}: no beam was detected in it, and its frames are not cleaned")
+        stores[form] = prepared.store
+        if form.clean:
+            there = {video.name for video in prepared.store.videos}
+            sources = {name: path for name, path in sources.items() if name in there}
+    counts = {tuple((video.name, video.count) for video in one.videos) for one in stores.values()}
+    if len(counts) > 1:
+        raise DataError(f"{work}: its stores have not the same frames; delete it and call again")
     return stores
 
 
@@ -299,7 +320,7 @@ def _outcome(
         model=one.spec,
         seen=seen,
         protocol=protocol,
-        size=one.shape.size[1],
+        form=one.form,
         probabilities=probabilities,
         figures={unit.unit: unit for unit in figures(probabilities, bench.folds, bootstrap)},
         best=None if right is None else right[0],

@@ -10,23 +10,31 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from torch import nn
 from tqdm import tqdm
 
-from uscl_zoo.card import Metric
-from uscl_zoo.registry import create_model
+from uscl_zoo.card import Input, Metric
+from uscl_zoo.errors import UnknownModelError
 
 from ..frames import FrameStore
 from .bootstrap import Bootstrap, Floats, Score, Task, make_task
-from .contenders import random_network
+from .contenders import Contender, contender, random_like
+from .infold import SETTINGS
 from .regression import PENALTIES, cross_fit, features, fit_predict, regression
 
 
 def balanced_accuracies(
-    models: Sequence[nn.Module], store: FrameStore, bootstrap: Bootstrap, progress: bool = True
+    models: Sequence[nn.Module],
+    store: FrameStore,
+    bootstrap: Bootstrap,
+    progress: bool = True,
+    shape: Input | None = None,
+    grey: bool = False,
 ) -> Floats:
     """Probe some networks and average their balanced accuracy, resample by resample."""
     task = bootstrap.task
     values = []
     for model in tqdm(models, unit="network", disable=not progress, leave=False):
-        train, test = features(model, store, task.train), features(model, store, task.test)
+        train, test = (
+            features(model, store, rows, shape=shape, grey=grey) for rows in (task.train, task.test)
+        )
         predictions = [fit_predict(train, task.train_target, test, c) for c in PENALTIES]
         values.append(bootstrap.balanced_accuracy(cross_fit(task, predictions)))
     return np.asarray(np.mean(values, axis=0))
@@ -106,23 +114,33 @@ def compare(
     random_seeds: int = 3,
     resamples: int = 10_000,
     seed: int = 0,
+    clean: bool | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Compare a checkpoint with random initialisation of the same code on held-out subjects.
 
     Args:
-        name: of the zoo.
+        name: whatever `network.load` takes.
         store: with held-out subjects and labels.
         random_seeds: how many random networks to average.
         resamples: of the bootstrap.
         seed: of the bootstrap.
+        clean: whether it is to be shown cleaned frames; None for as it was made.
         progress: show bars.
+
+    Raises:
+        DataError: if the frames of the store are of the other kind, or nobody is held out.
+        UnknownModelError: if there is no such model.
     """
+    one = _judged(name, store, clean)
     task = make_task(store)
     bootstrap = Bootstrap.draw(task, resamples, seed)
-    ours = balanced_accuracies([_pretrained(name)], store, bootstrap, progress)
-    randoms = [random_network(name, number) for number in range(random_seeds)]
-    theirs = balanced_accuracies(randoms, store, bootstrap, progress)
+    network = one.build(0, None)
+    randoms = [random_like(network, number) for number in range(random_seeds)]
+    ours, theirs = (
+        balanced_accuracies(networks, store, bootstrap, progress, one.shape, one.grey)
+        for networks in ([network], randoms)
+    )
     return Comparison(
         model=name,
         collection=str(store.description["origin"].get("name") or store.folder.name),
@@ -136,25 +154,31 @@ def compare(
     )
 
 
-def penalty_table(name: str, store: FrameStore, seed: int = 0) -> str:
+def penalty_table(name: str, store: FrameStore, seed: int = 0, clean: bool | None = None) -> str:
     """Show what the penalty does to a checkpoint and to one random network.
 
     Args:
-        name: of the zoo.
+        name: whatever `network.load` takes.
         store: with held-out subjects and labels.
         seed: of the random network and of the folds.
+        clean: as for `compare`.
 
     Returns:
         A table in Markdown: balanced accuracy by frame in a five-fold cross-validation by subject
         within the training subjects, and on the held-out subjects.
     """
+    one = _judged(name, store, clean)
     task = make_task(store)
     bootstrap = Bootstrap.draw(task, resamples=0)
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
     subject_of_row = np.repeat([v.subject for v in store.videos], [v.count for v in store.videos])
     columns = []
-    for model in (_pretrained(name), random_network(name, seed)):
-        train, test = features(model, store, task.train), features(model, store, task.test)
+    network = one.build(0, None)
+    for model in (network, random_like(network, seed)):
+        train, test = (
+            features(model, store, rows, shape=one.shape, grey=one.grey)
+            for rows in (task.train, task.test)
+        )
         for c in PENALTIES:
             probe = regression(c)
             inner = cross_val_score(
@@ -174,5 +198,9 @@ def penalty_table(name: str, store: FrameStore, seed: int = 0) -> str:
     return "\n".join(lines)
 
 
-def _pretrained(name: str) -> nn.Module:
-    return create_model(name, pretrained=True, num_classes=0)
+def _judged(name: str, store: FrameStore, clean: bool | None) -> Contender:
+    """A model with weights of its own, to be shown the frames of a store."""
+    one = contender(name, SETTINGS["reduced"], clean=clean)
+    if one.varies:
+        raise UnknownModelError(f"{name}: has no weights to be judged by; `uscl evaluate` takes it")
+    return one.judged_on(store)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -34,6 +35,7 @@ def features(
     rows: npt.NDArray[np.int64],
     progress: bool = False,
     shape: Input | None = None,
+    grey: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Embed frames of a store with a frozen network.
 
@@ -43,6 +45,7 @@ def features(
         rows: which.
         progress: show a bar.
         shape: what the model takes; None for what it says itself.
+        grey: show it their brightness alone.
 
     Returns:
         float32 (len(rows), num_features).
@@ -53,9 +56,11 @@ def features(
         else FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
     )
     bar = tqdm(rows, unit="frame", disable=not progress, leave=False)
+    given = (store.frames[row] for row in bar)
+    if grey and not store.is_grey:
+        given = (np.asarray(Image.fromarray(frame).convert("L").convert("RGB")) for frame in given)
     frames = (
-        frame if frame.shape[:2] == transform.size else transform.resize(frame)
-        for frame in (store.frames[row] for row in bar)
+        frame if frame.shape[:2] == transform.size else transform.resize(frame) for frame in given
     )
     return np.concatenate(list(infer(model, transform.normalise, batched(frames, 64))))
 

@@ -198,7 +198,7 @@ def _percent(share: float) -> str:
 
 def _row(outcome: Outcome, figures: Figures) -> list[str]:
     seeds = len(outcome.probabilities)
-    size = f"{outcome.size}²"
+    size = str(outcome.form)
     cells = [_in_words(figures, name) for name in _SHOWN]
     return [outcome.model, size, str(seeds), *cells, str(outcome.seen)]
 
@@ -265,12 +265,12 @@ def facts(evaluation: Evaluation, command: str) -> list[tuple[str, str]]:
 
 
 def _sizes(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Said where not all models were given frames of one size."""
-    sizes = {outcome.model: outcome.size for outcome in evaluation.outcomes}
-    if len(set(sizes.values())) == 1:
+    """Said where not all models were given the same frames."""
+    forms = {outcome.model: outcome.form for outcome in evaluation.outcomes}
+    if len(set(forms.values())) == 1:
         return []
-    listed = ", ".join(f"{model} {size}²" for model, size in sizes.items())
-    return [("sizes", f"like is not compared with like: {listed}")]
+    listed = "; ".join(f"{model} {form}" for model, form in forms.items())
+    return [("frames", f"like is not compared with like: {listed}")]
 
 
 def _licences(evaluation: Evaluation) -> str:
@@ -316,7 +316,9 @@ def plain(evaluation: Evaluation, command: str) -> dict[str, Any]:
                 "corpus": outcome.seen.words,
                 "in corpus": outcome.seen.leaks,
                 "protocol": outcome.protocol,
-                "size": outcome.size,
+                "size": outcome.form.size,
+                "clean": outcome.form.clean,
+                "grey": outcome.form.grey,
                 "seeds": len(outcome.probabilities),
                 "last epoch": outcome.last,
                 "best epoch on the held-out fold": outcome.best,

@@ -76,6 +76,7 @@ commands = Heading(help="Check a model, or data")
     help="Write the figures of its model on this card, beside those of --against.",
 )
 @rate_option(3.0)
+@clean_option
 @click.option("--file-column", help="Of --dataset csv, like the next two.")
 @click.option("--label-column")
 @click.option("--subject-column")
@@ -104,6 +105,7 @@ def evaluate(
     against: str | None,
     card: Path | None,
     rate: float,
+    clean: bool | None,
     resamples: int,
     seed: int,
     workers: int | None,
@@ -147,6 +149,7 @@ def evaluate(
         against=against,
         statistics=channels(mean, std),
         rate=rate,
+        clean=clean,
         resamples=resamples,
         seed=seed,
         workers=workers,
@@ -222,6 +225,7 @@ def _dataset(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--card", type=FILE, help="Card to put the figures on.")
 @click.option("--penalties", is_flag=True, help="Show what the penalty does instead.")
+@clean_option
 def probe(
     model: str,
     data: Path,
@@ -230,6 +234,7 @@ def probe(
     seed: int,
     card: Path | None,
     penalties: bool,
+    clean: bool | None,
 ) -> None:
     """Fit a logistic regression on the training subjects' frozen features, judge it on the others'.
 
@@ -240,10 +245,15 @@ def probe(
     from ..training.frames import FrameStore
 
     if penalties:
-        click.echo(penalty_table(model, FrameStore(data), seed))
+        click.echo(penalty_table(model, FrameStore(data), seed, clean))
         return
     report = compare(
-        model, FrameStore(data), random_seeds=random_seeds, resamples=resamples, seed=seed
+        model,
+        FrameStore(data),
+        random_seeds=random_seeds,
+        resamples=resamples,
+        seed=seed,
+        clean=clean,
     )
     click.echo(str(report))
     if card is not None:

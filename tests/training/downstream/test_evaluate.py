@@ -183,7 +183,7 @@ def test_weights_that_have_seen_the_data_are_marked(
     for text in (results.markdown(found, ""), results.page(found, "", [])):
         assert told[0] in text
     # random networks are given what the others are
-    assert [outcome.size for outcome in found.outcomes] == [224, 224]
+    assert [outcome.form.size for outcome in found.outcomes] == [224, 224]
 
 
 def test_models_are_compared_with_one_at_each_share(classes: Path, tmp_path: Path) -> None:
