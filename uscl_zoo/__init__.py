@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .gradcam import explain
     from .prediction import predict
     from .registry import create_model
+    from .segmentation.prediction import outline
     from .shortcuts import shortcut
     from .training.downstream.finetune import finetune
     from .ultrasound.transforms import create_transform
@@ -33,6 +34,7 @@ __all__ = [
     "finetune",
     "list_models",
     "model_info",
+    "outline",
     "predict",
     "shortcut",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "finetune": "training.downstream.finetune",
     "list_models": "catalogue",
     "model_info": "catalogue",
+    "outline": "segmentation.prediction",
     "predict": "prediction",
     "shortcut": "shortcuts",
 }

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from .records import from_mapping, read_json
 
 #: Files of a model beside `model.safetensors` and its card.
 ANSWERS, STATISTICS = "predict.json", "statistics.safetensors"
+#: Tasks of models that outline; those of `uscl_zoo.segmentation` say theirs in `predict.json`.
+OUTLINING = ("segmentation", "detection")
 #: What timm reads.
 CONFIG = "config.json"
 
@@ -119,6 +121,16 @@ def softmax(logits: NDArray[Any], temperature: float) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
+def task_of(folder: Path) -> str | None:
+    """What the model of a folder was made for, where it says so; None for anything else."""
+    try:
+        said = read_json(folder / ANSWERS)
+    except CardError:
+        return None
+    task = said.get("task") if isinstance(said, Mapping) else None
+    return task if isinstance(task, str) else None
+
+
 def read_model(folder: Path) -> tuple[Card, Answers]:
     """Card and answers of a model's folder.
 
@@ -128,6 +140,11 @@ def read_model(folder: Path) -> tuple[Card, Answers]:
     """
     if not (folder / ANSWERS).is_file():
         raise DataError(f"{folder}: holds no model (`uscl finetune --data DIR -o {folder}`)")
+    if task_of(folder) in OUTLINING:
+        raise DataError(
+            f"{folder}: is a model that outlines, and tells no classes apart; `uscl predict` and "
+            "`uscl_zoo.outline` take it"
+        )
     card = model_card(folder)
     path = folder / ANSWERS
     answers = from_mapping(Answers, read_json(path), str(path))
@@ -193,7 +210,16 @@ def model_card(folder: Path) -> Card:
     return read_card(cards[0])
 
 
-def read_statistics(path: Path, answers: Answers) -> Statistics:
+class HasStatistics(Protocol):
+    """Whatever names the digest of the statistics that belong to it."""
+
+    @property
+    def statistics_sha256(self) -> str:
+        """64 hexadecimal digits."""
+        ...
+
+
+def read_statistics(path: Path, answers: HasStatistics) -> Statistics:
     """The statistics of the training images of a model.
 
     Raises:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import one_line
+from ..errors import DataError, one_line
 from .commands import Heading
 from .options import FILE, MODEL, clean_option, device_option, rate_option
 
@@ -15,20 +18,26 @@ commands = Heading(help="Adapt one to classes of your own")
 
 #: Those of `training.downstream.tasks`, which takes as long to import as torch.
 TASKS = ["classification"]
+#: Those that outline, whose `finetune` is in `training.downstream.segmentation` and has defaults of
+#: its own; options that mean nothing there are refused by name.
+OUTLINED = ["segmentation"]
 
 
 @commands.command(short_help="Fine-tune a backbone on classes of your own.")
-@click.option("--data", required=True, type=FILE, help="Folder per class, CSV, or store.")
+@click.option(
+    "--data", required=True, type=FILE, help="Folder per class, CSV, or store; images with masks."
+)
 @click.option("-o", "--output", required=True, type=FILE, help="Folder of the model.")
+@click.option("--network", help="Of a segmentation: unet, fpn, deeplabv3plus, …")
 @click.option(
     "--model", type=MODEL, default="resnet18_uscl", show_default=True, help="To begin with."
 )
 @click.option(
     "--task",
-    type=click.Choice(TASKS),
+    type=click.Choice([*TASKS, *OUTLINED]),
     default=TASKS[0],
     show_default=True,
-    help="What is to be said of a file.",
+    help="What is to be said of a file; segmentation learns from masks.",
 )
 @click.option(
     "--train",
@@ -73,15 +82,18 @@ TASKS = ["classification"]
 @click.option("--validation", type=float, hidden=True)
 @click.option("--patience", type=int, hidden=True)
 @device_option
-def finetune(data: Path, output: Path, **options: Any) -> None:
+@click.pass_context
+def finetune(
+    context: click.Context, /, task: str, data: Path, output: Path, **options: Any
+) -> None:
     """Fine-tune a backbone on images and videos of classes of your own.
 
     Writes a model that `uscl predict`, `uscl publish` and timm take, with a report. Subjects are
     split into those to train on and those to be judged on. Run it again after an interruption and
     it continues.
     """
-    from ..training.downstream.finetune import finetune as run
-
+    room = "segmentation.finetune" if task in OUTLINED else "finetune"
+    run = import_module(f"..training.downstream.{room}", __package__).finetune
     for name in ("validation", "patience"):
         if options.pop(name) is not None:
             click.echo(
@@ -90,16 +102,40 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
                 err=True,
             )
     options["classes"] = options["classes"] or None
+    options["task"] = task
+    if task in OUTLINED:
+        options = _of_task(context, task, run, options)
+    elif options.pop("network") is not None:
+        raise DataError("`network` is of a segmentation; a classifier is the backbone's own")
     done = run(data, output, tell=lambda text: click.echo(text, err=True), **options)
     click.echo(str(done))
     click.echo(f"report: {output / 'report.html'}")
     click.echo(f"next: uscl predict {output} FILES...")
 
 
+def _of_task(
+    context: click.Context, task: str, run: Callable[..., Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What was given of the options, for a task that has its own defaults, and not all of them."""
+    source = click.core.ParameterSource.DEFAULT
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not source
+    }
+    known = signature(run).parameters
+    for name in given:
+        if name not in known:
+            raise DataError(f"`{name}` has no meaning with `task={task}`; leave it out")
+    return {**given, "task": task}
+
+
 @commands.command()
 @click.argument("model", type=FILE)
 @click.argument("files", nargs=-1, required=True, type=FILE)
-@click.option("-o", "--output", type=FILE, help=".csv or .json")
+@click.option(
+    "-o", "--output", type=FILE, help=".csv or .json; of a segmentation a folder of masks."
+)
 @click.option("--subject-pattern", help="Regex whose group is the subject.")
 @click.option("--confidence", type=click.FloatRange(0, 1), help="Below it: cannot tell.")
 @rate_option(None)
@@ -117,11 +153,20 @@ def predict(
     batch_size: int,
     device: str | None,
 ) -> None:
-    """Classify images, videos and DICOM files with a MODEL that `uscl finetune` wrote."""
+    """Classify images, videos and DICOM files, or outline what is in them.
+
+    MODEL is a folder that `uscl finetune` wrote.
+    """
     from .. import prediction
+    from ..answers import OUTLINING, task_of
     from ..files import check_output
     from ..ultrasound.sources import inputs_of
 
+    if task_of(model) in OUTLINING:
+        if clean is not None:
+            raise DataError("`clean` has no meaning for a model that outlines; leave it out")
+        _outline(model, files, output, subject_pattern, confidence, rate, batch_size, device)
+        return
     if output is not None:  # before an hour of work, not after
         prediction.check_suffix(output)
         begins = prediction.BEGINS[output.suffix.lower()]
@@ -149,6 +194,41 @@ def predict(
         f"{output}: {len(result.clips)} files, {told} answered, {unlike} unlike the training "
         f"images; {len(result.skipped)} skipped"
     )
+
+
+def _outline(
+    model: Path,
+    files: tuple[Path, ...],
+    output: Path | None,
+    subject_pattern: str | None,
+    confidence: float | None,
+    rate: float | None,
+    batch_size: int,
+    device: str | None,
+) -> None:
+    """`uscl predict` of a model that outlines."""
+    from ..segmentation import prediction
+    from ..ultrasound.sources import inputs_of
+
+    if output is not None:  # before an hour of work, not after
+        prediction.check_output(output, [*inputs_of(files), model])
+    result = prediction.outline(
+        model,
+        files,
+        subjects=subject_pattern,
+        confidence=confidence,
+        rate=rate,
+        batch_size=batch_size,
+        device=device,
+    )
+    for source, reason in result.skipped:
+        click.echo(one_line(f"skipped {source}: {reason}"), err=True)
+    if output is None:
+        for line in result.lines():
+            click.echo(line)
+        return
+    result.save(output)
+    click.echo(f"{output}: {result}; {len(result.skipped)} skipped")
 
 
 @commands.command()

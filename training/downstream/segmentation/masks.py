@@ -1,0 +1,292 @@
+"""Masks as people keep them: which image each is of, and what its values and colours mean."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from uscl_zoo.errors import DataError, UnreadableError, one_line, quietly, reason
+from uscl_zoo.segmentation.regions import Labels
+from uscl_zoo.ultrasound.clip import MAX_PIXELS
+
+#: Formats that keep values, and those of photographs.
+_FORMATS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG", "JPEG2000")
+#: Values at most that are classes; more are the blurred edges of a mask of two.
+_MOST = 64
+# words of masks at the end of a stem, with a number behind them, and at its beginning
+_END = re.compile(
+    r"[-_.\s]*(?:masks?|gts?|ground[\W_]?truths?|seg|segmentations?|annotations?|labels?)"
+    r"(?:[\W_]*\d+)?[-_.\s]*$",
+    re.IGNORECASE,
+)
+_BEGINNING = re.compile(r"^(?:masks?|gt|seg|label)[\W_]+", re.IGNORECASE)
+_TOKEN = re.compile(r"[\W_]+")
+
+#: A value of a mask: a level, an index of a palette, or red, green and blue in one number.
+Value = int
+_COLOUR = 1 << 24
+
+
+def pair(
+    images: Sequence[Path], masks: Sequence[Path], root: Path
+) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """Find the image of each mask, by its name and its folder.
+
+    `x_mask.png`, `x_mask_1.png`, `masks/x.png` and `GT/x.png` are masks of `x.jpg`, and so is
+    `mask_x.png`, or one that has another word in the place of `mask`. Of several images named so
+    it is the one whose folders are named most like those of the mask.
+
+    Args:
+        images: files.
+        masks: files.
+        root: above both.
+
+    Returns:
+        The masks of each image, and those of none.
+
+    Raises:
+        DataError: if a mask may be of two images.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    by_tail: dict[str, list[Path]] = {}
+    for image in images:
+        stem = image.stem.casefold()
+        by_stem.setdefault(stem, []).append(image)
+        tail = _TOKEN.split(stem, maxsplit=1)
+        if len(tail) == 2:
+            by_tail.setdefault(tail[1], []).append(image)
+    found: dict[Path, list[Path]] = {}
+    lost: list[Path] = []
+    for mask in masks:
+        stem = mask.stem.casefold()
+        bare = _BEGINNING.sub("", stem)
+        candidates = (
+            by_stem.get(stem)
+            or by_stem.get(_END.sub("", stem))
+            or (by_stem.get(bare) if bare != stem else None)
+            or (by_tail.get(bare) if bare != stem else None)
+        )
+        if not candidates:
+            lost.append(mask)
+            continue
+        found.setdefault(_nearest(mask, candidates, root), []).append(mask)
+    return found, lost
+
+
+def _nearest(mask: Path, images: Sequence[Path], root: Path) -> Path:
+    own = Counter(part.casefold() for part in mask.relative_to(root).parent.parts)
+
+    def alike(image: Path) -> tuple[int, int]:
+        parts = Counter(part.casefold() for part in image.relative_to(root).parent.parts)
+        shared = (own & parts).total()
+        return shared, -(own | parts).total()
+
+    best = max(alike(image) for image in images)
+    nearest = [image for image in images if alike(image) == best]
+    if len(nearest) > 1:
+        first, second = (path.relative_to(root) for path in nearest[:2])
+        raise DataError(
+            f"{mask}: may be of {one_line(str(first))} or of {one_line(str(second))}; name it "
+            "after one of them, or give a CSV with `mask_column`"
+        )
+    return nearest[0]
+
+
+def values_of(path: Path) -> npt.NDArray[np.int64]:
+    """The values of a mask, int64 (H, W): levels, indices of a palette, or colours.
+
+    A colour is red, green and blue in one number, above all levels; grey in three channels is a
+    level, and a transparent pixel is background.
+
+    Raises:
+        UnreadableError: if it is no image, or too large.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise UnreadableError(f"{path}: has more than {MAX_PIXELS:,} pixels")
+            quietly(file.load)
+            image: Image.Image = file
+            if image.mode in ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "F"):
+                if image.mode == "P" and _is_grey(image):
+                    image = image.convert("L")
+                values = np.asarray(image).astype(np.int64)
+            else:
+                layers = np.asarray(image.convert("RGBA")).astype(np.int64)
+                red, green, blue, alpha = np.moveaxis(layers, -1, 0)
+                values = _COLOUR + (red << 16) + (green << 8) + blue
+                grey = (red == green) & (green == blue)
+                values[grey] = red[grey]
+                values[alpha == 0] = 0
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, UnreadableError):
+            raise
+        raise UnreadableError(f"{path}: cannot be read as a mask ({reason(error)})") from error
+    return values
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether a palette is a scale of grey whose values mean more than their places."""
+    table = image.getpalette() or []
+    triples = np.reshape(table, (-1, 3))
+    used = sorted(set(np.unique(np.asarray(image)).tolist()))
+    own = triples[[index for index in used if index < len(triples)]]
+    return bool(len(own)) and bool((own == own[:, :1]).all()) and len(np.unique(own[:, 0])) > 1
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the values of masks mean.
+
+    Attributes:
+        values: of each class, in their order.
+        classes: their names.
+        above: if not None, masks have one class, which is what is brighter than that: their edges
+            are blurred, by JPEG for instance.
+    """
+
+    values: tuple[Value, ...]
+    classes: tuple[str, ...]
+    above: int | None = None
+
+    def read(self, paths: Sequence[Path]) -> Labels:
+        """The masks of an image as one map of classes, uint8 (H, W).
+
+        Raises:
+            UnreadableError: as `values_of`.
+            DataError: if they have several sizes, or a value that is no class.
+        """
+        labels: Labels | None = None
+        for path in paths:
+            values = values_of(path)
+            if labels is None:
+                labels = np.zeros(values.shape, np.uint8)
+            if values.shape != labels.shape:
+                raise DataError(f"{path}: is of another size than {paths[0].name}, of one image")
+            if self.above is not None:
+                labels[_grey(values) > self.above] = 1
+                continue
+            for number, value in enumerate(self.values, start=1):
+                labels[values == value] = number
+        assert labels is not None
+        return labels
+
+    def __str__(self) -> str:
+        if self.above is not None:
+            return f"what is brighter than {self.above} is {self.classes[0]}"
+        pairs = zip(self.values, self.classes, strict=True)
+        return ", ".join(f"{shown(value)} is {name}" for value, name in pairs)
+
+
+def shown(value: Value) -> str:
+    """A value in words: a level, or a colour as on the web."""
+    return f"#{value - _COLOUR:06x}" if value >= _COLOUR else str(value)
+
+
+def _grey(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Levels of values, colours by their brightest channel."""
+    colours = values - _COLOUR
+    brightest = np.maximum(np.maximum(colours >> 16, (colours >> 8) & 255), colours & 255)
+    return np.where(values >= _COLOUR, brightest, values)
+
+
+def legend_of(
+    counts: Mapping[Value, int], classes: Sequence[str] | None
+) -> tuple[Legend, list[str]]:
+    """What the values of all masks together mean.
+
+    Black is the background, or what is most common where nothing is black. Of one other value the
+    class is `lesion`, unless it is named.
+
+    Args:
+        counts: pixels of each value.
+        classes: names, in the order of the values, colours behind levels; None for names by them.
+
+    Returns:
+        The legend, and what is to be said of it.
+
+    Raises:
+        DataError: if there is no class, or as many names as there are not classes.
+    """
+    notes: list[str] = []
+    background = 0 if 0 in counts else max(counts, key=lambda value: (counts[value], -value))
+    others = sorted(value for value in counts if value != background)
+    if not others:
+        raise DataError("every mask is empty, so there is nothing to learn to outline")
+    if background:
+        notes.append(f"no mask has black in it; {shown(background)}, the commonest, is background")
+    total = sum(counts.values())
+    ends = sum(count for value, count in counts.items() if _level(value) in _ENDS)
+    if len(others) > _MOST or (len(others) > 2 and _is_blurred(counts, total, ends)):
+        if ends < 0.9 * total:
+            raise DataError(
+                f"the masks have {len(others)} values besides the background, too many for classes "
+                "and too evenly spread for blurred edges; are they the images?"
+            )
+        names = tuple(classes or ("lesion",))
+        if len(names) != 1:
+            raise DataError(
+                f"the masks have blurred edges, so only two values are told apart in them: name "
+                f"one class, not {len(names)}; save masks of several as PNG"
+            )
+        legend = Legend((255,), names, above=127)
+        notes.append(f"masks with blurred edges ({len(others) + 1} values): {legend}")
+        return legend, notes
+    if classes is None:
+        names = ("lesion",) if len(others) == 1 else tuple(shown(value) for value in others)
+    else:
+        names = tuple(classes)
+    if len(names) != len(others) or len(set(names)) != len(names):
+        raise DataError(
+            f"{len(names)} names of classes for {len(others)} values of masks "
+            f"({', '.join(map(shown, others[:10]))}); name each once, in that order (`classes`)"
+        )
+    legend = Legend(tuple(others), names)
+    notes.append(f"in the masks {shown(background)} is background, {legend}")
+    return legend, notes
+
+
+#: Levels near black and white, between which JPEG and resizing blur.
+_ENDS = frozenset((*range(16), *range(240, 256)))
+
+
+def _level(value: Value) -> int:
+    return int(_grey(np.array([value]))[0])
+
+
+def _is_blurred(counts: Mapping[Value, int], total: int, ends: int) -> bool:
+    """Whether values are those of two levels with blurred edges: mostly near black and white.
+
+    Classes are few values, and stand apart: levels 0, 1 and 2 are classes.
+    """
+    between = [value for value in counts if _level(value) not in _ENDS]
+    bright = sum(count for value, count in counts.items() if _level(value) >= 240)
+    neighbours = sum(value + 1 in counts for value in counts)
+    return (
+        bright > 0
+        and ends > 0.9 * total
+        and len(counts) > 8
+        and bool(between or neighbours)
+        and neighbours > len(counts) / 4
+    )
+
+
+def survey(paths: Iterable[Sequence[Path]]) -> Counter[Value]:
+    """Pixels of each value in masks.
+
+    Raises:
+        UnreadableError: as `values_of`.
+    """
+    counts: Counter[Value] = Counter()
+    for own in paths:
+        for path in own:
+            values, numbers = np.unique(values_of(path), return_counts=True)
+            counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+    return counts

@@ -1,0 +1,1 @@
+"""Models that outline what they find: masks and boxes, a region each."""

@@ -1,0 +1,367 @@
+"""The folder of a model that outlines: what it says of itself, and its network, verified."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from ..answers import ANSWERS, OUTLINING, STATISTICS, Statistics, read_statistics, task_of
+from ..card import Input, Metric, Training
+from ..errors import CardError, CheckpointError, DataError, DigestError, reason
+from ..files import expanded, open_file
+from ..hub import HUB_FILE
+from ..inference import batched, infer
+from ..records import from_mapping, read_json
+from ..ultrasound.sources import Look
+from ..ultrasound.transforms import FrameTransform
+from .networks import DETECTORS, SEGMENTERS, build_segmenter, maps_and_textures
+from .regions import Region, components
+
+#: Bytes of weights that are read: a Mask R-CNN on a ResNet-50 has 180 million.
+_LARGEST = 1 << 31
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How sure one may be of a region: a logistic regression, fitted on subjects left out.
+
+    Its answer is the probability that a region of the truth lies there (IoU of at least 0.5).
+
+    Attributes:
+        score: weight of the logit of the mean probability of its pixels, or of a detector's score.
+        area: weight of the logarithm of its share of the frame.
+        offset: what is added.
+        regions: it was fitted on.
+    """
+
+    score: float = 1.0
+    area: float = 0.0
+    offset: float = 0.0
+    regions: int = 0
+
+    def __call__(self, score: Any, share: Any) -> Floats:
+        """Of regions with some scores and shares of their frames, 0-1."""
+        logit = self.score * trusted(score) + self.area * np.log(np.maximum(share, 1e-9))
+        return np.asarray(1 / (1 + np.exp(-(logit + self.offset))))
+
+
+def trusted(score: Any) -> Floats:
+    """The logit of a score, bounded."""
+    clipped = np.clip(np.asarray(score, np.float64), 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(clipped / (1 - clipped)))
+
+
+@dataclass(frozen=True)
+class Outliner:
+    """What a model that outlines says of itself; its file `predict.json`.
+
+    Attributes:
+        task: `segmentation` or `detection`.
+        network: of smp or torchvision, one of `networks.SEGMENTERS` or `DETECTORS`.
+        encoder: timm's name of it.
+        classes: that it outlines; what is none of them is the background.
+        input: what it takes.
+        temperature: that divides the logits of pixels, fitted on subjects left out; 1 for a
+            detector.
+        trust: how sure one may be of a region.
+        confidence: below it a region is not said.
+        threshold: distance from the training images above which an image is of another kind.
+        quantile: of the distances of images that the network had not seen.
+        validation_images: of how many.
+        rate: frames a second to sample from videos.
+        weights_sha256: digest of `model.safetensors`.
+        statistics_sha256: digest of `statistics.safetensors`.
+        flips: whether it says the mean over a frame and its mirror image.
+        summary: a line.
+        licence: of the weights, as an SPDX identifier; None where nobody says.
+        intended_use: a sentence.
+        limits: a sentence each.
+        training: provenance.
+        metrics: measured figures.
+    """
+
+    task: str
+    network: str
+    encoder: str
+    classes: tuple[str, ...]
+    input: Input
+    temperature: float
+    trust: Trust
+    confidence: float
+    threshold: float
+    quantile: float
+    validation_images: int
+    rate: float
+    weights_sha256: str
+    statistics_sha256: str
+    flips: bool
+    summary: str
+    licence: str | None
+    intended_use: str
+    limits: tuple[str, ...]
+    training: Training
+    metrics: tuple[Metric, ...] = field(default=())
+
+
+def read_outliner(folder: Path) -> Outliner:
+    """What the model of a folder says of itself.
+
+    Raises:
+        CardError: if the file is damaged.
+        DataError: if the folder holds no such model.
+    """
+    path = folder / ANSWERS
+    if task_of(folder) not in OUTLINING:
+        raise DataError(
+            f"{folder}: holds no model that outlines (`uscl finetune --task segmentation --data "
+            f"DIR -o {folder}`)"
+        )
+    said = from_mapping(Outliner, read_json(path), str(path))
+    known = SEGMENTERS if said.task == "segmentation" else DETECTORS
+    for key, right, rule in (
+        ("network", said.network in known, f"one of {', '.join(known)}"),
+        ("encoder", re.fullmatch(r"\w+", said.encoder) is not None, "a name of timm"),
+        ("classes", 0 < len(set(said.classes)) == len(said.classes) < 255, "different names"),
+        ("input", _is_shape(said.input), "3 channels and sides from 32 to 4096 pixels"),
+        ("temperature", said.temperature > 0, "positive"),
+        ("confidence", 0 <= said.confidence <= 1, "a probability"),
+        ("threshold", said.threshold > 0, "positive"),
+        ("quantile", 0 < said.quantile <= 1, "a share"),
+        ("rate", said.rate > 0, "positive"),
+        ("weights_sha256", _is_digest(said.weights_sha256), "64 hexadecimal digits"),
+        ("statistics_sha256", _is_digest(said.statistics_sha256), "64 hexadecimal digits"),
+    ):
+        if not right:
+            raise CardError(f"{path}: {key}: should be {rule}, not {getattr(said, key)!r}")
+    return said
+
+
+def _is_digest(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def _is_shape(shape: Input) -> bool:
+    sides = shape.size[1:]
+    return (
+        shape.size[0] == 3
+        and all(32 <= side <= 4096 and side % 32 == 0 for side in sides)
+        and min(shape.std) > 0
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model says of a frame.
+
+    Attributes:
+        regions: all of them, the surest first, however unsure.
+        distance: of the frame from the training images.
+    """
+
+    regions: list[Region]
+    distance: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that outlines, and its network.
+
+    Attributes:
+        folder: of it.
+        said: of itself.
+        module: its network, in eval mode, on its device.
+        statistics: of its training images.
+    """
+
+    folder: Path
+    said: Outliner
+    module: nn.Module
+    statistics: Statistics
+
+    @property
+    def transform(self) -> FrameTransform:
+        """What makes its input of a frame."""
+        shape = self.said.input
+        return FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
+
+    def look(self) -> Look:
+        """How it looks at a clip."""
+        return Look(self.said.rate)
+
+    def adapted(self, confidence: float | None = None, rate: float | None = None) -> Model:
+        """The same, with another confidence, or so many frames of a clip a second."""
+        said = self.said
+        if confidence is not None:
+            said = replace(said, confidence=confidence)
+        if rate is not None:
+            said = replace(said, rate=rate)
+        return replace(self, said=said)
+
+    def __call__(self, frames: Iterable[Image.Image], batch_size: int = 8) -> Iterator[Found]:
+        """What it says of frames, one after the other, in pixels of each."""
+        sizes: list[tuple[int, int]] = []
+        transform, said = self.transform, self.said
+
+        def small() -> Iterator[NDArray[np.uint8]]:
+            for frame in frames:
+                sizes.append((frame.height, frame.width))
+                yield transform.resize(frame)
+
+        done = 0
+        for logits, textures in outputs(
+            self.module, transform, small(), said.flips, len(said.classes), batch_size
+        ):
+            distances = self.statistics.distance(textures)
+            for one, distance in zip(logits, distances, strict=True):
+                size, done = sizes[done], done + 1
+                found = found_in(one, size, said.temperature, len(said.classes))
+                yield Found(trusting(found, said.trust, size), float(distance))
+
+
+def outputs(
+    module: nn.Module,
+    transform: FrameTransform,
+    frames: Iterable[NDArray[np.uint8]],
+    flips: bool,
+    classes: int,
+    batch_size: int = 8,
+    precision: str = "float32",
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """What a segmenter says of frames.
+
+    Args:
+        module: as `networks.build_segmenter` made it.
+        transform: whose `resize` has been applied to the frames.
+        frames: uint8 (H, W, 3).
+        flips: say the mean over a frame and its mirror image.
+        classes: without the background.
+        batch_size: frames at a time.
+        precision: as for `inference.infer`.
+
+    Yields:
+        Logits float32 (N, classes + 1, H, W) and textures float32 (N, D) of a batch.
+    """
+    height, width = transform.size
+
+    def answer(network: nn.Module, inputs: Tensor) -> Tensor:
+        maps, textures = maps_and_textures(network, inputs)
+        if flips:
+            mirrored, others = maps_and_textures(network, inputs.flip(3))
+            maps, textures = (maps + mirrored.flip(3)) / 2, (textures + others) / 2
+        # one array, as the loop hands over
+        return torch.cat([maps.flatten(1), textures], dim=1)
+
+    batches = batched(frames, batch_size)
+    for found in infer(module, transform.normalise, batches, answer, precision):
+        maps = found[:, : (classes + 1) * height * width]
+        yield maps.reshape(-1, classes + 1, height, width), found[:, maps.shape[1] :]
+
+
+def chances(logits: NDArray[np.float32], size: tuple[int, int], temperature: float) -> Tensor:
+    """Probabilities of the classes at each pixel of a frame.
+
+    Args:
+        logits: (classes + 1, h, w).
+        size: height and width of the frame.
+        temperature: that divides them.
+
+    Returns:
+        float32 (classes + 1, H, W).
+    """
+    maps = torch.from_numpy(np.ascontiguousarray(logits))[None]
+    large = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return torch.softmax(large[0] / temperature, dim=0)
+
+
+def found_in(
+    logits: NDArray[np.float32], size: tuple[int, int], temperature: float, classes: int
+) -> list[Region]:
+    """The regions of a frame, each scored by the mean probability of its pixels."""
+    shares = chances(logits, size, temperature).numpy()
+    labels = shares.argmax(axis=0).astype(np.uint8)
+    regions = []
+    for region in components(labels, classes):
+        left, top, right, bottom = region.window
+        own = shares[region.label + 1, top:bottom, left:right]
+        regions.append(region.scored(float(own[region.mask].mean())))
+    return regions
+
+
+def trusting(regions: list[Region], trust: Trust, size: tuple[int, int]) -> list[Region]:
+    """Regions of a frame with how sure one may be of them, the surest first."""
+    if not regions:
+        return []
+    scores = np.array([region.score for region in regions])
+    shares = np.array([region.area for region in regions]) / (size[0] * size[1])
+    sure = trust(scores, shares).tolist()
+    scored = [region.scored(score) for region, score in zip(regions, sure, strict=True)]
+    return sorted(scored, key=lambda region: -region.score)
+
+
+def load_outliner(folder: str | Path, device: str | torch.device | None = None) -> Model:
+    """Load a model that outlines; the bytes that are used are those whose digest it names.
+
+    Args:
+        folder: that `uscl finetune` wrote.
+        device: to compute on; None for a GPU where there is one.
+
+    Raises:
+        DataError: if the folder holds none, or the device cannot be used.
+        DigestError: if a file is not the one the model was written with.
+        CardError: if what it says of itself is malformed.
+        CheckpointError: if the weights are those of another network.
+        MissingDependencyError: if the library of the network is not installed.
+    """
+    folder = expanded(folder)
+    said = read_outliner(folder)
+    seen = read_statistics(folder / STATISTICS, said)
+    state = _weights(folder / HUB_FILE, said)
+    module = build_segmenter(said.network, said.encoder, len(said.classes))
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder / HUB_FILE}: does not hold the tensors of a {said.network} on "
+            f"{said.encoder} ({str(error).splitlines()[-1].strip()})"
+        ) from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        module = module.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise DataError(f"device {str(device)!r} cannot be used ({why})") from error
+    return Model(folder, said, module, seen)
+
+
+def _weights(path: Path, said: Outliner) -> dict[str, Tensor]:
+    try:
+        with open_file(path) as stream:
+            content = stream.read(_LARGEST + 1)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({reason(error)}); copy the model again"
+        ) from error
+    if (found := hashlib.sha256(content).hexdigest()) != said.weights_sha256:
+        raise DigestError(
+            f"{path}: is not the file the model was written with: expected SHA-256 "
+            f"{said.weights_sha256}, found {found}; copy the model's folder again"
+        )
+    try:
+        state: dict[str, Tensor] = load_tensors(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
+    return state
