@@ -45,7 +45,7 @@ def test_what_touches_by_a_corner_is_one_region_and_specks_are_none() -> None:
     labels[60, 60:64] = 1
     found = components(labels, 2)
     assert [(one.label, one.area) for one in found] == [(0, 500.0), (0, 4.0), (1, 2500.0)]
-    assert found[0].box == (10, 10, 40, 40)
+    assert found[0].window == (10, 10, 40, 40)
     assert (painted(found, 200, 200) > 0).sum() == (labels > 0).sum() - 1
 
 

@@ -49,18 +49,21 @@ def test_a_region_is_found_once_and_by_its_class() -> None:
 
 def cases(seed: int) -> list[Scene]:
     rng = np.random.default_rng(seed)
+
+    def at() -> int:
+        return int(rng.integers(0, 25))
+
     scenes = []
     for _ in range(12):
-        there = [
-            square(*rng.integers(0, 25, 2), 12, label) for label in (0, 1) if rng.random() < 0.7
-        ]
+        labels = [label for label in (0, 1) if rng.random() < 0.7]
+        there = [square(at(), at(), 12, label) for label in labels]
         found = [
             square(
                 max(0, int(r.box[0]) + int(rng.integers(-3, 4))), int(r.box[1]), 12, r.label, score
             )
             for r, score in zip(there, rng.random(len(there)), strict=True)
         ]
-        found += [square(*rng.integers(0, 25, 2), 9, 0, float(rng.random()))]
+        found += [square(at(), at(), 9, 0, float(rng.random()))]
         scenes.append(Scene(SIZE, there, found))
     return scenes
 

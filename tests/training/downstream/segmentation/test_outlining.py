@@ -27,9 +27,12 @@ from uscl_zoo.errors import DataError, DigestError
 from uscl_zoo.segmentation import model as models
 from uscl_zoo.segmentation.prediction import outline
 from uscl_zoo.training.downstream.segmentation import finetune as house
+from uscl_zoo.training.downstream.segmentation.fit import Learner
 from uscl_zoo.training.downstream.segmentation.gather import gather
 from uscl_zoo.training.downstream.segmentation.outlined import find_outlined
 from uscl_zoo.training.signals import Interrupted
+from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.clip import Facts
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 QUIET: dict[str, Any] = {"progress": False, "tell": lambda text: None, "device": "cpu"}
@@ -134,9 +137,8 @@ def test_areas_are_in_mm_where_the_file_says_how_large_a_pixel_is(
     outliner: Path, monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
     from uscl_zoo.segmentation import prediction
-    from uscl_zoo.ultrasound.clip import Facts
 
-    real = prediction.read
+    real = reading.read
 
     def scaled(path: Path) -> Any:
         clip = real(path)
@@ -174,7 +176,7 @@ def test_what_tells_classes_refuses_a_model_that_outlines(outliner: Path, images
 def test_an_interrupted_run_ends_with_the_same_weights(
     images: Path, outliner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = house.Learner.step
+    step = Learner.step
     count = 0
 
     def interrupted(self: Any) -> None:
@@ -184,7 +186,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         if count == 12:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(house.Learner, "step", interrupted)
+    monkeypatch.setattr(Learner, "step", interrupted)
     with pytest.raises(Interrupted, match="continues it"):
         house.finetune(images, tmp_path / "model", **SMALL)
     assert not (tmp_path / "model" / "predict.json").exists()
