@@ -105,6 +105,7 @@ def finetune(data: Path, output: Path, **options: Any) -> None:
 @rate_option(None)
 @clean_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 @device_option
 def predict(
     model: Path,
@@ -115,17 +116,15 @@ def predict(
     rate: float | None,
     clean: bool | None,
     batch_size: int,
+    workers: int | None,
     device: str | None,
 ) -> None:
-    """Classify images, videos and DICOM files with a MODEL that `uscl finetune` wrote."""
-    from .. import prediction
-    from ..files import check_output
-    from ..ultrasound.sources import inputs_of
+    """Classify images, videos and DICOM files with a MODEL that `uscl finetune` wrote.
 
-    if output is not None:  # before an hour of work, not after
-        prediction.check_suffix(output)
-        begins = prediction.BEGINS[output.suffix.lower()]
-        check_output(output, inputs_of(files), [model], begins)
+    Run it again after an interruption and, with an output, it continues.
+    """
+    from .. import prediction
+
     result = prediction.predict(
         model,
         files,
@@ -135,6 +134,8 @@ def predict(
         clean=clean,
         batch_size=batch_size,
         device=device,
+        workers=workers,
+        output=output,
     )
     for source, reason in result.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
@@ -142,7 +143,6 @@ def predict(
         for answer in (*result.clips, *result.subjects):
             click.echo(one_line(str(answer)))
         return
-    result.save(output)
     told = sum(answer.answer is not None for answer in result.clips)
     unlike = sum(answer.unlike for answer in result.clips)
     click.echo(
@@ -180,7 +180,7 @@ def explain(
     MODEL is a checkpoint of the zoo or a folder that `uscl finetune` wrote.
     """
     from .. import gradcam
-    from ..checkpoint import folder_of
+    from ..catalogue import folder_of
     from ..files import check_output
     from ..ultrasound.sources import inputs_of
 
