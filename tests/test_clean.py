@@ -16,7 +16,7 @@ pytest.importorskip("uscl_zoo.ultrasound.beam")
 
 from uscl_zoo.answers import read_model
 from uscl_zoo.cli import main
-from uscl_zoo.embed import embed
+from uscl_zoo.embedding import embed
 from uscl_zoo.errors import DataError
 from uscl_zoo.gradcam import explain
 from uscl_zoo.network import load

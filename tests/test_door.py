@@ -22,7 +22,7 @@ import uscl_zoo
 from uscl_zoo import cli
 from uscl_zoo.card import Card
 from uscl_zoo.checkpoint import metadata_of, write_backbone
-from uscl_zoo.embed import embed_frames
+from uscl_zoo.embedding import embed_frames
 from uscl_zoo.errors import DataError, DigestError, UnknownModelError, UsclError
 from uscl_zoo.network import RATE, Network, UnverifiedWarning, load
 

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from uscl_zoo.cli import main
-from uscl_zoo.embed import embed
+from uscl_zoo.embedding import embed
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.ultrasound.phantom import lung_clip
 
@@ -274,13 +274,13 @@ def test_the_command(
 
 
 def test_whatever_is_imported_first() -> None:
-    import uscl_zoo.embed
+    import uscl_zoo.embedding
     import uscl_zoo.gradcam
     import uscl_zoo.shortcuts
 
     assert uscl_zoo.explain is uscl_zoo.gradcam.explain is explain
     assert uscl_zoo.shortcut is uscl_zoo.shortcuts.shortcut
-    assert callable(uscl_zoo.embed.embed)
+    assert uscl_zoo.embed is uscl_zoo.embedding.embed
 
 
 # ----------------------------------------------------------------- whatever the caller has switched

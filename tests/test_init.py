@@ -62,7 +62,21 @@ def test_type_checkers_and_editors_are_shown_the_same() -> None:
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     shown = {alias.name: node.module for node in imports for alias in node.names}
-    assert shown == uscl_zoo._HOMES
+    assert shown == uscl_zoo._HOMES | dict.fromkeys(uscl_zoo._PARTS)
+
+
+def test_parts_of_the_package_are_shown_and_found() -> None:
+    for name in uscl_zoo._PARTS:
+        assert name in dir(uscl_zoo)
+        assert getattr(uscl_zoo, name) is import_module(f"uscl_zoo.{name}")
+
+
+def test_it_says_where_else_a_name_is() -> None:
+    for name, home in uscl_zoo._ELSEWHERE.items():
+        with pytest.raises(AttributeError, match=rf"{name!r}; it is uscl_zoo\.{home}"):
+            getattr(uscl_zoo, name)
+        module, _, own = f"uscl_zoo.{home}".rpartition(".")
+        assert hasattr(import_module(module), own)
 
 
 def test_no_module_takes_the_place_of_a_function() -> None:
@@ -71,5 +85,7 @@ def test_no_module_takes_the_place_of_a_function() -> None:
 
 
 def test_other_names_are_none() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'explian'"):
+    with pytest.raises(AttributeError, match="no attribute 'explian'") as raised:
         uscl_zoo.explian  # type: ignore[attr-defined] # noqa: B018
+    # which is what Python's own `Did you mean: 'explain'?` goes by
+    assert (raised.value.name, raised.value.obj) == ("explian", uscl_zoo)

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from uscl_zoo.cli import main
-from uscl_zoo.embed import embed, embed_to
+from uscl_zoo.embedding import embed, embed_to
 from uscl_zoo.errors import DataError
 from uscl_zoo.names import cell, plain, say
 from uscl_zoo.prediction import predict

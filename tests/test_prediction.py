@@ -7,16 +7,19 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import TINTS, draw_clip, write_clip
+from own import write_model
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_image
 
 import uscl_zoo
-from uscl_zoo import prediction
+from uscl_zoo import prediction, running
 from uscl_zoo.answers import Answers, Statistics
 from uscl_zoo.cli import main
 from uscl_zoo.errors import CardError, DataError, DigestError, UnreadableError
@@ -131,7 +134,7 @@ def test_images_like_the_training_ones_are_not_flagged(classifier: Network, tmp_
     assert len(result.frames) == 12
     none = ask(classifier, tmp_path, confidence=1.0)
     assert [clip.answer for clip in none.clips] == [None] * 3
-    assert none.subjects == []
+    assert not none.subjects
 
 
 def test_a_pattern_is_searched_as_in_every_command(classifier: Network, tmp_path: Path) -> None:
@@ -146,7 +149,7 @@ def test_a_pattern_is_searched_as_in_every_command(classifier: Network, tmp_path
     with pytest.raises(DataError, match=r"P1_x: the subject pattern '\(Q\)' finds no group in it"):
         ask(classifier, data, subjects="(Q)")
     nobody = ask(classifier, data, subjects=lambda path: "NaN")
-    assert nobody.subjects == []
+    assert not nobody.subjects
 
 
 def test_subjects_by_name_or_function(classifier: Network, classes: Path) -> None:
@@ -203,6 +206,35 @@ def test_tables_hold_every_answer(classifier: Network, classes: Path, tmp_path: 
     assert content["subjects"][0]["probabilities"].keys() == TINTS.keys()
     with pytest.raises(DataError, match=r"\.csv or \.json"):
         result.save(tmp_path / "out.txt")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_into_a_file_it_goes_on_where_it_was(
+    suffix: str, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, files = write_model(tmp_path / "model"), sorted((classes / "Cov").iterdir())
+    wanted = predict(model, files, device="cpu", progress=False).save(tmp_path / f"whole{suffix}")
+    output, once = tmp_path / f"out{suffix}", running.run
+    asked: list[int] = []
+
+    def cut_short(network: Network, sources: Any, *given: Any, **options: Any) -> Iterator[Any]:
+        asked.append(len(sources))
+        for number, row in enumerate(once(network, sources, *given, **options)):
+            if len(asked) == 1 and number == 4:
+                raise KeyboardInterrupt
+            yield row
+
+    monkeypatch.setattr(running, "run", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        predict(model, files, output=output, device="cpu", progress=False)
+    assert not output.exists()
+    # another confidence is another word on the same numbers
+    found = predict(model, files, confidence=1, output=output, device="cpu", progress=False)
+    assert (asked, len(found)) == ([9, 5], 9)
+    assert {clip.answer for clip in found} == {None}
+    assert not output.with_name(f"{output.name}.parts").exists()
+    predict(model, files, output=output, device="cpu", progress=False)
+    assert output.read_bytes() == wanted.read_bytes()
 
 
 def test_on_the_command_line(

@@ -118,7 +118,7 @@ def test_without_a_classifier(data: Path) -> None:
     assert result.unit == "cosine distance"
     assert result.cases[0].before == ()
     assert 0 <= result.cases[1].moved <= result.cases[0].moved
-    from uscl_zoo.embed import embed
+    from uscl_zoo.embedding import embed
 
     one, other = embed(network, [data / "marked.gif", data / "bare.gif"], "clip", 1.0).features
     cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)

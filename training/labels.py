@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from uscl_zoo.annotations import Annotation, SubjectPattern, Table, fold, known, read_table
+from uscl_zoo.annotations import Annotation, SubjectPattern, Table, known, read_table, unify
+from uscl_zoo.data.splits import hold_out
 from uscl_zoo.errors import DataError
 
 __all__ = [
@@ -87,70 +86,3 @@ def from_name(
         subject_pattern = SubjectPattern(subject_pattern)
     subject = None if subject_pattern is None else subject_pattern(name)
     return Annotation(subject=subject or name, label=label)
-
-
-def unify(
-    annotations: Mapping[str, Annotation],
-    classes: Sequence[str] | None = None,
-    unlabelled: Sequence[str] = (),
-) -> dict[str, Annotation]:
-    """Give every label one spelling, see `fold`, and check it against the declared classes.
-
-    Args:
-        annotations: by video.
-        classes: the declared classes; None declares every label that occurs.
-        unlabelled: labels to drop, leaving their videos unlabelled.
-
-    Raises:
-        DataError: for a label that nobody declared.
-    """
-    dropped = {fold(label) for label in unlabelled}
-    if classes is None:
-        counts = Counter(a.label for a in annotations.values() if a.label is not None)
-        # of `regular` and `Regular`, the more frequent spelling wins
-        spelling: dict[str, str] = {}
-        for spelt, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-            spelling.setdefault(fold(spelt), spelt)
-    else:
-        spelling = {fold(label): label for label in classes}
-    unified = {}
-    for name, row in annotations.items():
-        label = row.label
-        if label is not None and fold(label) in dropped:
-            label = None
-        elif label is not None:
-            if fold(label) not in spelling:
-                raise DataError(
-                    f"{name}: label {label!r} is not among the declared classes "
-                    f"({', '.join(classes or ())}); declare it or add `unlabelled=[{label!r}]`"
-                )
-            label = spelling[fold(label)]
-        unified[name] = Annotation(row.subject, label, row.licence)
-    return unified
-
-
-def hold_out(annotations: Mapping[str, Annotation], share: float, seed: int) -> set[str]:
-    """Choose the subjects to hold out, a share of each class, drawn by a seed.
-
-    A subject whose videos carry several labels counts for its most frequent one. A class with a
-    single subject keeps it for training.
-
-    Returns:
-        The held-out subjects; at least one of every class that has two.
-    """
-    import numpy as np  # the only use here; `uscl prepare --help` names the schemes without it
-
-    labels: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in annotations.values():
-        labels[row.subject][row.label or ""] += 1
-    strata: dict[str, list[str]] = defaultdict(list)
-    for subject in sorted(labels):
-        most = min(labels[subject].items(), key=lambda item: (-item[1], item[0]))[0]
-        strata[most].append(subject)
-    held: set[str] = set()
-    for i, label in enumerate(sorted(strata)):
-        subjects = strata[label]
-        draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, i]))
-        wanted = min(max(round(share * len(subjects)), 1), len(subjects) - 1) if share > 0 else 0
-        held.update(subjects[j] for j in draw.permutation(len(subjects))[:wanted])
-    return held

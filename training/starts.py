@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES
-from uscl_zoo.catalogue import model_info
+from uscl_zoo.catalogue import model_info, own_folder
 from uscl_zoo.checkpoint import backbone_shapes, statistics_in
 from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CheckpointError, DataError
@@ -67,8 +67,8 @@ def load_start(reference: str) -> Start:
     """Load a network by reference, verified where a digest is known.
 
     Args:
-        reference: a checkpoint of the zoo by name, `timm:` with a name of timm's, or a file of
-            timm's keys whose metadata say mean and std.
+        reference: a checkpoint of the zoo by name, the folder of a model, `timm:` with a name of
+            timm's, or a file of timm's keys whose metadata say mean and std.
 
     Raises:
         UnknownModelError: if there is none of that name.
@@ -81,9 +81,10 @@ def load_start(reference: str) -> Start:
     if path.is_file():
         return _of_file(reference, path)
     card = model_info(reference)
-    network = create_model(card.name, pretrained=True, num_classes=0).eval()
+    name = card.name if own_folder(reference) is None else reference
+    network = create_model(name, pretrained=True, num_classes=0).eval()
     return Start(
-        reference=card.name,
+        reference=name,
         network=network,
         architecture=card.architecture,
         mean=card.input.mean,

@@ -3,6 +3,7 @@
 Names are imported when they are first asked for, so that nobody waits for what they do not use.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ from .registration import register
 from .release import release
 
 if TYPE_CHECKING:
+    from . import data as data
     from .card import Card
     from .catalogue import list_models, model_info
+    from .embedding import embed
     from .errors import UsclError
     from .gradcam import explain
     from .prediction import predict
@@ -30,6 +33,7 @@ __all__ = [
     "UsclError",
     "create_model",
     "create_transform",
+    "embed",
     "explain",
     "finetune",
     "list_models",
@@ -47,6 +51,7 @@ _HOMES = {
     "UsclError": "errors",
     "create_model": "registry",
     "create_transform": "ultrasound.transforms",
+    "embed": "embedding",
     "explain": "gradcam",
     "finetune": "training.downstream.finetune",
     "list_models": "catalogue",
@@ -56,14 +61,32 @@ _HOMES = {
     "shortcut": "shortcuts",
 }
 
+#: Parts of the package that are asked for by name, as `uscl_zoo.data.Images`.
+_PARTS = ("data",)
+#: What is somewhere else than people look for it.
+_ELSEWHERE = {
+    "Images": "data.Images",
+    "embed_to": "embedding.embed_to",
+    "load": "network.load",
+    "read": "ultrasound.reading.read",
+}
+
 register()
 
 
 def _found(name: str) -> Any:
     if name == "__version__":
         return release()
+    if name in _PARTS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = f"; it is {__name__}.{_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        # from the name and the module Python makes its `Did you mean`
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}{hint}",
+            name=name,
+            obj=sys.modules[__name__],
+        )
     module = f"{__name__}.{_HOMES[name]}"
     try:
         return getattr(import_module(module), name)
@@ -86,4 +109,4 @@ if not TYPE_CHECKING:  # to a type checker it would say that there is any name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__, *_PARTS, "__version__"})

@@ -6,9 +6,11 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import DataError, UnreadableError, one_line
 from .files import open_file
@@ -108,7 +110,66 @@ def read_table(
     except (csv.Error, UnicodeDecodeError) as error:
         raise UnreadableError(f"{path}: is not a CSV in UTF-8 ({error})") from error
 
-    def cell(line: dict[str, str | None], column: str | None) -> str | None:
+    return _table(path, lines, file_column, label_column, subject_column, licence_column, where)
+
+
+def read_frame(
+    frame: Any,
+    path: Path,
+    file_column: str,
+    label_column: str | None = None,
+    subject_column: str | None = None,
+    licence_column: str | None = None,
+) -> Table:
+    """Take annotations from a data frame, as `read_table` does from a CSV.
+
+    Args:
+        frame: of pandas or Polars.
+        path: to name it by in messages; rows may count from its folder.
+        file_column: as for `read_table`, and so all that follow.
+        label_column: see there.
+        subject_column: see there.
+        licence_column: see there.
+
+    Raises:
+        DataError: if it is none, or a named column is missing.
+    """
+    columns = getattr(frame, "columns", None)
+    if columns is None:
+        raise DataError(
+            f"{path}: a table is the path of a CSV or a data frame of pandas or Polars, not "
+            f"{type(frame).__name__}"
+        )
+    wanted = [file_column, label_column, subject_column, licence_column]
+    for column in filter(None, wanted):
+        if column not in columns:
+            named = ", ".join(repr(str(one)) for one in columns)
+            raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
+    cells = {column: [_text(value) for value in frame[column]] for column in wanted if column}
+    lines = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    return _table(path, lines, file_column, label_column, subject_column, licence_column)
+
+
+def _text(value: Any) -> str:
+    """A value of a data frame as a CSV would have it."""
+    if isinstance(value, float) and value.is_integer():
+        # 12 is made 12.0 by a column in which others are missing
+        return str(int(value))
+    # NaN, NaT and NA are no names of files, and say nothing of whom they show
+    text = "" if value is None else str(value)
+    return text if isinstance(value, str) or text.casefold() not in {"nan", "nat", "<na>"} else ""
+
+
+def _table(
+    path: Path,
+    lines: Sequence[Mapping[str, str | None]],
+    file_column: str,
+    label_column: str | None,
+    subject_column: str | None,
+    licence_column: str | None,
+    where: Mapping[str, str] | None = None,
+) -> Table:
+    def cell(line: Mapping[str, str | None], column: str | None) -> str | None:
         return ((line[column] or "").strip() or None) if column is not None else None
 
     if where:
@@ -184,3 +245,43 @@ class SubjectPattern:
         if not found or not found.group(1):
             raise DataError(f"{within}: the subject pattern {self.pattern!r} finds no group in it")
         return known(found.group(1))
+
+
+def unify(
+    annotations: Mapping[str, Annotation],
+    classes: Sequence[str] | None = None,
+    unlabelled: Sequence[str] = (),
+) -> dict[str, Annotation]:
+    """Give every label one spelling, see `fold`, and check it against the declared classes.
+
+    Args:
+        annotations: by video.
+        classes: the declared classes; None declares every label that occurs.
+        unlabelled: labels to drop, leaving their videos unlabelled.
+
+    Raises:
+        DataError: for a label that nobody declared.
+    """
+    dropped = {fold(label) for label in unlabelled}
+    if classes is None:
+        counts = Counter(a.label for a in annotations.values() if a.label is not None)
+        # of `regular` and `Regular`, the more frequent spelling wins
+        spelling: dict[str, str] = {}
+        for spelt, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            spelling.setdefault(fold(spelt), spelt)
+    else:
+        spelling = {fold(label): label for label in classes}
+    unified = {}
+    for name, row in annotations.items():
+        label = row.label
+        if label is not None and fold(label) in dropped:
+            label = None
+        elif label is not None:
+            if fold(label) not in spelling:
+                raise DataError(
+                    f"{name}: label {label!r} is not among the declared classes "
+                    f"({', '.join(classes or ())}); declare it or add `unlabelled=[{label!r}]`"
+                )
+            label = spelling[fold(label)]
+        unified[name] = Annotation(row.subject, label, row.licence)
+    return unified

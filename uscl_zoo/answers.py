@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from .card import Card, read_card
+from .card import Card
+from .catalogue import card_in
 from .errors import CardError, CheckpointError, DataError, DigestError, reason
 from .files import open_file
 from .records import from_mapping, read_json
@@ -145,7 +146,7 @@ def read_model(folder: Path) -> tuple[Card, Answers]:
             f"{folder}: is a model that outlines, and tells no classes apart; `uscl predict` and "
             "`uscl_zoo.outline` take it"
         )
-    card = model_card(folder)
+    card = card_in(folder)
     path = folder / ANSWERS
     answers = from_mapping(Answers, read_json(path), str(path))
     if answers.classes != card.classes:
@@ -196,18 +197,6 @@ def _check_config(path: Path, card: Card) -> None:
                 f"{path}: {key} is {there!r}, and {here!r} on the card of {card.name}; copy the "
                 "model's folder again"
             )
-
-
-def model_card(folder: Path) -> Card:
-    """The card of a model's folder.
-
-    Raises:
-        CardError: if there is none, or several, or it is damaged.
-    """
-    cards = sorted(folder.glob("*.yaml"))
-    if len(cards) != 1:
-        raise CardError(f"{folder}: should hold one card, NAME.yaml, not {len(cards)}")
-    return read_card(cards[0])
 
 
 class HasStatistics(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import mimetypes
 import os
 import warnings
 from collections.abc import Iterable
@@ -124,8 +125,50 @@ def ranked_cards() -> list[Card]:
     return sorted(all_cards().values(), key=lambda card: (card.name not in packaged, card.name))
 
 
-def model_info(name: str) -> Card:
-    """The card of a checkpoint, or of a model's default checkpoint.
+def model_info(name: str | Path) -> Card:
+    """The card of a checkpoint, of a model's default checkpoint, or of a model's folder.
+
+    Args:
+        name: of a model or checkpoint, or the path of a folder that `uscl finetune` wrote.
+
+    Raises:
+        UnknownModelError: naming the nearest models.
+        CardError: if the card is damaged, or a folder has none, or several.
+    """
+    folder = own_folder(name)
+    return card_named(str(name)) if folder is None else card_in(folder)
+
+
+def own_folder(reference: str | Path) -> Path | None:
+    """The folder of a model of one's own; None for what is a name of the zoo, or neither."""
+    name = str(reference)
+    return None if name in MODELS or name in all_cards() else folder_of(name)
+
+
+def folder_of(reference: str | Path) -> Path | None:
+    """The folder that a reference to a model names, as `uscl finetune` and timm write them."""
+    folder = expanded(str(reference).removeprefix("local-dir:"))
+    try:
+        held = any((folder / name).is_file() for name in ("config.json", "predict.json"))
+    except OSError:
+        return None
+    return folder if held else None
+
+
+def card_in(folder: Path) -> Card:
+    """The card of a model's folder.
+
+    Raises:
+        CardError: if there is none, or several, or it is damaged.
+    """
+    cards = sorted(folder.glob("*.yaml"))
+    if len(cards) != 1:
+        raise CardError(f"{folder}: should hold one card, NAME.yaml, not {len(cards)}")
+    return read_card(cards[0])
+
+
+def card_named(name: str) -> Card:
+    """The card of a checkpoint of the zoo, or of a model's default checkpoint.
 
     Raises:
         UnknownModelError: naming the nearest models.
@@ -148,6 +191,8 @@ def model_info(name: str) -> Card:
 
 def _advice(name: str, cards: list[Card]) -> str:
     """What somebody may have meant who asked for a name that there is not."""
+    if is_picture(name):
+        return f"it is an image or clip: `uscl_zoo.Embedder()({name!r})` makes a vector of it"
     model, _, tag = name.partition(".")
     tags = {card.tag: card for card in cards if card.model == model}
     near: list[str]
@@ -160,3 +205,22 @@ def _advice(name: str, cards: list[Card]) -> str:
         names = [card.name for card in cards]
         near = difflib.get_close_matches(name, [*names, *MODELS], n=3, cutoff=0.4)
     return f"did you mean {' or '.join(near)}?" if near else "`uscl list` shows all"
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name is that of an image or clip, and so of no model."""
+    kind = mimetypes.guess_type(name)[0] or ""
+    return kind.startswith(("image/", "video/")) or Path(name).suffix.lower() in (".dcm", ".dicom")
+
+
+def refuse_model(path: str | Path) -> None:
+    """Tell whoever names a model where files are wanted, if there is no such file.
+
+    Raises:
+        DataError: if it is one.
+    """
+    if not os.path.lexists(expanded(path)) and (str(path) in all_cards() or str(path) in MODELS):
+        raise DataError(
+            f"{path}: is a model, and images are wanted here; the model comes first, as in "
+            f"`embed({str(path)!r}, images)`"
+        )

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .catalogue import folder_of as folder_of
 from .errors import CheckpointError
-from .files import expanded, written
+from .files import written
 
 Shape = tuple[int, ...]
 #: Of red, green and blue, of intensities in 0-1.
@@ -59,13 +60,6 @@ def check_shapes(
         raise CheckpointError(
             f"{where}: does not hold the {len(expected)} tensors of {architecture} ({told})"
         )
-
-
-def folder_of(reference: str | Path) -> Path | None:
-    """The folder that a reference to a model names, as `uscl finetune` and timm write them."""
-    folder = expanded(str(reference).removeprefix("local-dir:"))
-    held = any((folder / name).is_file() for name in ("config.json", "predict.json"))
-    return folder if held else None
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from . import weights_cache
-from .catalogue import model_info
+from .catalogue import model_info, own_folder
 from .drawing import (
     FAINT,
     INK,
@@ -31,7 +31,7 @@ from .drawing import (
     fitted,
     ticks,
 )
-from .embed import embed_frames
+from .embedding import embed_frames
 from .errors import DataError
 from .files import check_output, expanded, written
 from .registry import create_model
@@ -57,7 +57,7 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
     first two principal components. What is loaded, and from where, is printed.
 
     Args:
-        model_name: a model or checkpoint of the zoo.
+        model_name: a model or checkpoint of the zoo, or the folder of a model.
         clip_path: a video, animation or folder of frames; None for the synthetic phantom.
         output: of the picture; its suffix, e.g. `.png`, is the format.
 
@@ -75,9 +75,10 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
     if output.suffix.lower() not in _FORMATS:
         raise DataError(f"{output}: the name should end in .png, .jpg or .webp")
     check_output(output, () if clip_path is None else inputs_of([clip_path]))
-    card = model_info(model_name)
-    located = weights_cache.locate(card)
-    pretrained = create_model(card.name, pretrained=True)
+    card, folder = model_info(model_name), own_folder(model_name)
+    located = weights_cache.locate(card, folder)
+    name = card.name if folder is None else str(folder)
+    pretrained = create_model(name, pretrained=True, num_classes=0)
     print(f"{card.name}: {located.source}, {located.path}")
 
     clip = _Clip.of(clip_path)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .errors import DataError, MissingDependencyError, one_line
 from .files import check_output, expanded, written
 from .names import cell
+from .tables import Tabular
 
 #: What embeddings can be written as.
 SUFFIXES = (".npz", ".csv", ".parquet")
@@ -25,13 +26,14 @@ SUFFIXES = (".npz", ".csv", ".parquet")
 BEGINS = {".npz": b"PK", ".csv": b"source,", ".parquet": b"PAR1"}
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """N embeddings of D numbers, and where each came from.
+@dataclass(frozen=True, repr=False)
+class Embeddings(Tabular):
+    """N embeddings of D numbers, and where each came from; a table for pandas, Polars and Arrow.
 
     Attributes:
         features: float32 (N, D), as the global pooling leaves them.
-        sources: the file or folder of each, N; of a subject, its first.
+        sources: the file or folder of each, N; of a subject, its first. An image in memory is
+            called `image`, or one of several `image 3`.
         frames: int64 (N,), number of the frame among those sampled from its source, from 0; of a
             clip or subject, that of its first.
         times: float64 (N,), seconds since the source's first frame, NaN where it does not say; of a
@@ -51,6 +53,18 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def __repr__(self) -> str:
+        count, width = self.features.shape
+        left = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"Embeddings({count} × {width}, of {len(set(self.sources))} sources{left})"
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the CSV, features as float32."""
+        whose = [] if self.subjects is None else [list(map(one_line, self.subjects))]
+        vectors = np.ascontiguousarray(self.features.T)
+        columns = [_texts(self.sources), *whose, self.frames, self.times, self.counts, *vectors]
+        return dict(zip(_names(self), columns, strict=True))
 
     def save(self, path: str | Path) -> Path:
         """Write one row a frame, clip or subject, whole or not at all.
@@ -221,17 +235,7 @@ def _write_parquet(path: Path, blocks: Iterator[Embeddings]) -> None:
     with contextlib.ExitStack() as stack:
         writer: Any = None
         for block in blocks:
-            whose = [] if block.subjects is None else [list(map(one_line, block.subjects))]
-            columns = [
-                _texts(block.sources),
-                *whose,
-                block.frames,
-                # unknown is null, as it is empty in the CSV
-                pyarrow.array(block.times, from_pandas=True),
-                block.counts,
-                *np.ascontiguousarray(block.features.T),
-            ]
-            table = pyarrow.table(dict(zip(_names(block), columns, strict=True)))
+            table = pyarrow.table(block)
             if writer is None:
                 writer = stack.enter_context(parquet.ParquetWriter(path, table.schema))
             writer.write_table(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ _HEAT = ((59, 15, 112), (100, 26, 128), (140, 41, 129), (183, 55, 121), (222, 73
 _COVER = 0.65
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """Where in the T frames of a clip the evidence for an answer is.
+    """Where in the T frames of a clip the evidence for an answer is; notebooks show the picture.
 
     Attributes:
         source: the file or folder.
@@ -75,6 +76,15 @@ class Explanation:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def __repr__(self) -> str:
+        return f"Explanation({one_line(self.source.name)}: {self.title})"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        stream = io.BytesIO()
+        self.picture.save(stream, "PNG")
+        return stream.getvalue()
 
     @property
     def title(self) -> str:
@@ -133,7 +143,7 @@ class Explanation:
         check_output(path, files_of(self.source))
         with written(path) as partial:
             if suffix == STRIP:
-                self._strip().save(partial, "PNG", dpi=(200, 200))
+                self.picture.save(partial, "PNG", dpi=(200, 200))
             elif suffix == ".gif":
                 first, *rest = (page.convert("P", dither=None) for page in self._film(density=1))
                 steps = [round(1000 / self._frame_rate)] * len(self)
@@ -157,7 +167,9 @@ class Explanation:
         time = self.times[index]
         return f"frame {index}, {score}" if math.isnan(time) else f"{time:.2f} s, {score}"
 
-    def _strip(self) -> Image.Image:
+    @property
+    def picture(self) -> Image.Image:
+        """A strip of up to six frames, and the evidence in each."""
         left, top, gap = 40, 96, 8
         count = min(len(self), _COLUMNS)
         aspect = self.frames[0].width / self.frames[0].height

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from tqdm.auto import tqdm
 
 from .errors import DataError, MissingDependencyError
 from .explanation import Explanation, check_suffix
-from .network import Network, load
+from .inputs import Inputs, one_by_one, several, source_of
+from .network import Network, Reference, load
 from .ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
+from .ultrasound.clip import Clip
 from .ultrasound.reading import read
-from .ultrasound.sources import name_sources
+from .ultrasound.sources import Look, Source, name_sources, path_of
 from .ultrasound.transforms import FrameTransform
 
 __all__ = ["Explanation", "check_suffix", "explain", "heat_maps"]
@@ -35,16 +37,55 @@ _LONGEST = 480
 _BATCH = 16
 
 
+@overload
 def explain(
-    model: nn.Module | str | Path,
-    path: str | Path,
+    model: Reference,
+    images: str | Path | Image.Image | Clip,
+    label: str | None = ...,
+    rate: float | None = ...,
+    device: str | torch.device | None = ...,
+    progress: bool = ...,
+    *,
+    clean: bool | None = ...,
+) -> Explanation: ...
+
+
+@overload
+def explain(
+    model: Reference,
+    images: list[Any] | tuple[Any, ...],
+    label: str | None = ...,
+    rate: float | None = ...,
+    device: str | torch.device | None = ...,
+    progress: bool = ...,
+    *,
+    clean: bool | None = ...,
+) -> list[Explanation]: ...
+
+
+@overload
+def explain(
+    model: Reference,
+    images: Inputs,
+    label: str | None = ...,
+    rate: float | None = ...,
+    device: str | torch.device | None = ...,
+    progress: bool = ...,
+    *,
+    clean: bool | None = ...,
+) -> Any: ...
+
+
+def explain(
+    model: Reference,
+    images: Inputs,
     label: str | None = None,
     rate: float | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
     *,
     clean: bool | None = None,
-) -> Explanation:
+) -> Any:
     """Find where in a still or clip the evidence for a class is, by Grad-CAM.
 
     The map is that of the last feature map of the network (Selvaraju et al., ICCV 2017). Frames go
@@ -55,7 +96,8 @@ def explain(
     Args:
         model: whatever `network.load` takes, if it is convolutional; a network of one's own is left
             as it was.
-        path: of a still, video, DICOM file or folder of frames; one source, as `find` counts them.
+        images: a still, video, DICOM file or folder of frames, which is one source, as `find`
+            counts them; an image or clip in memory; or several, see `inputs.one_by_one`.
         label: the class to explain; the most probable of the clip if None.
         rate: frames a second to sample, None for those of the network; of a clip no more than its
             first 200 are taken.
@@ -65,30 +107,44 @@ def explain(
             drawn in it; as it was made if None. What is drawn is what it sees.
 
     Returns:
-        The explanation, to look at or to `save`.
+        The `Explanation`, to look at or to `save`; of several a list.
 
     Raises:
-        DataError: if the class is unknown, the network is not convolutional, the folder holds
+        DataError: if the class is unknown, the network is not convolutional, a folder holds
             several sources, or the frames are of several sizes.
-        UnreadableError: if the file cannot be decoded.
+        UnreadableError: if a file cannot be decoded.
         UnknownModelError: if no model is of that name.
-        MissingDependencyError: if grad-cam, or the library of the file, is not installed.
+        MissingDependencyError: if grad-cam, or the library of a file, is not installed.
     """
+    items = one_by_one(images)
+    if not items:
+        raise DataError("there is nothing to explain: name a file, or give an image")
     network = load(model, device)
-    look = network.look(rate, clean)
     if label is not None and label not in network.classes:
         known = ", ".join(network.classes) or "none: it has no classifier"
         raise DataError(f"{network.name}: has no class {label!r}; its classes are {known}")
-    path = _source(path)
-    found = look.cleaner(path).beam if look.clean else beam(read(path))
+    look = network.look(rate, clean)
+    if several(images) is None:
+        return _explain(network, look, _source(items[0], "image"), label, progress)
+    sources = [_source(item, f"image {number}") for number, item in enumerate(items)]
+    bar = tqdm(sources, unit="source", disable=not progress)
+    return [_explain(network, look, source, label, False) for source in bar]
+
+
+def _explain(
+    network: Network, look: Look, source: Source, label: str | None, progress: bool
+) -> Explanation:
+    whole = source if isinstance(source, Clip) else read(source)
+    found = look.cleaner(source).beam if look.clean else beam(whole)
     if found.kind == UNKNOWN or found.confidence < DOUBTFUL:
         height, width = found.mask.shape
-        whole = np.ones_like(found.mask)
-        found = replace(found, mask=whole, kind=UNKNOWN, box=(0, 0, width, height))
-    opened = look.at(path)
+        everywhere = np.ones_like(found.mask)
+        found = replace(found, mask=everywhere, kind=UNKNOWN, box=(0, 0, width, height))
+    opened = look.at(source)
     resized: list[NDArray[np.uint8]] = []
     drawn: list[Image.Image] = []
     times: list[float] = []
+    path = path_of(source)
     cutting = _Cutting(_cropped(found) if look.clean else found, path)
     for frame in islice(opened, MOST_FRAMES):
         resized.append(network.transform.resize(frame.image))
@@ -132,12 +188,14 @@ def _cropped(found: Beam) -> Beam:
     return replace(found, mask=mask, box=(0, 0, right - left, bottom - top))
 
 
-def _source(path: str | Path) -> Path:
-    """The one source that a path names: a folder of stills is as many as it holds, not a clip."""
-    found = [source.path for source, _ in name_sources(path)]
+def _source(item: Any, called: str) -> Source:
+    """The one source that is meant: a folder of stills is as many as it holds, not a clip."""
+    if not isinstance(item, (str, Path)):
+        return source_of(item, called)
+    found = [source.path for source, _ in name_sources(item)]
     if len(found) != 1:
         raise DataError(
-            f"{path}: holds {len(found)} sources, which are no clip; explain one of them, as "
+            f"{item}: holds {len(found)} sources, which are no clip; explain one of them, as "
             f"{found[0]}"
         )
     return found[0]

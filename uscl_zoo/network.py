@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import authors, checkpoint, weights_cache
 from .answers import ANSWERS, STATISTICS, Answers, Statistics, read_model, read_statistics, softmax
 from .card import ARCHITECTURES, MODELS, Card, Input, read_card
-from .catalogue import all_cards, model_info
+from .catalogue import all_cards, card_named, is_picture
 from .checkpoint import Channels
 from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
@@ -55,7 +55,7 @@ class UnverifiedWarning(UserWarning):
     """Weights that no card names a digest of, and that nobody can vouch for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Network:
     """A network that answers, and what is known of it.
 
@@ -87,6 +87,10 @@ class Network:
     verified: bool = False
     answers: Answers | None = None
     statistics: Statistics | None = None
+
+    def __repr__(self) -> str:
+        of = f"{len(self.classes)} classes" if self.classes else "embeddings"
+        return f"Network({self.name!r}, {of}, {self.licence or 'licence not stated'})"
 
     @property
     def licence(self) -> str | None:
@@ -140,19 +144,29 @@ class Network:
         Raises:
             DataError: if it has a single output, or gives no vector a frame.
         """
+        batches = batched((self.transform.resize(frame) for frame in frames), batch_size)
+        found = list(infer(self.module, self.transform.normalise, batches, self.wanted))
+        if not found:
+            return np.empty((0, len(self.classes))), np.empty(0)
+        return self.said(np.concatenate(found))
+
+    @property
+    def wanted(self) -> Answer:
+        """What is taken of the module for an answer, which `said` puts into words.
+
+        Raises:
+            DataError: if it has a single output.
+        """
         if len(self.classes) == 1:
             raise DataError(f"{self.name}: has one output, and so no classes to tell apart")
-        batches = batched((self.transform.resize(frame) for frame in frames), batch_size)
         wanted: Answer = pooled if not self.classes else logits
         if self.statistics is not None:
             wanted = logits_and_textures
-        if self.flips:
-            wanted = both_ways(wanted)
-        found = list(infer(self.module, self.transform.normalise, batches, wanted))
+        return both_ways(wanted) if self.flips else wanted
+
+    def said(self, outputs: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """What `run` returns, of what `wanted` took of the module, (N, ...)."""
         count = len(self.classes)
-        if not found:
-            return np.empty((0, count)), np.empty(0)
-        outputs = np.concatenate(found)
         distances = np.full(len(outputs), np.nan)
         if self.statistics is not None:
             distances = self.statistics.distance(outputs[:, count:])
@@ -178,8 +192,12 @@ class Network:
         return found
 
 
+#: What `load` takes: a name, the path of a folder or file, a network, or one loaded before.
+Reference = str | Path | nn.Module | Network
+
+
 def load(
-    reference: str | Path | nn.Module,
+    reference: Reference,
     device: str | torch.device | None = None,
     *,
     statistics: tuple[Channels, Channels] | None = None,
@@ -193,7 +211,7 @@ def load(
         reference: a name of the zoo, or of timm; the YAML of a card with its weights beside it; a
             folder of a model of `uscl finetune`, or of any network of timm, with or without
             `local-dir:` before it; `hf-hub:` and a repository; a checkpoint file of any layout that
-            `uscl import` takes; or a network.
+            `uscl import` takes; or a network, of timm or loaded before.
         device: to compute on. If None, a network stays where it is, and one that is named goes to a
             GPU where there is one.
         statistics: mean and standard deviation of the input, for a checkpoint file that does not
@@ -209,7 +227,14 @@ def load(
     if isinstance(reference, nn.Module):
         name = type(reference).__name__
         found = _described("", "module", name, reference)
+    elif isinstance(reference, Network):
+        found = reference
     else:
+        if not isinstance(reference, (str, Path)):
+            raise UnknownModelError(
+                f"a model is named, or is a network, and this is of {type(reference).__name__}; "
+                "the model comes before the images"
+            )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             found = _named(str(reference), statistics)
@@ -242,7 +267,7 @@ def _named(reference: str, statistics: tuple[Channels, Channels] | None) -> Netw
         return _of_timm(reference, "hub")
     unknown = None
     try:
-        card = model_info(reference)
+        card = card_named(reference)
     except UnknownModelError as error:
         unknown = error
     else:
@@ -253,6 +278,11 @@ def _named(reference: str, statistics: tuple[Channels, Channels] | None) -> Netw
     if path.suffix in (".yaml", ".yml") and path.is_file():
         card = read_card(path)
         return _of_card(card, reference, "file", card.name, path.parent)
+    if is_picture(reference):
+        raise UnknownModelError(
+            f"{reference}: is an image or clip, and a model is wanted here; it comes before the "
+            f"images, as in `embed('resnet18_uscl', {reference!r})`"
+        )
     if path.is_file():
         return _of_file(reference, path, statistics)
     # of a checkpoint that the zoo lacks, timm would take the model's default

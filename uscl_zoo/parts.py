@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from .embeddings import Embeddings
 from .files import written
+from .ultrasound.sources import state_of
 
 # Rows, and seconds, after which what is done is put on disk.
 _PART_ROWS, _PART_SECONDS = 8192, 30.0
@@ -57,6 +59,7 @@ class Parts:
         self.folder = folder
         self.key = key
         self._index: dict[str, tuple[str, Path, int, int]] = {}
+        self._states: dict[Path, str] = {}
         self._rows: list[tuple[Path, str, Row]] = []
         self._waiting = 0
         self._since = time.monotonic()
@@ -81,17 +84,24 @@ class Parts:
                 self._index[source] = (state, path, offset, count)
                 offset += count
 
-    def has(self, source: Path, state: str) -> bool:
-        """Whether a source is done, and has not changed since."""
-        return self._index.get(str(source), ("",))[0] == state
+    def has(self, source: Path) -> bool:
+        """Whether a source is done, and had not changed since when `left` looked."""
+        return self._index.get(str(source), ("",))[0] == self._states[source]
+
+    def left(self, sources: Sequence[Path]) -> list[Path]:
+        """Which of some sources are not done, or have changed since."""
+        for source in sources:
+            if source not in self._states:
+                self._states[source] = json.dumps(state_of(source))
+        return [source for source in sources if not self.has(source)]
 
     def size(self, sources: Sequence[Path]) -> tuple[int, int]:
         """Rows of these sources, and numbers in each."""
         return sum(self._index[str(source)][3] for source in sources), self._width
 
-    def add(self, source: Path, state: str, row: Row) -> None:
+    def add(self, source: Path, row: Row) -> None:
         """Take in what a source gave, and put it on disk if there is much of it, or for long."""
-        self._rows.append((source, state, row))
+        self._rows.append((source, self._states[source], row))
         self._waiting += len(row.features)
         if self._waiting >= _PART_ROWS or time.monotonic() - self._since >= _PART_SECONDS:
             self.flush()
@@ -146,6 +156,18 @@ class Parts:
                 subjects=None if whose is None else [whose[i] for i in owners],
             )
             start = stop
+
+    def rows(self, sources: Sequence[Path]) -> Iterator[Row]:
+        """What each source gave, by its number among them; of those that are not done nothing."""
+        done = [number for number, source in enumerate(sources) if self.has(source)]
+        place = 0
+        for block in self.blocks([sources[number] for number in done], None):
+            # each begins with its frame 0
+            starts = np.flatnonzero(block.frames == 0)
+            for start, stop in zip(starts, [*starts[1:], len(block)], strict=True):
+                some = slice(start, stop)
+                yield Row(done[place], block.features[some], block.times[some], block.counts[some])
+                place += 1
 
     def remove(self) -> None:
         """Take away the parts, those of other calls to the same output too, and nothing else."""

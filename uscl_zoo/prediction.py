@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm.auto import tqdm
 
-from .annotations import SubjectPattern, known
 from .answers import Answers, Floats
-from .errors import DataError, UnreadableError, one_line
-from .files import check_output, expanded, written
+from .errors import DataError, one_line
+from .files import check_output, expanded, parts_of, written
+from .inputs import Found, Inputs, find, on_disk, whose
 from .names import cell
 from .network import Network, load
+from .parts import NAMES, Parts, Row
 from .records import from_mapping, to_plain
-from .ultrasound.clip import DamageWarning
-from .ultrasound.sources import Named, files_of, name_sources
+from .release import release
+from .running import complete, digest, run
+from .tables import Tabular
+from .ultrasound.sources import files_of, inputs_of, path_of
 
 SUFFIXES = (".csv", ".json")
 #: How these files begin.
 BEGINS = {".csv": b"unit,source,", ".json": b'{\n "model": '}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """What a model says of one frame, clip or subject.
 
@@ -76,26 +77,99 @@ class Answer:
         many = f"; {self.frames} frames, agreement {self.agreement:.2f}" if self.frames > 1 else ""
         return one_line(f"{name}: {said}{many}")
 
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of some files.
+
+class AnswerTable(Tabular, Sequence[Answer]):
+    """Answers of one unit: a sequence, and a table for pandas, Polars and Arrow."""
+
+    def __init__(self, rows: Iterable[Answer]) -> None:
+        self._rows = tuple(rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Answer: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> AnswerTable: ...
+
+    def __getitem__(self, place: int | slice) -> Answer | AnswerTable:
+        found = self._rows[place]
+        return AnswerTable(found) if isinstance(found, tuple) else found
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"AnswerTable({len(self)} answers)"
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the CSV that say something of this unit; `answer` is None if none."""
+
+        def texts(names: Iterable[Path | str | None]) -> list[str | None]:
+            return [None if name is None else one_line(str(name)) for name in names]
+
+        columns: dict[str, Any] = {}
+        if any(answer.source is not None for answer in self):
+            columns["source"] = texts(answer.source for answer in self)
+        if any(answer.subject is not None for answer in self):
+            columns["subject"] = texts(answer.subject for answer in self)
+        if any(answer.frame is not None for answer in self):
+            columns["frame"] = np.array([answer.frame for answer in self], np.int64)
+            columns["time_s"] = np.array([answer.time for answer in self], np.float64)
+        columns["frames"] = np.array([answer.frames for answer in self], np.int64)
+        columns["answer"] = texts(answer.answer for answer in self)
+        columns["best"] = texts(answer.best for answer in self)
+        columns["agreement"] = np.array([answer.agreement for answer in self], np.float64)
+        columns["distance"] = np.array([answer.distance for answer in self], np.float64)
+        columns["unlike_training"] = np.array([answer.unlike for answer in self], np.bool_)
+        for label in self[0].probabilities if self else ():
+            shares = [answer.probabilities[label] for answer in self]
+            columns[f"p_{one_line(label)}"] = np.array(shares, np.float64)
+        return columns
+
+
+@dataclass(frozen=True, repr=False)
+class Predictions(Tabular):
+    """What a model says of some files; as a table, a row a file, or a clip in memory.
 
     Attributes:
         model: the folder of the model.
         answers: how logits became answers.
-        frames: an answer a sampled frame.
-        clips: an answer a file.
-        subjects: an answer a subject, none where subjects are not known.
+        frames: an answer a sampled frame; a table too.
+        clips: an answer a file; a table too.
+        subjects: an answer a subject, none where subjects are not known; a table too.
         skipped: files that could not be read, and why.
     """
 
     model: Path
     answers: Answers
-    frames: list[Answer]
-    clips: list[Answer]
-    subjects: list[Answer]
+    frames: AnswerTable
+    clips: AnswerTable
+    subjects: AnswerTable
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[Answer]:
+        return iter(self.clips)
+
+    def __getitem__(self, number: int) -> Answer:
+        return self.clips[number]
+
+    def __repr__(self) -> str:
+        told = sum(answer.answer is not None for answer in self.clips)
+        unlike = sum(answer.unlike for answer in self.clips)
+        left = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return (
+            f"Predictions({len(self.clips)} files: {told} answered, {unlike} unlike the training "
+            f"images{left})"
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """Those of `clips`."""
+        return self.clips.columns()
 
     def save(self, path: str | Path) -> Path:
         """Write every answer, whole or not at all.
@@ -181,23 +255,29 @@ def write_rows(
 
 def predict(
     model: str | Path | Network,
-    paths: str | Path | Iterable[str | Path],
+    images: Inputs,
     *,
-    subjects: str | Mapping[str, str] | Callable[[Path], str | None] | None = None,
+    subjects: str
+    | Mapping[str, str]
+    | Callable[[Path], str | None]
+    | Sequence[str | None]
+    | None = None,
     confidence: float | None = None,
     rate: float | None = None,
     clean: bool | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    output: str | Path | None = None,
 ) -> Predictions:
-    """Classify images, videos, DICOM files and folders of them.
+    """Classify files and folders of images, DICOM and videos, or images and clips in memory.
 
     Args:
         model: a folder that `uscl finetune` wrote, or one that is loaded.
-        paths: files and folders, as for `ultrasound.reading.find`.
+        images: as for `embed`.
         subjects: whom a file shows: a pattern, see `annotations.SubjectPattern`, a mapping by path
-            or file name, or a function of the path.
+            or file name, a function of the path, or a list, whom each of `images` shows.
         confidence: probability below which the answer is "cannot tell"; the model's own if None.
         rate: frames a second to sample from videos; the model's own if None.
         clean: whether frames are cut to the beam, and cleaned of what is drawn in it; as in the
@@ -205,63 +285,95 @@ def predict(
         batch_size: frames at a time.
         device: to compute on, see `network.load`.
         progress: show a bar.
+        workers: threads that decode; None for one a core.
+        output: write the answers there, see `Predictions.save`. An interrupted call to the same
+            output continues where it was; what is done lies in `OUTPUT.parts` meanwhile.
 
     Raises:
-        DataError: if nothing can be read, the folder holds no model, or an argument is out of
-            range.
+        DataError: if nothing can be read, the folder holds no model, an argument is out of range,
+            or the output cannot be written.
         UnreadableError: if a path does not exist.
         DigestError: if a file of the model is not the one it was written with.
     """
     if confidence is not None and not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
-    whose = _subjects(subjects)
-    found = [source for source, _ in name_sources(paths)]
-    if not found:
-        raise DataError("there is nothing to classify: name a file or folder")
-    sources = [source.path for source in found]
+    if output is not None:  # before an hour of work, not after
+        output = check_suffix(output)
+        closed = [] if isinstance(model, Network) else [model]
+        check_output(output, inputs_of(on_disk(images)), closed, BEGINS[output.suffix.lower()])
+    found = find(images)
+    if not found.sources:
+        raise DataError("there is nothing to classify: name a file or folder, or give an image")
     # a wrong pattern should not cost an hour of work
-    told = [known(whose(source)) for source in found]
-    network = model if isinstance(model, Network) else load(model, device)
+    told = whose(subjects, found, lambda name: name.path)
+    how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    skipped: list[tuple[Path, str]] = []
+    if output is None:
+        network, answers = _classifier(model, device, confidence)
+        look = network.look(rate, clean)
+        rows = run(network, found.sources, look, skipped, answer=network.wanted, **how)
+        with contextlib.closing(rows):
+            return _predictions(network, answers, found, told, list(rows), skipped)
+    with parts_of(output, NAMES) as folder:
+        network, answers = _classifier(model, device, confidence)
+        look = network.look(rate, clean)
+        key = [release(), digest(network.module), repr(network.transform), look, network.flips]
+        parts = Parts(folder, json.dumps(["answers", *key]))
+        sources = [path_of(source) for source in found.sources]
+        skipped = complete(parts, network, sources, look, network.wanted, **how)
+        result = _predictions(network, answers, found, told, [*parts.rows(sources)], skipped)
+        result.save(output)
+        parts.remove()
+    return result
+
+
+def _classifier(
+    model: str | Path | Network, device: str | torch.device | None, confidence: float | None
+) -> tuple[Network, Answers]:
+    network = load(model, device)
     answers = network.answers
     if answers is None:
         raise DataError(
-            f"{network.name}: is no model of `uscl finetune`, which alone says when it cannot tell"
+            f"{network.name}: is no model of `uscl finetune`, which alone says when it cannot "
+            f"tell; `finetune` makes one of a backbone, and `embed` takes vectors of it"
         )
     if confidence is not None:
         answers = from_mapping(Answers, to_plain(answers) | {"confidence": confidence}, "")
-    look = network.look(rate, clean)
-    origins: list[tuple[int, int, float]] = []
-    skipped: list[tuple[Path, str]] = []
+    return network, answers
 
-    def frames() -> Iterator[Image.Image]:
-        for index, source in enumerate(tqdm(sources, unit="file", disable=not progress)):
-            try:
-                for number, (time, image) in enumerate(look.at(source)):
-                    origins.append((index, number, time))
-                    yield image
-            except (UnreadableError, DataError) as error:
-                if origins and origins[-1][0] == index:
-                    warnings.warn(str(error), DamageWarning, stacklevel=2)
-                else:
-                    skipped.append((source, str(error).removeprefix(f"{source}: ")))
 
-    probabilities, distances = network.run(frames(), batch_size)
-    if not origins:
+def _predictions(
+    network: Network,
+    answers: Answers,
+    found: Found,
+    subjects: Sequence[str | None],
+    rows: Sequence[Row],
+    skipped: list[tuple[Path, str]],
+) -> Predictions:
+    if not rows:
         raise DataError(
-            f"none of {len(sources)} files can be read; {skipped[0][0]}: {skipped[0][1]}"
+            f"none of {len(found.sources)} files can be read; {skipped[0][0]}: {skipped[0][1]}"
         )
-    owner, number, time = (np.array(column) for column in zip(*origins, strict=True))
-    tables = answer(
+    probabilities, distances = network.said(np.concatenate([row.features for row in rows]))
+    sizes = [len(row.features) for row in rows]
+    frames, clips, people = answer(
         answers,
         probabilities,
         distances,
-        owner=owner,
-        number=number,
-        time=time,
-        sources=sources,
-        subjects=told,
+        owner=np.repeat([row.source for row in rows], sizes),
+        number=np.concatenate([np.arange(size) for size in sizes]),
+        time=np.concatenate([row.times for row in rows]),
+        sources=[path_of(source) for source in found.sources],
+        subjects=subjects,
     )
-    return Predictions(network.folder or Path(), answers, *tables, skipped)
+    return Predictions(
+        network.folder or Path(),
+        answers,
+        AnswerTable(frames),
+        AnswerTable(clips),
+        AnswerTable(people),
+        skipped,
+    )
 
 
 def answer(
@@ -340,19 +452,6 @@ def answer(
         for subject, own in members.items()
     ]
     return frames, clips, people
-
-
-def _subjects(
-    given: str | Mapping[str, str] | Callable[[Path], str | None] | None,
-) -> Callable[[Named], str | None]:
-    if given is None:
-        return lambda source: None
-    if isinstance(given, str):
-        pattern = SubjectPattern(given)
-        return lambda source: pattern(source.within)
-    if isinstance(given, Mapping):
-        return lambda source: given.get(str(source.path), given.get(source.path.name))
-    return lambda source: given(source.path)
 
 
 def check_suffix(path: str | Path) -> Path:

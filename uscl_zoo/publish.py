@@ -21,7 +21,7 @@ from PIL import Image
 
 from . import answers, checkpoint, licences, network, weights_cache
 from .card import Card, licences_of
-from .catalogue import model_info
+from .catalogue import card_named
 from .errors import CardError, DataError, HubError, one_line, reason
 from .files import WriteError, check_folder, expanded, locked, open_file, written_folder
 from .hub import HUB_FILE
@@ -242,7 +242,7 @@ def _find(name: str) -> tuple[Card, Path | None]:
         card, how = answers.read_model(folder)
         answers.read_statistics(folder / answers.STATISTICS, how)
         return card, folder
-    return model_info(name), None
+    return card_named(name), None
 
 
 def _draw(card: Card, path: Path) -> None:

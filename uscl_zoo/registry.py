@@ -9,14 +9,16 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load as load_tensors
 from timm.models import PretrainedCfg, ResNet, build_model_with_cfg
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from . import checkpoint, weights_cache
-from .card import MODELS
-from .catalogue import model_info
+from .card import MODELS, read_card
+from .catalogue import card_named, own_folder
 from .configs import pretrained_cfg_of
+from .errors import DataError, UnknownModelError, UsclError
 
 _LAYERS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
@@ -107,7 +109,7 @@ def create(
         # a configuration of the user's own, e.g. with a `file`; what it leaves out is the card's
         overlay = pretrained_cfg | overlay
         pretrained_cfg = None
-    card = model_info(f"{model}.{pretrained_cfg}" if pretrained_cfg else model)
+    card = card_named(f"{model}.{pretrained_cfg}" if pretrained_cfg else model)
     located = None
     if pretrained and not any(overlay.get(source) for source in _SOURCES):
         located = weights_cache.locate(card, cache_dir=cache_dir)
@@ -145,28 +147,59 @@ def _take_grey(network: nn.Module, mean: Sequence[float], std: Sequence[float]) 
     setattr(network.get_submodule(parent), last, GreyConv2d(first, mean, std))
 
 
-def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Create a backbone of the zoo.
+def create_model(name: str | Path, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a backbone of the zoo, or the network of a model's folder.
 
     Args:
-        name: a model, e.g. `resnet18_uscl`, or a checkpoint of it, e.g. `resnet18_uscl.pocus`.
+        name: a model, e.g. `resnet18_uscl`, or a checkpoint of it, e.g. `resnet18_uscl.pocus`; or
+            the path of a folder that `uscl finetune` or timm wrote.
         pretrained: load the weights, verified; otherwise the network is randomly initialised.
         **kwargs: timm's, e.g. `num_classes`, `in_chans`, `features_only`, `cache_dir`.
 
     Returns:
-        A timm model. Without `num_classes` it has no classifier and maps frames (N, 3, H, W) to
-        embeddings (N, `num_features`).
+        A timm model, in the mode of training: `.eval()` it to embed. Without `num_classes` it maps
+        frames (N, 3, H, W) to embeddings (N, `num_features`), or, from the folder of a model, to
+        its logits (N, classes).
 
     Raises:
         UnknownModelError: naming the nearest models.
         WeightsNotFoundError: saying where was looked and what to do.
         DigestError: if a file is not the one of the card.
     """
+    if not isinstance(name, (str, Path)):
+        raise UnknownModelError(
+            f"a model is created by its name, as 'resnet18_uscl', not {type(name).__name__}; "
+            "`uscl_zoo.Embedder(model)(images)` takes images"
+        )
+    name = str(name)
     if ":" not in name:  # timm's own schemes, e.g. `local-dir:`, are timm's to judge
-        model_info(name)
+        if (folder := own_folder(name)) is not None:
+            return _of_folder(folder, pretrained, kwargs)
+        card_named(name)
     if isinstance(kwargs.get("pretrained_cfg"), dict):
         # what it leaves out is this checkpoint's; timm would forget the tag, and take the default's
         given = kwargs.pop("pretrained_cfg")
         kwargs["pretrained_cfg_overlay"] = given | (kwargs.get("pretrained_cfg_overlay") or {})
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    return model
+
+
+def _of_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """The network of a folder; where there is a card, of the very bytes that it names."""
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    cards = [read_card(path) for path in sorted(folder.glob("*.yaml"))]
+    if pretrained and cards and not any(overlay.get(source) for source in _SOURCES):
+        overlay["state_dict"] = load_tensors(weights_cache.read_bytes(cards[0], folder))
+    try:
+        model: nn.Module = timm.create_model(
+            f"local-dir:{folder}", pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs
+        )
+    # a configuration may say anything, and timm asserts, compares and indexes
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, UsclError):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{folder}: holds no model of timm that can be made so ({reason})"
+        ) from error
     return model

@@ -408,9 +408,9 @@ def _refuse_both(table: Table, folder: Path, files: Sequence[Path]) -> None:
         )
 
 
-def own_subjects(sources: Sequence[Named], whose: Callable[[Named], str | None]) -> list[str]:
+def own_subjects(sources: Sequence[Named], told: Sequence[str | None]) -> list[str]:
     """The subject of each source; one of whom nobody knows is its own, whatever it is called."""
-    told = [known(whose(source)) for source in sources]
+    told = [known(subject) for subject in told]
     counts = Counter(source.name for source in sources)
     taken = {subject for subject in told if subject is not None}
     return [

@@ -22,13 +22,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .blanking import MOST_FRAMES, blank
-from .checkpoint import folder_of
-from .embed import digest
+from .catalogue import folder_of
 from .errors import DataError, MissingDependencyError, UsclError, one_line, reason
 from .files import WriteError, check_output, expanded, parts_of
 from .names import cell
 from .network import Network, load
 from .records import write_text
+from .running import digest
 from .ultrasound.beam import UNKNOWN
 from .ultrasound.sources import Look, files_of, name_sources, state_of
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from .errors import DataError
 from .files import expanded
 from .inference import batched, infer
+from .inputs import described, one_by_one, several, source_of
 from .network import Network, load
+from .ultrasound.sources import path_of
 
 try:  # what scikit-learn asks of its own, where it is installed
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -39,7 +40,8 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     An image is a path, a Pillow image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a
     tensor (H, W), (1, H, W) or (3, H, W); of bool, uint8, uint16 or floats in 0-1. Several are a
     list of these, an array (N, H, W, C), grey ones (N, H, W), or a tensor (N, C, H, W). The vector
-    of a clip, a path to a video, a DICOM file or a folder of frames, is the mean over its frames.
+    of a clip is the mean over its frames: of a path to a video, a DICOM file or a folder of frames,
+    of a `Clip`, and, in a list, of an array (T, H, W, C) or a list of frames.
 
     It is a transformer of scikit-learn: `make_pipeline(Embedder(), LogisticRegression())` fits,
     clones, pickles and cross-validates.
@@ -90,11 +92,11 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             DataError: if there is none, or one is no image.
             UnreadableError: if a file cannot be read.
         """
-        several = _several(images)
-        if several is None:
-            (one,) = self.transform([images])
+        items = one_by_one(images)
+        if several(images) is None:
+            (one,) = self.transform(items)
             return np.asarray(one)
-        return self.transform(several)
+        return self.transform(items)
 
     def fit(self, X: Any, y: Any = None) -> Embedder:
         """Do nothing: the backbone is trained.
@@ -118,19 +120,21 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             DataError: if there is none, or one is no image.
             UnreadableError: if a file cannot be read.
         """
-        items = _several(X)
+        items = several(X)
         if items is None:
-            raise DataError(f"several images are wanted, a list for instance, not {_named(X)}")
+            raise DataError(f"several images are wanted, a list for instance, not {described(X)}")
         network, counts = self.network, []
+        look = network.look(self.rate, self.clean)
+        sources = [source_of(item, f"image {number}") for number, item in enumerate(items)]
 
         def frames() -> Iterator[NDArray[np.uint8]]:
-            for item in items:
+            for source in sources:
                 count = 0
-                for frame in self._frames(item):
-                    yield network.transform.resize(frame)
+                for frame in look.at(expanded(source) if isinstance(source, Path) else source):
+                    yield network.transform.resize(frame.image)
                     count += 1
                 if not count:
-                    raise DataError(f"{_named(item)}: has no frames")
+                    raise DataError(f"{path_of(source)}: has no frames")
                 counts.append(count)
 
         batches = batched(frames(), self.batch_size)
@@ -150,12 +154,6 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         width = int(self.network.module.num_features)  # type: ignore[arg-type]
         return np.array([f"e{number}" for number in range(width)], dtype=object)
 
-    def _frames(self, item: Any) -> Iterable[Any]:
-        if isinstance(item, (str, Path)):
-            look = self.network.look(self.rate, self.clean)
-            return (frame.image for frame in look.at(expanded(item)))
-        return [_image(item)]
-
     def __getstate__(self) -> dict[str, Any]:
         # what is pickled is what it was made with; the network is loaded, and verified, again
         return {key: value for key, value in vars(self).items() if key not in ("_loaded", "_known")}
@@ -168,41 +166,3 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def __repr__(self, **_: Any) -> str:
         return f"Embedder({self.model!r})"
-
-
-def _several(images: Any) -> Sequence[Any] | None:
-    """The images one by one; None of one."""
-    if isinstance(images, (str, Path, Image.Image)):
-        return None
-    if isinstance(images, torch.Tensor):
-        return images if images.ndim > 3 else None  # type: ignore[return-value]
-    if hasattr(images, "to_numpy"):  # a column of pandas or Polars
-        images = images.to_numpy()
-    if isinstance(images, np.ndarray):
-        if images.dtype.kind in "OU":
-            return list(images.reshape(-1))
-        grey = images.ndim == 3 and images.shape[2] not in (1, 3, 4)
-        return images if images.ndim > 3 or grey else None  # type: ignore[return-value]
-    if isinstance(images, Iterable):
-        return list(images)
-    raise DataError(
-        f"an image is a path, a Pillow image, an array or a tensor, not {_named(images)}"
-    )
-
-
-def _image(item: Any) -> Any:
-    if isinstance(item, torch.Tensor):
-        array = (
-            item.detach().cpu().float().numpy() if item.is_floating_point() else item.cpu().numpy()
-        )
-        return array if array.ndim == 2 else np.moveaxis(array, 0, -1)
-    if isinstance(item, (Image.Image, np.ndarray)):
-        return item
-    raise DataError(f"an image is a path, a Pillow image, an array or a tensor, not {_named(item)}")
-
-
-def _named(item: Any) -> str:
-    if isinstance(item, (str, Path)):
-        return str(item)
-    shape = getattr(item, "shape", None)
-    return type(item).__name__ if shape is None else f"{type(item).__name__} {tuple(shape)}"

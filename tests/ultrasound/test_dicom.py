@@ -30,7 +30,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert
 from pydicom.pixels.utils import compress, expand_ybr422
 
 from uscl_zoo.card import Card
-from uscl_zoo.embed import embed
+from uscl_zoo.embedding import embed
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import Facts, Region
 from uscl_zoo.ultrasound import read as open_clip

@@ -15,9 +15,9 @@ from torch import nn
 from uscl_zoo import network
 from uscl_zoo.authors import read_backbone
 from uscl_zoo.card import ARCHITECTURES, Card, Input
-from uscl_zoo.embed import digest
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.registry import create_model
+from uscl_zoo.running import digest
 
 from ..frames import FrameStore
 from .infold import METHOD, Setting, method_recipe

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import StratifiedGroupKFold
 
+from uscl_zoo.data import splits
 from uscl_zoo.errors import DataError
 
 from ..frames import FrameStore, Video
@@ -62,20 +62,10 @@ def draw_folds(store: FrameStore, count: int = 5, seed: int = 0) -> Folds:
         DataError: if a class has fewer subjects than there are folds.
     """
     videos, classes = _labelled(store)
-    for label in classes:
-        subjects = {video.subject for video in videos if video.label == label}
-        if len(subjects) < count:
-            raise DataError(
-                f"{store.folder}: {label} has {len(subjects)} subjects, too few for {count} folds; "
-                "ask for fewer `folds`, or name the `classes` to keep"
-            )
-    target = [classes.index(video.label or "") for video in videos]
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    fold = np.zeros(len(videos), np.int64)
-    groups = [video.subject for video in videos]
-    for number, (_, test) in enumerate(splitter.split(target, target, groups)):
-        fold[test] = number
-    return _checked(Folds(tuple(videos), fold, classes, official=False), store)
+    labels = [video.label or "" for video in videos]
+    subjects = [video.subject for video in videos]
+    fold = splits.draw_folds(labels, subjects, count, seed, str(store.folder))
+    return Folds(tuple(videos), fold, classes, official=False)
 
 
 def some_subjects(
@@ -115,7 +105,9 @@ def official_folds(store: FrameStore, fold: Mapping[str, int]) -> Folds:
         raise DataError(f"{store.folder}: {len(absent)} have no official fold, first {absent[0]}")
     numbers = sorted({fold[video.name] for video in videos})
     places = np.array([numbers.index(fold[video.name]) for video in videos])
-    return _checked(Folds(tuple(videos), places, classes, official=True), store)
+    labels = [video.label or "" for video in videos]
+    splits.check_folds(labels, [video.subject for video in videos], places, str(store.folder))
+    return Folds(tuple(videos), places, classes, official=True)
 
 
 def _labelled(store: FrameStore) -> tuple[list[Video], tuple[str, ...]]:
@@ -127,24 +119,3 @@ def _labelled(store: FrameStore) -> tuple[list[Video], tuple[str, ...]]:
             f"{', '.join(classes) or 'none'}"
         )
     return videos, classes
-
-
-def _checked(folds: Folds, store: FrameStore) -> Folds:
-    """Refuse what no figure could be computed from."""
-    seen: dict[str, int] = {}
-    for video, number in zip(folds.videos, folds.fold.tolist(), strict=True):
-        if seen.setdefault(video.subject, number) != number:
-            raise DataError(f"{store.folder}: subject {video.subject} is in two folds")
-    for number in range(folds.count):
-        trained: Sequence[str | None] = [
-            video.label
-            for video, fold in zip(folds.videos, folds.fold, strict=True)
-            if fold != number
-        ]
-        absent = [label for label in folds.classes if label not in trained]
-        if absent:
-            raise DataError(
-                f"{store.folder}: without fold {number + 1} there is no {', '.join(absent)} to "
-                "learn from"
-            )
-    return folds

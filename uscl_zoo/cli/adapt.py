@@ -141,6 +141,7 @@ def _of_task(
 @rate_option(None)
 @clean_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 @device_option
 def predict(
     model: Path,
@@ -151,26 +152,24 @@ def predict(
     rate: float | None,
     clean: bool | None,
     batch_size: int,
+    workers: int | None,
     device: str | None,
 ) -> None:
     """Classify images, videos and DICOM files, or outline what is in them.
 
-    MODEL is a folder that `uscl finetune` wrote.
+    MODEL is a folder that `uscl finetune` wrote. Of a classifier, run it again after an
+    interruption and, with an output, it continues.
     """
     from .. import prediction
     from ..answers import OUTLINING, task_of
-    from ..files import check_output
-    from ..ultrasound.sources import inputs_of
 
     if task_of(model) in OUTLINING:
         if clean is not None:
             raise DataError("`clean` has no meaning for a model that outlines; leave it out")
+        if workers is not None:
+            raise DataError("`workers` has no meaning for a model that outlines; leave it out")
         _outline(model, files, output, subject_pattern, confidence, rate, batch_size, device)
         return
-    if output is not None:  # before an hour of work, not after
-        prediction.check_suffix(output)
-        begins = prediction.BEGINS[output.suffix.lower()]
-        check_output(output, inputs_of(files), [model], begins)
     result = prediction.predict(
         model,
         files,
@@ -180,6 +179,8 @@ def predict(
         clean=clean,
         batch_size=batch_size,
         device=device,
+        workers=workers,
+        output=output,
     )
     for source, reason in result.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
@@ -187,7 +188,6 @@ def predict(
         for answer in (*result.clips, *result.subjects):
             click.echo(one_line(str(answer)))
         return
-    result.save(output)
     told = sum(answer.answer is not None for answer in result.clips)
     unlike = sum(answer.unlike for answer in result.clips)
     click.echo(
@@ -260,7 +260,7 @@ def explain(
     MODEL is a checkpoint of the zoo or a folder that `uscl finetune` wrote.
     """
     from .. import gradcam
-    from ..checkpoint import folder_of
+    from ..catalogue import folder_of
     from ..files import check_output
     from ..ultrasound.sources import inputs_of
 

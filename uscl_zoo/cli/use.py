@@ -11,7 +11,7 @@ import click
 
 from ..errors import DataError, one_line
 from .commands import Heading
-from .options import FILE, MODEL, NAME, clean_option, device_option, rate_option
+from .options import FILE, MODEL, clean_option, device_option, rate_option
 from .weights import whereabouts
 
 commands = Heading(help="Use a backbone as it is")
@@ -50,10 +50,10 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
 
 
 @commands.command()
-@click.argument("name", type=NAME)
+@click.argument("name", type=MODEL)
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def info(name: str, as_json: bool) -> None:
-    """Show the card of a checkpoint."""
+    """Show the card of a checkpoint, or of a model's folder."""
     from ..catalogue import model_info
     from ..descriptions import describe
     from ..records import to_plain
@@ -116,7 +116,7 @@ def embed(
 
     Run it again after an interruption and it continues.
     """
-    from .. import embed as embedding
+    from .. import embedding
     from ..annotations import read_table
     from ..files import check_output
 

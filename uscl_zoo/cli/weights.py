@@ -30,11 +30,11 @@ def whereabouts(card: Card, places: Sequence[Place]) -> tuple[str, Path | None]:
 
 
 @commands.command()
-@click.argument("name", required=False, type=NAME)
+@click.argument("name", required=False, type=MODEL)
 def where(name: str | None) -> None:
     """Show where weights are: all of them, or every place where those of NAME are looked for."""
     from .. import weights_cache
-    from ..catalogue import home, model_info, ranked_cards
+    from ..catalogue import home, model_info, own_folder, ranked_cards
 
     if name is None:
         for card in ranked_cards():
@@ -43,7 +43,7 @@ def where(name: str | None) -> None:
         click.echo(f"{'your own go into':24}  {'':14}  {home()}")
         return
     card = model_info(name)
-    for place in weights_cache.places(card):
+    for place in weights_cache.places(card, own_folder(name)):
         mark, trouble = "*" if place.present else " ", ""
         if place.trouble:
             mark, trouble = "!", f": {place.trouble}"
@@ -53,15 +53,16 @@ def where(name: str | None) -> None:
 
 
 @commands.command()
-@click.argument("names", nargs=-1, type=NAME)
+@click.argument("names", nargs=-1, type=MODEL)
 def verify(names: tuple[str, ...]) -> None:
     """Check the weights in reach against their cards."""
     from .. import weights_cache
-    from ..catalogue import all_cards, model_info
+    from ..catalogue import all_cards, model_info, own_folder
 
-    cards = [model_info(name) for name in names] or list(all_cards().values())
+    asked = [(model_info(name), own_folder(name)) for name in names]
+    cards = asked or [(card, None) for card in all_cards().values()]
     wrong = 0
-    for result in weights_cache.verify_all(cards):
+    for result in (weights_cache.verify_all([card], folder)[0] for card, folder in cards):
         if result.located is not None:
             click.echo(f"{result.name}: verified, {result.located.source}, {result.located.path}")
             continue

@@ -272,9 +272,18 @@ def sample(
         UnreadableError: as `iterate`.
         MissingDependencyError: as `iterate`.
     """
+    return _frames(path, frame_rate, threads, on_damage, wanted_at(rate), grey)
+
+
+def wanted_at(rate: float) -> Wanted:
+    """Whether the frame at a time is one of `rate` a second.
+
+    Raises:
+        DataError: if `rate` is not positive.
+    """
     if not 0 < rate < math.inf:
         raise DataError(f"rate should be a positive number of frames a second, not {rate}")
-    return _frames(path, frame_rate, threads, on_damage, Wanted(rate), grey)
+    return Wanted(rate)
 
 
 def natural_key(path: Path) -> tuple[object, ...]:

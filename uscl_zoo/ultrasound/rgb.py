@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
         DataError: if an array has another shape or type, or intensities out of range.
         UnreadableError: if the pixels of an image cannot be decoded.
     """
+    if isinstance(image, (str, Path)):
+        raise DataError(
+            f"{image}: is the path of an image, and the image is wanted: `PIL.Image.open` opens "
+            "stills, and `uscl_zoo.Embedder(model)` takes the path of whatever is read here"
+        )
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":  # I;16, I;16B, I and F: more than 8 bits, one channel
             return to_frame(_deep_pixels(image))
@@ -41,8 +47,14 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3):
+            hint = "; of one with its channels first, `image.permute(1, 2, 0)` of torch, or "
+            hint += "`np.moveaxis(image, 0, -1)`"
+        elif array.ndim == 4:
+            hint = "; of several, take one after another, or `FrameTransform.batch`"
         raise DataError(
-            f"an image should be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {image.shape}"
+            f"an image should be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {array.shape}{hint}"
         )
     grey = array.shape[2] == 1
     pixels = _to_bytes(array[:, :, 0] if grey else array[:, :, :3])

@@ -19,9 +19,14 @@ from ..errors import one_line
 from ..files import expanded
 from .cleaning import Cleaner
 from .clip import Clip, Frame, OnDamage
-from .reading import find, read, sample, warn
+from .reading import find, read, sample, wanted_at, warn
 
 T = TypeVar("T")
+
+#: Where frames come from: a file or folder, or what is in memory.
+Source = Path | Clip
+#: What a clip is called that came from no file.
+IN_MEMORY = "clip"
 
 #: Frames of one source that wait to be taken.
 _DEPTH = 64
@@ -45,9 +50,11 @@ class Look(NamedTuple):
     grey: bool = False
 
     def at(
-        self, source: Path, threads: int = 1, on_damage: OnDamage = warn
+        self, source: Source, threads: int = 1, on_damage: OnDamage = warn
     ) -> Generator[Frame, None, None]:
         """The frames of a source, as `reading.sample` gives them, looked at so.
+
+        Of a clip in memory those are taken that `reading.sample` would take of a file.
 
         Raises:
             UnreadableError: as `reading.sample`.
@@ -55,19 +62,35 @@ class Look(NamedTuple):
             DataError: if they are to be cleaned, and are of several sizes.
         """
         cleaner = self.cleaner(source) if self.clean else None
-        for time, image in sample(source, self.rate, threads=threads, on_damage=on_damage):
+        for time, image in self._sampled(source, threads, on_damage):
             if cleaner is not None:
                 image, _ = cleaner(image)
             yield Frame(time, image.convert("L").convert("RGB") if self.grey else image)
 
-    def cleaner(self, source: Path) -> Cleaner:
-        """What cleans the frames of a source, which is decoded for it once."""
+    def clip(self, source: Source) -> Clip:
+        """A source as the clip of the frames that are looked at, not cleaned; damage is not told.
+
+        Raises:
+            UnreadableError: as `reading.read`.
+            MissingDependencyError: as `reading.read`.
+        """
 
         def decode() -> Iterator[Frame]:
             # who takes the frames reports the damage
-            return sample(source, self.rate, on_damage=lambda message: None)
+            return self._sampled(source, 1, lambda message: None)
 
-        return Cleaner.of(Clip(decode, source, read(source).facts))
+        whole = source if isinstance(source, Clip) else read(source)
+        return Clip(decode, whole.source, whole.facts)
+
+    def cleaner(self, source: Source) -> Cleaner:
+        """What cleans the frames of a source, which is decoded for it once."""
+        return Cleaner.of(self.clip(source))
+
+    def _sampled(self, source: Source, threads: int, on_damage: OnDamage) -> Iterator[Frame]:
+        if not isinstance(source, Clip):
+            return sample(source, self.rate, threads=threads, on_damage=on_damage)
+        wanted = wanted_at(self.rate)
+        return (frame for frame in source if wanted(frame.time))
 
 
 class Named(NamedTuple):
@@ -123,6 +146,13 @@ def name_sources(
     return list(found.values())
 
 
+def path_of(source: Source) -> Path:
+    """The file or folder that a source is, or what one in memory is called."""
+    if isinstance(source, Clip):
+        return source.source or Path(IN_MEMORY)
+    return source
+
+
 def files_of(source: Path) -> list[Path]:
     """The file that a source is, or the files of a folder of frames, hidden ones left out."""
     if not source.is_dir():
@@ -149,7 +179,7 @@ def state_of(source: Path) -> list[list[Any]]:
 
 
 def decode_ahead(
-    sources: Iterable[Path],
+    sources: Iterable[Source],
     look: Look | float,
     take: Callable[[Image.Image], T],
     workers: int | None = None,
@@ -162,7 +192,7 @@ def decode_ahead(
     through to its end, e.g. by `contextlib.closing`: its threads wait for that.
 
     Args:
-        sources: as `reading.find` gives them.
+        sources: as `reading.find` gives them, or in memory.
         look: how; frames a second of as they are.
         take: what to make of a frame, in the thread that decodes it.
         workers: threads; None for one a core.
@@ -181,7 +211,7 @@ def decode_ahead(
     waiting: deque[_Line[T]] = deque()
     rest = iter(sources)
 
-    def fill(source: Path, line: _Line[T]) -> None:
+    def fill(source: Source, line: _Line[T]) -> None:
         try:
             for time, image in look.at(source, threads, on_damage):
                 if not line.put((time, take(image))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from ..card import MODELS, Card
-from ..catalogue import model_info
+from ..catalogue import card_in, card_named, own_folder
 from ..errors import DataError, UnknownModelError
+from ..records import read_json
 from ..registry import statistics_of
 from .rgb import to_frame
 
@@ -118,13 +120,21 @@ class FrameTransform:
         return torch.stack([self(image) for image in images])
 
 
-def _named(name: str) -> Card | PretrainedCfg:
-    """What is known under a name, of the zoo or of timm."""
+def _named(name: str) -> Card | PretrainedCfg | Mapping[str, Any]:
+    """What is known under a name of the zoo or of timm, or of a model's folder."""
+    if (folder := own_folder(name)) is not None:
+        if (folder / "predict.json").is_file():
+            return card_in(folder)
+        said = read_json(folder / "config.json")
+        shape: Any = said.get("pretrained_cfg", said) if isinstance(said, Mapping) else None
+        if not isinstance(shape, Mapping):
+            raise DataError(f"{folder / 'config.json'}: should be a mapping with `pretrained_cfg`")
+        return shape
     # timm knows of the zoo's what was there when it was registered, and not what came since
     if name.partition(".")[0] in MODELS:
-        return model_info(name)
+        return card_named(name)
     try:
-        return timm.get_pretrained_cfg(name) or model_info(name)
+        return timm.get_pretrained_cfg(name) or card_named(name)
     except RuntimeError as error:
         raise UnknownModelError(f"{name}: timm knows the model, and not the tag") from error
 
@@ -147,26 +157,32 @@ def _channels(config: Mapping[str, Any], key: str, count: int) -> tuple[float, .
     return statistics_of(values, count)
 
 
-def create_transform(model: nn.Module | Card | str) -> FrameTransform:
+def create_transform(model: nn.Module | Card | str | Path) -> FrameTransform:
     """Create the transform that a network or card asks for.
 
     A network is asked for the channels that its first convolution takes: timm goes on to report
     three for one created with `in_chans=1`.
 
     Args:
-        model: a network that timm made, or anything built around one; a card; or a model name.
+        model: a network that timm made, or anything built around one; a card; a model name; or the
+            path of a model's folder.
 
     Raises:
         UnknownModelError: if no model is of that name.
         DataError: if the network does not say what input it was trained on.
     """
     asked: Any = model
-    if isinstance(model, str):
-        asked = _named(model)
+    if isinstance(model, (str, Path)):
+        asked = _named(str(model))
+    elif not isinstance(model, (nn.Module, Card)):
+        raise UnknownModelError(
+            f"a transform is that of a model, and this is of {type(model).__name__}: "
+            "`create_transform(model)(image)`"
+        )
     channels = None
     if isinstance(asked, Card):
         config = {**vars(asked.input), "input_size": asked.input.size}
-    elif isinstance(asked, PretrainedCfg):
+    elif isinstance(asked, (PretrainedCfg, Mapping)):
         config = _data_config(asked)
     else:
         config = _data_config(_pretrained_cfg(asked))
@@ -196,7 +212,7 @@ def _pretrained_cfg(model: nn.Module) -> Any:
 
 
 def _data_config(cfg: Any) -> dict[str, Any]:
-    cfg = cfg if isinstance(cfg, dict) else vars(cfg)
+    cfg = dict(cfg) if isinstance(cfg, Mapping) else vars(cfg)
     for key in ("input_size", "mean", "std"):
         # timm would take ImageNet's in its place
         if cfg.get(key) is not None and not cfg[key]:

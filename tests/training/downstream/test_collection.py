@@ -11,7 +11,7 @@ import timm
 from PIL import Image
 
 from uscl_zoo.cli import main
-from uscl_zoo.embed import embed
+from uscl_zoo.embedding import embed
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.downstream.audit import audit
 from uscl_zoo.training.downstream.collection import Collection, collect, is_wanted, sides

@@ -19,11 +19,10 @@ from PIL import Image
 from torch import nn
 
 import uscl_zoo
-from uscl_zoo import embed as embedding
-from uscl_zoo import parts
+from uscl_zoo import embedding, parts, running
 from uscl_zoo.card import Card
 from uscl_zoo.cli import main
-from uscl_zoo.embed import (
+from uscl_zoo.embedding import (
     Embeddings,
     check_suffix,
     embed,
@@ -286,14 +285,14 @@ class TestEmbedTo:
     ) -> Path:
         """An output whose making was interrupted after its first source."""
         output = tmp_path / "out.npz"
-        rows = embedding._rows
+        rows = running.run
 
-        def cut_short(*given: Any) -> Iterator[Any]:
-            yield next(rows(*given))
+        def cut_short(*given: Any, **options: Any) -> Iterator[Any]:
+            yield next(rows(*given, **options))
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(embedding, "_rows", cut_short)
+            patch.setattr(running, "run", cut_short)
             embed_to(output, model, folder, rate=10, progress=False)
         assert not output.exists()
         assert [part.suffix for part in (tmp_path / "out.npz.parts").iterdir()] == [".npz"]
@@ -366,7 +365,7 @@ class TestEmbedTo:
         torch.manual_seed(0)
         network = timm.create_model("test_resnet", num_classes=0)
         code = (
-            "import sys, time, timm, torch; from uscl_zoo import embed as e, parts\n"
+            "import sys, time, timm, torch; from uscl_zoo import embedding as e, parts\n"
             "parts._PART_ROWS = 1\n"
             "torch.manual_seed(0); m = timm.create_model('test_resnet', num_classes=0)\n"
             "m.register_forward_pre_hook(lambda *_: time.sleep(0.5))\n"

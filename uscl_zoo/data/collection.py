@@ -1,0 +1,231 @@
+"""Labelled images and videos of one's own: a folder a class, or a table of files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ..annotations import Annotation, SubjectPattern, Table, fold, known, read_frame, read_table
+from ..catalogue import refuse_model
+from ..errors import DataError, UnreadableError, one_line
+from ..files import expanded
+from ..rows import absolute, survey
+from ..ultrasound import reading
+from ..ultrasound.sources import Named, named
+
+#: Folders of a division of a data set, which are no classes, and what they are called in words.
+_SIDES = {
+    "train": re.compile(r"(?:train|training|trn|trainval)"),
+    "val": re.compile(r"(?:val|valid|validation|dev|development)"),
+    "test": re.compile(r"(?:test|testing|tst|eval|evaluation|held[\W_]?out|holdout)"),
+    "fold": re.compile(r"(?:fold|split|cv)[\W_]*\d+"),
+}
+_SET = re.compile(r"[\W_]*(?:set|data|images?|imgs?|videos?|split|\d+)$")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Labelled sources.
+
+    Attributes:
+        sources: by name.
+        annotations: by name; every one has a label.
+        subjects: whether subjects are known; otherwise each source is its own.
+        notes: what was left out, in words.
+    """
+
+    sources: dict[str, Path]
+    annotations: dict[str, Annotation]
+    subjects: bool
+    notes: tuple[str, ...]
+
+
+def collect(
+    data: Path,
+    table: Any = None,
+    *,
+    file_column: str = "Filename",
+    label_column: str | None = None,
+    subject_column: str | None = None,
+    subject_pattern: str | None = None,
+    classes: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    every_row: bool = False,
+) -> Collection:
+    """Find the labelled images and videos of a folder with a folder per class, or of a CSV.
+
+    In the folder of a class each image is a picture of its own, and a folder within it is searched
+    as usual. The rows of a table name files as for `rows.assign`, from its folder or `data`.
+
+    Args:
+        data: the folder or the CSV.
+        table: a CSV, or a data frame of pandas or Polars, of the files in the folder; None if
+            `data` is one itself, or a folder per class.
+        file_column: of the table: paths, names or stems.
+        label_column: of the CSV.
+        subject_column: of the CSV.
+        subject_pattern: see `SubjectPattern`.
+        classes: the only ones to take, in any case, with `*` for what they have in common; None
+            for all.
+        exclude: patterns of file names to leave out.
+        every_row: whether a row of the CSV without a file is an error.
+
+    Raises:
+        UnreadableError: if there is no such file or folder, or the CSV cannot be read.
+        DataError: if it does not give at least two classes, or the folders are a division of the
+            data and no classes.
+    """
+    refuse_model(data)
+    notes: list[str] = []
+    pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
+    if not data.exists() or (table is not None and not data.is_dir()):
+        kind = "folder" if table is not None else "file or folder"
+        raise UnreadableError(f"{data}: no such {kind}")
+    if table is None and data.is_dir():
+        for argument, given in (
+            ("label_column", label_column is not None),
+            ("subject_column", subject_column is not None),
+            ("every_row", every_row),
+        ):
+            if given:
+                raise DataError(f"{data}: `{argument}` is of a CSV, and this is a folder")
+        files = _of_folder(data, pattern, notes)
+    else:
+        if label_column is None:
+            raise DataError(f"{data}: `label_column` is missing: which column is the class?")
+        if subject_column is not None and pattern is not None:
+            raise DataError("`subject_column` and `subject_pattern` exclude each other")
+        columns = (file_column, label_column, subject_column)
+        if table is None:
+            home, rows = data.parent, read_table(data, *columns)
+        elif isinstance(table, (str, Path)):
+            home, rows = data, read_table(expanded(table), *columns)
+        else:
+            home, rows = data, read_frame(table, data / "the data frame", *columns)
+        files = _of_table(rows, home, pattern, every_row, notes)
+    kept = {
+        name: (source, row)
+        for name, (source, row) in files.items()
+        if not any(fnmatch(source.name, pattern) for pattern in exclude)
+    }
+    if len(kept) < len(files):
+        notes.append(f"{len(files) - len(kept)} files left out by name ({', '.join(exclude)})")
+    labelled = {
+        name: (source, row) for name, (source, row) in kept.items() if is_wanted(row.label, classes)
+    }
+    if len(labelled) < len(kept):
+        other = Counter(row.label or "no label" for _, row in kept.values())
+        other.subtract(row.label for _, row in labelled.values() if row.label)
+        counted = ", ".join(f"{label} {count}" for label, count in sorted((+other).items()))
+        notes.append(f"{len(kept) - len(labelled)} files left out by class ({counted})")
+    if len({fold(row.label or "") for _, row in labelled.values()}) < 2:
+        raise DataError(
+            f"{data}: has {len(labelled)} files of less than two classes; "
+            "give a folder per class, or a CSV and its `label_column`"
+        )
+    subjects = subject_column is not None or pattern is not None
+    if not subjects:
+        notes.append(
+            "no subjects are known, so each file counts as its own; if subjects have several, "
+            "name the column or pattern, or the figures will be too good"
+        )
+    return Collection(
+        sources={name: source for name, (source, _) in labelled.items()},
+        annotations={name: row for name, (_, row) in labelled.items()},
+        subjects=subjects,
+        notes=tuple(notes),
+    )
+
+
+def sides(data: Path) -> dict[str, Path]:
+    """The folders of a division such as `train`, `val` and `test`, in a folder; none without one.
+
+    Two of different kinds are one, and several folds. Of a single one its own folders tell: they
+    are the classes if it is alone, or if another beside it has the name of one of them.
+    """
+    folders = [entry for entry in reading.entries(data) if entry.is_dir()]
+    kinds: dict[str, list[Path]] = {}
+    for folder in folders:
+        name = folder.name.casefold()
+        for kind, pattern in _SIDES.items():
+            if pattern.fullmatch(name) or pattern.fullmatch(_SET.sub("", name)):
+                kinds.setdefault(kind, []).append(folder)
+                break
+    divided = [folder for of in kinds.values() for folder in of]
+    names = {folder.name.casefold() for folder in folders}
+    nested = {
+        entry.name.casefold()
+        for folder in divided
+        for entry in reading.entries(folder)
+        if entry.is_dir()
+    }
+    alone = len(names) == 1 and bool(nested)
+    if len(kinds) > 1 or len(kinds.get("fold", ())) > 1 or alone or nested & names:
+        return {folder.name: folder for folder in sorted(divided, key=reading.natural_key)}
+    return {}
+
+
+def is_wanted(label: str | None, classes: Sequence[str] | None) -> bool:
+    """Whether a label is one of those asked for, in any case, as `breast *` asks for several."""
+    if label is None or classes is None:
+        return label is not None
+    own = fold(label)
+    return any(own == fold(one) or fnmatch(own, fold(one)) for one in classes)
+
+
+def _of_folder(
+    data: Path, pattern: SubjectPattern | None, notes: list[str]
+) -> dict[str, tuple[Path, Annotation]]:
+    if division := sides(data):
+        raise DataError(
+            f"{data}: {', '.join(division)} divide the data and are no classes; give one of them, "
+            f"as {data / next(iter(division))}, or a CSV of all: subjects are divided here"
+        )
+    files: dict[str, tuple[Path, Annotation]] = {}
+    folders = [entry for entry in reading.entries(data) if entry.is_dir()]
+    masks = [folder for folder in folders if reading.is_mask(folder)]
+    if masks:
+        notes.append(reading.masks_left_out(data, masks))
+    for folder in (folder for folder in folders if folder not in masks):
+        try:
+            sources = reading.find([folder], on_damage=notes.append)
+        except DataError as error:
+            notes.append(str(error))
+            continue
+        # numbered stills of one size look like a clip, and are a class here
+        for source in reading.images_in(folder) if sources == [folder] else sources:
+            of = named(source, data)
+            subject = None if pattern is None else pattern(of.within)
+            files[of.name] = source, Annotation(subject or of.name, known(folder.name))
+    return files
+
+
+def _of_table(
+    table: Table, home: Path, pattern: SubjectPattern | None, every_row: bool, notes: list[str]
+) -> dict[str, tuple[Path, Annotation]]:
+    # files that rows name by their paths need no search, and may be anywhere
+    files = {key: absolute(home / key) for key in table.rows}
+    direct = {key: path for key, path in files.items() if path.is_file()}
+    inside = absolute(home)
+    areas = [path for path in direct.values() if not path.is_relative_to(inside)]
+    areas = [home, *areas] if len(direct) < len(files) else list(direct.values())
+    surveyed = survey(areas, table, every_row=every_row, on_damage=notes.append)
+    notes += surveyed.notes
+    rows: dict[str, tuple[Path, Annotation]] = {}
+    for source in surveyed.sources:
+        if (row := surveyed.rows.get(source.path)) is None:
+            continue
+        path = absolute(source.path)
+        within = Path(os.path.relpath(path, inside)).as_posix()
+        of = Named(path, one_line(within), within)
+        if pattern is not None:
+            row = dataclasses.replace(row, subject=pattern(within) or of.name)
+        rows[of.name] = source.path, row
+    return rows
