@@ -36,7 +36,7 @@ _BATCH = 16
 
 
 def explain(
-    model: nn.Module | str | Path,
+    model: nn.Module | str | Path | Network,
     path: str | Path,
     label: str | None = None,
     rate: float | None = None,

@@ -179,7 +179,7 @@ class Network:
 
 
 def load(
-    reference: str | Path | nn.Module,
+    reference: str | Path | nn.Module | Network,
     device: str | torch.device | None = None,
     *,
     statistics: tuple[Channels, Channels] | None = None,
@@ -193,7 +193,7 @@ def load(
         reference: a name of the zoo, or of timm; the YAML of a card with its weights beside it; a
             folder of a model of `uscl finetune`, or of any network of timm, with or without
             `local-dir:` before it; `hf-hub:` and a repository; a checkpoint file of any layout that
-            `uscl import` takes; or a network.
+            `uscl import` takes; a network; or one that is loaded, which is given back.
         device: to compute on. If None, a network stays where it is, and one that is named goes to a
             GPU where there is one.
         statistics: mean and standard deviation of the input, for a checkpoint file that does not
@@ -206,7 +206,9 @@ def load(
             mean and standard deviation.
         UsclError: if its weights cannot be had.
     """
-    if isinstance(reference, nn.Module):
+    if isinstance(reference, Network):
+        found = reference
+    elif isinstance(reference, nn.Module):
         name = type(reference).__name__
         found = _described("", "module", name, reference)
     else:
