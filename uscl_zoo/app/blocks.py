@@ -110,7 +110,7 @@ def looks() -> dict[str, Any]:
     """Theme and style; of fonts those of the system, as others would be fetched."""
     fonts = ["system-ui", "sans-serif"]
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
-    return {"theme": theme, "css": panels.STYLE}
+    return {"theme": theme, "css_paths": Path(__file__).with_name("page.css")}
 
 
 def _head(network: Network) -> str:

@@ -20,34 +20,6 @@ from ..ultrasound.beam import UNKNOWN
 from .collection import Collection
 from .examination import Examination
 
-#: Of the page; colours are those of the page around it, light or dark.
-STYLE = """
-.uscl h3 { margin: 0 0 .4rem; font-size: 1.05rem; }
-.uscl p { margin: .3rem 0; }
-.uscl .faint, .uscl figcaption { color: inherit; opacity: .72; }
-.uscl .faint { font-size: .9rem; }
-.uscl .answer { font-size: 1.6rem; font-weight: 600; margin: .2rem 0; overflow-wrap: anywhere; }
-.uscl .unsure { color: #b45309; }
-.dark .uscl .unsure { color: #fbbf24; }
-.uscl .bad { border-left: 4px solid #b91c1c; padding: .5rem .8rem; overflow-wrap: anywhere; }
-.uscl .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr));
-  gap: 10px; align-items: start; }
-.uscl figure { margin: 0; }
-.uscl figure img { display: block; width: 100%; border-radius: 3px; }
-.uscl figcaption { font-size: .8rem; margin-top: 3px; overflow-wrap: anywhere; }
-.uscl .bars { display: grid; grid-template-columns: max-content 1fr max-content;
-  gap: 5px 10px; align-items: center; margin: .6rem 0; }
-.uscl .bar { position: relative; height: 13px; background: var(--border-color-primary);
-  border-radius: 3px; }
-.uscl .bar i { position: absolute; inset: 0 auto 0 0; background: #0f766e; border-radius: 3px; }
-.uscl .bar b { position: absolute; top: -3px; bottom: -3px; width: 2px;
-  background: var(--body-text-color); }
-.uscl .key { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px;
-  vertical-align: -1px; }
-.uscl video { width: 100%; max-width: 860px; border-radius: 3px; display: block; }
-.uscl img.wide { max-width: 100%; border-radius: 3px; display: block; margin-top: 10px; }
-"""
-
 #: Under everything that is said.
 CAUTION = "For research. Not a medical device; not for diagnosis or treatment."
 

@@ -483,7 +483,7 @@ def test_it_learns_what_it_is_shown(tuned: Path) -> None:
 
 def test_the_report_begins_with_the_verdict_and_ends_with_tables(tuned: Path) -> None:
     page = (tuned / "report.html").read_text(encoding="utf-8")
-    heads = ["class=\"verdict\">Of 6 held-out files, Cov, Pneu and Reg are told apart"]
+    heads = ['class="verdict">Of 6 held-out files, Cov, Pneu and Reg are told apart']
     heads += ['alt="verdict.png"', "What to do next", "<h2>Figures", "<h2>Limits"]
     places = [page.find(head) for head in heads]
     assert -1 not in places and places == sorted(places)
