@@ -38,7 +38,7 @@ def call(*arguments: str | Path) -> int:
 
 #: Every command there has ever been: scripts of users name them.
 COMMANDS = {
-    *("list", "info", "demo", "embed", "finetune", "predict", "explain"),
+    *("list", "info", "demo", "embed", "app", "finetune", "predict", "explain"),
     *("evaluate", "probe", "audit", "shortcut"),
     *("prepare", "pretrain", "throughput", "export", "corpus"),
     *("where", "verify", "fetch", "import", "publish"),

@@ -171,15 +171,19 @@ uscl predict MODEL FILES... -o answers.csv
 ```"""
 
 
+def hub_licence(licence: str) -> str:
+    """A licence as the Hub's metadata name it: `other` where the Hub does not know it."""
+    return licence.lower() if _HUB_LICENCES.fullmatch(licence.lower()) else "other"
+
+
 def _metadata(card: Card) -> str:
     assert card.licence is not None
-    licence = card.licence.lower()
-    known = _HUB_LICENCES.fullmatch(licence) is not None
+    licence, known = card.licence.lower(), hub_licence(card.licence) != "other"
     # other models' figures and differences are no results of this one; the table below has them
     measured = [m for m in card.metrics if m.compared_with is None and m.model is None]
     data = ModelCardData(
         model_name=card.name,
-        license=licence if known else "other",
+        license=hub_licence(card.licence),
         license_name=None if known else re.sub(r"[^a-z0-9.-]+", "-", licence),
         library_name="timm",
         pipeline_tag="image-classification" if card.classes else "image-feature-extraction",

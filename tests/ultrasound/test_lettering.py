@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,3 +64,21 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"uscl-zoo\[clean\]"):
         lettering(written("ROSSI", (10, 10)))
+
+
+#: Finds text in a picture, and waits as long as telemetry takes to begin.
+LOOKING = """
+import time
+import numpy as np
+from uscl_zoo.ultrasound.lettering import lettering
+lettering(np.zeros((1, 64, 64, 3), np.uint8))
+time.sleep(1)
+"""
+
+
+def test_nobody_is_told_of_it(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry begins with an identifier in a file, and goes on to its makers."""
+    places = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    inherited = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", LOOKING], env={**inherited, **places}, check=True)
+    assert list(tmp_path.rglob("*")) == []

@@ -157,3 +157,36 @@ def embed(
         f"{done.path}: {done.rows} {pool}s of {done.sources} files{earlier}, "
         f"{done.width} numbers each; {len(done.skipped)} skipped"
     )
+
+
+@commands.command()
+@click.argument("model", type=MODEL, default="resnet18_uscl")
+@click.option("--collection", type=FILE, help="Of `uscl embed`: show the nearest of it.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets everybody in.")
+@click.option("--port", type=click.IntRange(1, 65535), help="By default the first from 7860 on.")
+@click.option("--space", type=FILE, help="Write a Hugging Face Space of it, and serve nothing.")
+@device_option
+def app(
+    model: str,
+    collection: Path | None,
+    host: str,
+    port: int | None,
+    space: Path | None,
+    device: str | None,
+) -> None:
+    """Serve a page to drop an image, a clip or a DICOM file into.
+
+    It shows what MODEL sees and says: frames, beam, probabilities, evidence, nearest images. Files
+    stay on this machine, and are deleted when the tab is closed.
+    """
+    if space is not None:
+        from ..app.space import write_space
+
+        if collection is not None:
+            raise DataError("--collection: names files of yours, and --space is for others to see")
+        write_space(model, space)
+        click.echo(f"{space}: written; `python {space}/app.py` tries it here")
+        return
+    from ..app.page import serve
+
+    serve(model, collection, host=host, port=port, device=device, tell=click.echo)

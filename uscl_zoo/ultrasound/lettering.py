@@ -57,6 +57,8 @@ def _detector() -> Any:
     """RapidOCR, which carries its weights and so needs no network; loaded once a process."""
     process = os.getpid()
     if process not in _LOADED:
+        # it would tell its makers of every session; who wants that sets the variable to 0
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime  # noqa: F401, RapidOCR would log its absence and go on
             from rapidocr import RapidOCR
