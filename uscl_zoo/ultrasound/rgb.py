@@ -29,9 +29,10 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
         DataError: if an array has another shape or type, or intensities out of range.
         UnreadableError: if the pixels of an image cannot be decoded.
     """
-    if isinstance(image, (str, Path)):
+    given: object = image  # whatever the annotation says, people try it with a path
+    if isinstance(given, (str, Path)):
         raise DataError(
-            f"{image}: is the path of an image, and the image is wanted: `PIL.Image.open` opens "
+            f"{given}: is the path of an image, and the image is wanted: `PIL.Image.open` opens "
             "stills, and `uscl_zoo.Embedder(model)` takes the path of whatever is read here"
         )
     if isinstance(image, Image.Image):
