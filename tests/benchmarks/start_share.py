@@ -1,0 +1,90 @@
+"""What a share of the starting weights in a backbone is worth: points on the line between both.
+
+    python -m tests.benchmarks.start_share resnet18_uscl.open stores/busi224 stores/open \
+        --shares 0 0.15 0.25 0.4 1
+
+The line goes through the start on the card of the backbone and its weights as shipped, which
+are themselves a mean (`start_share` on the card). Macro AUROC of frozen features by the protocols
+of `uscl evaluate`, without intervals: BUSI, both halves of its groups by seed, and the subjects of
+the corpus that were held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import uscl_zoo
+from uscl_zoo.catalogue import card_named
+from uscl_zoo.training.downstream.protocols import quick_figures
+from uscl_zoo.training.downstream.regression import features
+from uscl_zoo.training.frames import FrameStore, Video
+
+Rows = npt.NDArray[np.int64]
+
+
+def judged(videos: list[Video]) -> tuple[Rows, Rows, Rows]:
+    """First frame, class and subject of each video."""
+    labels = sorted({video.label or "" for video in videos})
+    people = sorted({video.subject for video in videos})
+    return (
+        np.array([video.first for video in videos]),
+        np.array([labels.index(video.label or "") for video in videos]),
+        np.array([people.index(video.subject) for video in videos]),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backbone")
+    parser.add_argument("busi", type=Path, help="a store of BUSI")
+    parser.add_argument("corpus", type=Path, help="the store that the backbone was trained on")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.15, 0.25, 0.4, 1])
+    given = parser.parse_args()
+    card = card_named(given.backbone)
+    assert card.training.start is not None
+    shipped = float(card.training.recipe.get("start_share", 0))
+    network = uscl_zoo.create_model(given.backbone, pretrained=True).eval()
+    start = uscl_zoo.create_model(card.training.start.name, pretrained=True).state_dict()
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    busi, corpus = FrameStore(given.busi), FrameStore(given.corpus)
+    rows, target, group = judged(list(busi.videos))
+    groups = np.unique(group)
+    chosen = np.random.default_rng(0).permutation(groups)[: len(groups) // 2]
+    half = np.isin(group, chosen)
+    sides = {"BUSI": slice(None), "half of its groups": half, "the other half": ~half}
+    organs = {}
+    for organ in ("liver", "breast"):
+        own = [v for v in corpus.select("heldout") if (v.label or "").startswith(f"{organ} ")]
+        organs[organ] = judged(own)
+    print("| share of the start | images of | neighbours | linear | 10 % |\n" + "| --- " * 5 + "|")
+    for share in given.shares:
+        toward = (share - shipped) / (1 - shipped)
+        network.load_state_dict(
+            {
+                name: torch.lerp(value, start[name].to(value), toward)
+                if value.is_floating_point()
+                else value
+                for name, value in weights.items()
+            }
+        )
+        known = features(network, busi, rows)
+        figures = {
+            side: quick_figures(known[which], target[which], group[which])
+            for side, which in sides.items()
+        }
+        for organ, (own, classes, people) in organs.items():
+            figures[f"held-out {organ}"] = quick_figures(
+                features(network, corpus, own), classes, people
+            )
+        for name, row in figures.items():
+            cells = " | ".join(f"{value:.3f}" for value in row.values())
+            print(f"| {share:g} | {name} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
