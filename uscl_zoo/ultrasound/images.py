@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -18,7 +17,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 from ..errors import MissingDependencyError, UnreadableError, quietly, reason
 from ..files import open_file
-from . import jpeg
+from . import deep, jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 from .rgb import to_frame
 
@@ -47,9 +46,6 @@ _PIXELS_A_BYTE = 20
 _PIXELS_AT_LEAST = 2**29
 _PIXELS_A_FRAME = 2**16
 
-# Formats whose samples may have 16 bits in colour.
-_DEEP = frozenset({"PNG", "TIFF"})
-
 # Bytes of comments in a GIF, which Pillow joins one by one.
 _MOST_TEXT = 2**20
 
@@ -57,8 +53,6 @@ _MOST_TEXT = 2**20
 _SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 258, 259, 262
 # Where strips and tiles are, and their sizes; both kinds of JPEG.
 _PLACES, _SIZES, _OF_JPEG = (273, 324), (279, 325), (6, 7)
-# Orders of the bytes of a sample, as Pillow names them, and the other; N is this machine's.
-_SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _REDUCED_OR_MASK = 1 | 4
 
 
@@ -96,7 +90,7 @@ def iterate(
                     lost += 1
                     continue
                 if wanted(time):
-                    frame = _upright(page, levels, lambda: _lower(path, page))
+                    frame = _upright(page, levels, lambda: _deep(path, page))
                     if levels.note:
                         on_damage(f"{path}: {levels.note}")
                         levels.note = None
@@ -149,31 +143,37 @@ class _Levels:
         self._top = 0
         self._shallow = False
 
-    def colour(self, upper: Image.Image, deep: Callable[[], Any]) -> Image.Image:
+    def colour(self, upper: Image.Image, whole: Callable[[], Any]) -> Image.Image:
         """An image in colour, as it is, or widened where it is a dark one of 16 bits a sample.
 
         Args:
             upper: the upper 8 bits.
-            deep: gives all 16, uint16 (H, W, 3), or None if there are no more than 8.
+            whole: gives all 16, uint16 (H, W, 3), or None if there are no more than 8.
         """
-        if self._shallow or upper.mode not in ("RGB", "RGBA") or upper.format not in _DEEP:
+        if upper.mode not in ("RGB", "RGBA") or upper.format not in deep.FORMATS:
+            if deep.has_planes(upper):
+                raise ValueError("planes of 16 bits that are not red, green and blue")
             return upper
-        if not self._top and np.asarray(upper.convert("RGB")).max() >= 128:
+        misread = deep.has_planes(upper)
+        if not misread:
+            bright = not self._top and np.asarray(upper.convert("RGB")).max() >= 128
             # one range for all pages
-            self._shallow = True
-            return upper
-        values = deep()
+            self._shallow = self._shallow or bool(bright)
+            if self._shallow:
+                return upper
+        values = whole()
         if values is None:
             self._shallow = True
             return upper
-        if not self._top:
-            used = max(8, int(values.max()).bit_length())
-            if not values.any():
-                return upper
+        used = max(8, int(values.max()).bit_length())
+        if not self._top and values.any() and used < 16 and not self._shallow:
             self._top = 2**used - 1
             self.note = f"of 16 bits it uses {used}, and is shown by these"
-        scaled = values.astype(np.float64) / self._top * 255
-        return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8))
+        if not self._top and not misread:
+            return upper
+        top = self._top or 65535
+        scaled = (np.minimum(values, top).astype(np.uint32) * 255 + top // 2) // top
+        return Image.fromarray(scaled.astype(np.uint8))
 
     def __call__(self, page: Image.Image, image: Image.Image) -> Image.Image | NDArray[np.uint16]:
         """Of a page the image that was made upright, as it is or with its range widened."""
@@ -195,8 +195,8 @@ class _Levels:
                 self._top = 2**used - 1
                 self.note = f"of {bits} bits it uses {used}, and is shown by these"
         scaled = values.astype(np.float64) / self._top * 65535
-        deep: NDArray[np.uint16] = np.rint(scaled.clip(0, 65535)).astype(np.uint16)
-        return deep
+        widened: NDArray[np.uint16] = np.rint(scaled.clip(0, 65535)).astype(np.uint16)
+        return widened
 
 
 def facts(path: Path) -> Facts:
@@ -326,39 +326,17 @@ def _check_strips(page: Image.Image) -> None:
         stream.seek(at)
 
 
-def _lower(path: Path, page: Image.Image) -> NDArray[np.uint16] | None:
-    """The colours of a page of 16 bits a sample, which Pillow cuts to their upper 8.
+def _deep(path: Path, page: Image.Image) -> deep.Deep | None:
+    """The colours of a page with all their bits; None if it has no more than 8 a sample."""
 
-    It is decoded once more as if its bytes were in the other order.
+    @contextmanager
+    def again() -> Iterator[Image.Image]:
+        with _open(path, checked=False) as image:
+            if number := page.tell():
+                image.seek(number)
+            yield image
 
-    Returns:
-        uint16 (H, W, 3); None if the page has no more than 8 bits, or cannot be read so.
-    """
-    upper = np.asarray(page.convert("RGB"))
-    image: Any
-    with _open(path, checked=False) as image:
-        if number := page.tell():
-            image.seek(number)
-        tiles: list[Any] = []
-        for tile in image.tile:
-            kind, box, offset, given = tile[:4]
-            mode = given if isinstance(given, str) else given[0]
-            name, _, order = str(mode).partition(";")
-            if name not in ("RGB", "RGBA") or order not in _SWAPPED:
-                return None
-            mode = f"{name};{_SWAPPED[order]}"
-            # Pillow's own since 11.1, a plain tuple before
-            make: Any = getattr(tile, "_make", tuple)
-            tiles.append(
-                make((kind, box, offset, mode if isinstance(given, str) else (mode, *given[1:])))
-            )
-        if not tiles or image.size != page.size:
-            return None
-        image.tile = tiles
-        image.load()
-        lower = np.asarray(image.convert("RGB"))
-    deep: NDArray[np.uint16] = upper.astype(np.uint16) * 256 + lower
-    return deep
+    return deep.of_planes(again) if deep.has_planes(page) else deep.of_halves(page, again)
 
 
 def _check(image: Image.Image) -> None:
@@ -385,8 +363,8 @@ def _duration(page: Image.Image) -> float:
     return max(0.0, float(page.info.get("duration", 0)) / 1000)
 
 
-def _upright(page: Image.Image, levels: _Levels, deep: Callable[[], Any]) -> Image.Image:
-    shown = quietly(lambda: levels.colour(page, deep))
+def _upright(page: Image.Image, levels: _Levels, whole: Callable[[], Any]) -> Image.Image:
+    shown = quietly(lambda: levels.colour(page, whole))
     if shown is not page:
         # what it says of its place goes with it
         shown.info, shown.encoderinfo = page.info, {}
