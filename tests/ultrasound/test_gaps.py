@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -27,11 +28,11 @@ CODECS = {
 }
 
 
-def write(path: Path, codec: str) -> None:
+def write(path: Path, codec: str, rate: int = RATE) -> None:
     """Forty frames, each of a grey of its own, with noise that is costly to predict."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=RATE)
+        stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height = 64, 48
         pixels = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
         stream.pix_fmt = pixels
@@ -56,12 +57,34 @@ def spoil(path: Path, *numbers: int) -> None:
     path.write_bytes(content)
 
 
-def read(path: Path, threads: int = 1) -> tuple[dict[int, float], list[str]]:
+def spoil_half(path: Path, number: int) -> None:
+    """Overwrite the second half of a packet, of which the decoder paints over what it lacks."""
+    with av.open(str(path)) as container:
+        places = [(p.pos or 0, p.size) for p in container.demux(video=0) if p.size]
+    position, size = places[number]
+    content = bytearray(path.read_bytes())
+    content[position + size // 2 : position + size] = bytes(size - size // 2)
+    path.write_bytes(content)
+
+
+def without(path: Path, number: int) -> None:
+    """Copy a video, but for a packet."""
+    whole = path.with_stem("whole")
+    path.rename(whole)
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(source.demux(video=0)):
+            if i != number and packet.size:
+                packet.stream = stream
+                target.mux(packet)
+
+
+def read(path: Path, threads: int = 1, rate: int = RATE) -> tuple[dict[int, float], list[str]]:
     """The grey of each frame by its number, and what was said."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frames = {
-            round(frame.time * RATE): float(np.asarray(frame.image).mean())
+            round(frame.time * rate): float(np.asarray(frame.image).mean())
             for frame in iterate(path, threads=threads)
         }
     return frames, [str(w.message) for w in caught if w.category is DamageWarning]
@@ -87,6 +110,82 @@ def test_what_is_before_and_after_is_kept(codec: str, threads: int, tmp_path: Pa
         assert "are left out (" in told[0]
     for number in (*range(2 * GROUP - 2), *range(4 * GROUP, FRAMES)):
         assert found[number] == pytest.approx(whole[number], abs=3)
+
+
+#: What FFmpeg paints over, with a flag on the frame.
+PAINTED = {
+    "mpeg1video": ".mkv",
+    "mpeg2video": ".mkv",
+    "libx264": ".mp4",
+    "mpeg4": ".mp4",
+    "msmpeg4v3": ".avi",
+    "flv": ".flv",
+}
+
+
+@pytest.mark.parametrize("codec", PAINTED)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_decoder_paints_over_is_left_out_and_said(
+    codec: str, threads: int, tmp_path: Path
+) -> None:
+    path = tmp_path / f"clip{PAINTED[codec]}"
+    write(path, codec, rate=25)
+    whole, told = read(path, rate=25)
+    assert len(whole) >= FRAMES - 1 and not told
+    spoil_half(path, 18)
+    found, told = read(path, threads, rate=25)
+    lost = set(whole) - set(found)
+    assert 0 < len(lost) <= 2 * GROUP + 2
+    assert any("clip" in line and "are left out (" in line for line in told), told
+    for number in found:
+        assert found[number] == pytest.approx(whole[number], abs=3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "how"),
+    [
+        *(
+            (codec, suffix, how)
+            for codec, suffix in (
+                ("mpeg1video", ".mkv"),
+                ("mpeg2video", ".mkv"),
+                ("mpeg2video", ".ts"),
+            )
+            for how in ("no slices", "no packet")
+        ),
+        # of a picture of HEVC without its slices nothing tells
+        ("libx265", ".mp4", "no packet"),
+    ],
+)
+def test_frames_that_do_not_come_are_missed(
+    codec: str, suffix: str, how: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"clip{suffix}"
+    write(path, codec, rate=25)
+    whole, told = read(path, rate=25)
+    assert not told
+    if how == "no packet":
+        without(path, 19)
+    elif codec == "libx265":
+        # what a picture of HEVC without its slices is, nothing says
+        return
+    else:
+        spoil(path, 19)
+    found, told = read(path, rate=25)
+    assert len(found) < len(whole)
+    assert any(
+        re.search(r"clip\.\w+: frames are missing behind 0\.[678] s", one) for one in told
+    ), told
+    for number in found:
+        assert found[number] == pytest.approx(whole[number], abs=3)
+
+
+def test_frames_that_nobody_wants_are_not_missed(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    write(path, "mpeg2video", rate=25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(sample(path, 3.0))) == 5
 
 
 def test_many_gaps_are_counted_and_the_last_may_be_the_end(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ..errors import MissingDependencyError, UnreadableError, reason
 from ..files import open_file
 from . import jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
+from .gaps import Gaps, Ledger, in_words
 
 if TYPE_CHECKING:
     from av import Packet, VideoCodecContext, VideoFrame, VideoStream
@@ -42,13 +43,9 @@ _BY_HEAD = {b"\0\0\1\xba": "mpeg", b"\0\0\1\xb3": "mpegvideo"}
 # HEVC, but there only of others in the same layer.
 _TELLING = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
 
-# Of whose packets each is a picture by itself, and those whose picture is a JPEG.
+# Whose pictures are JPEGs.
 _OF_JPEG = frozenset({"mjpeg", "mjpegb"})
-_ALONE = _OF_JPEG | {"png", "rawvideo", "huffyuv", "gif", "bmp", "jpeg2000", "tiff", "dvvideo"}
 _PROGRESSIVE = b"\xff\xc2"
-
-# Gaps that are told one by one.
-_TOLD = 5
 
 # Brightness in a plane of its own, colour in others, of one byte each.
 _PLANAR = frozenset({"gray", *(f"{y}{n}p" for y in ("yuv", "yuvj") for n in (420, 422, 444))})
@@ -74,7 +71,8 @@ def iterate(
         convert = _Converter(threads, grey)
         matrix = _Matrix()
         thrift = _Thrift(stream.codec_context, clock, wanted)
-        gaps = _Gaps(stream.codec_context.name)
+        gaps = Gaps(stream.codec_context.name)
+        ledger = Ledger(stream.codec_context.name)
         try:
             for packet in container.demux(stream):
                 if gaps.skip(packet):
@@ -86,6 +84,7 @@ def iterate(
                     if not count:
                         continue
                 thrift.consider(packet)
+                ledger.send(packet, thrift.skips)
                 decoded: list[VideoFrame] = []
                 try:
                     if not broken:
@@ -100,7 +99,12 @@ def iterate(
                     # what follows is predicted from it, up to where nothing is
                     gaps.begin(clock.last)
                     decoded = _waiting(stream)
+                    ledger.forget()
                 for frame in decoded:
+                    ledger.receive(frame)
+                    if gaps.hides(frame, max(0.0, clock.last)):
+                        trouble = trouble or "damage in a frame"
+                        continue
                     if frame.width * frame.height > MAX_PIXELS:
                         raise ValueError(
                             f"an image of {frame.width} x {frame.height} pixels; "
@@ -116,6 +120,8 @@ def iterate(
             trouble = reason(error)
     if not count:
         raise UnreadableError(f"{path}: no frame can be decoded ({trouble or 'it is empty'})")
+    if missing := ledger.missing():
+        on_damage(f"{path}: frames are missing behind {in_words(missing)}")
     if gaps.left_out:
         on_damage(f"{path}: frames behind {gaps.left_out} are left out ({trouble})")
     if trouble and (gaps.open is not None or not gaps.times):
@@ -188,47 +194,6 @@ def _waiting(stream: VideoStream) -> list[VideoFrame]:
         return []
     finally:
         stream.codec_context.flush_buffers()
-
-
-class _Gaps:
-    """Where packets are damaged: from there to the next that is predicted from no other.
-
-    Attributes:
-        open: seconds of the last frame before the gap that has not ended yet.
-        times: of those that have ended.
-        waits: whether packets are left out until then.
-    """
-
-    def __init__(self, codec: str) -> None:
-        self.alone = codec in _ALONE
-        self.open: float | None = None
-        self.times: list[float] = []
-        self.waits = False
-
-    @property
-    def left_out(self) -> str:
-        """The gaps that have ended, in words."""
-        some = ", ".join(f"{time:.1f} s" for time in self.times[:_TOLD])
-        more = len(self.times) - _TOLD
-        return f"{some} and {more} more times" if more > 0 else some
-
-    def begin(self, time: float) -> None:
-        """A packet is damaged, behind the frame of a time."""
-        if self.open is None:
-            self.open = time
-        self.waits = not self.alone
-
-    def skip(self, packet: Packet[VideoStream]) -> bool:
-        """Whether a packet has to be left out, as it is predicted from one that was."""
-        if self.waits and packet.is_keyframe and not packet.is_corrupt:
-            self.waits = False
-        return self.waits and packet.size > 0
-
-    def end(self) -> None:
-        """A frame could be decoded."""
-        if self.open is not None and not self.waits:
-            self.times.append(self.open)
-            self.open = None
 
 
 class _Thrift:
