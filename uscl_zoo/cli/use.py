@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from ..errors import DataError, one_line
+from ..errors import DataError, UnknownModelError, one_line
+from ..files import expanded
 from .commands import Heading
 from .options import FILE, MODEL, clean_option, device_option, rate_option
 from .weights import whereabouts
@@ -51,15 +53,27 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
 
 @commands.command()
 @click.argument("name", type=MODEL)
-@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def info(name: str, as_json: bool) -> None:
-    """Show the card of a checkpoint, or of a model's folder."""
-    from ..catalogue import model_info
+    """Show the card of a checkpoint, or what a folder or file is.
+
+    NAME is of the zoo, or a model of `uscl finetune`, a store, a run, a card, a folder of timm's.
+    """
+    from ..catalogue import card_named
     from ..descriptions import describe
     from ..records import to_plain
 
-    card = model_info(name)
-    click.echo(json.dumps(to_plain(card), indent=2) if as_json else describe(card))
+    try:
+        card = card_named(name)
+        text, plain = describe(card), to_plain(card)
+    except UnknownModelError:
+        path = expanded(name.removeprefix("local-dir:"))
+        if not os.path.lexists(path):
+            raise
+        from ..training.inventory import look
+
+        text, plain = look(path)
+    click.echo(json.dumps(plain, indent=2) if as_json else text)
 
 
 @commands.command()
