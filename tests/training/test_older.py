@@ -1,6 +1,6 @@
 """A run that a release of before began is gone on with, and comes to what that release came to.
 
-`older` was made by `older/make.py` with the code of 460b9f2, of 25 November 2026: a store, a run
+`older` was made by `older_run.py` with the code of 460b9f2, of 25 November 2026: a store, a run
 that was stopped in its fourth step of nine, and the weights with which that release ended it.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from older.make import RECIPE, STOPPED, tiny
+from older_run import RECIPE, STOPPED, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 

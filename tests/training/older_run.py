@@ -1,9 +1,9 @@
 """Makes what `test_older.py` goes on with: a run that an older release began and was stopped in.
 
-To be run with the packages of that release, HERE being this folder:
+To be run with the packages of that release, HERE being the folder of this file:
 
     git worktree add --detach OLD 460b9f2
-    cd OLD && ln -s ../training uscl_zoo/training && PYTHONPATH=. python HERE/make.py OUTPUT
+    cd OLD && ln -s ../training uscl_zoo/training && PYTHONPATH=. python HERE/older_run.py OUTPUT
 """
 
 from __future__ import annotations
