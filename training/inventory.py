@@ -7,10 +7,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from uscl_zoo.answers import ANSWERS, CONFIG, STATISTICS, read_model, read_statistics
+from uscl_zoo.answers import (
+    ANSWERS,
+    CONFIG,
+    OUTLINING,
+    STATISTICS,
+    read_model,
+    read_statistics,
+    task_of,
+)
 from uscl_zoo.card import Card, read_card
 from uscl_zoo.descriptions import describe
-from uscl_zoo.errors import CardError, DataError, UnreadableError, one_line, reason
+from uscl_zoo.digests import sha256_of
+from uscl_zoo.errors import CardError, DataError, DigestError, UnreadableError, one_line, reason
+from uscl_zoo.hub import HUB_FILE
 from uscl_zoo.records import read_json, to_plain
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.weights_cache import verify
@@ -115,7 +125,31 @@ def _of_cards(cards: Iterable[Card]) -> Description:
     return Description("\n\n".join(map(describe, cards)), plain[0] if len(plain) == 1 else plain)
 
 
+def _of_outliner(folder: Path) -> Description:
+    from uscl_zoo.segmentation.model import read_outliner
+
+    said = read_outliner(folder)
+    weights = folder / HUB_FILE
+    if sha256_of(weights) != said.weights_sha256:
+        raise DigestError(
+            f"{weights}: is not the file that {ANSWERS} names; copy the model's folder again"
+        )
+    rows = {
+        "network": f"{said.network} on {said.encoder}, frames {said.input.size}",
+        "outlines": ", ".join(said.classes),
+        "says nothing": f"below a probability of {said.confidence:g}",
+        "licence": said.licence or "not stated",
+        "intended use": said.intended_use,
+        "limits": "; ".join(said.limits),
+        "weights on disk": f"those that {ANSWERS} names, by their SHA-256",
+    }
+    head = f"{folder}: a model of `uscl finetune`, for {said.task}: {said.summary}"
+    return Description(f"{head}\n\n{_rows(rows)}", to_plain(said))
+
+
 def _of_model(folder: Path) -> Description:
+    if task_of(folder) in OUTLINING:
+        return _of_outliner(folder)
     card, answers = read_model(folder)
     read_statistics(folder / STATISTICS, answers)
     verify(folder / card.weights.file, card)
