@@ -114,7 +114,7 @@ def test_frames_share_a_scale(tmp_path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
     found = explain(Brightness(), path, "bright", rate=10, progress=False)
     assert found.beam.kind == "unknown"
-    assert "no beam found" in found.subtitle
+    assert "no beam detected" in found.subtitle
     assert found.heat.max(axis=(1, 2)) == pytest.approx([0.25, 0.5, 1], abs=0.02)
 
 

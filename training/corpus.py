@@ -1,4 +1,4 @@
-"""What weights were trained on, told by fingerprints in a file beside their card.
+"""What weights were trained on, recorded by fingerprints in a file beside their card.
 
 A safetensors file of the SHA-256 of every video's file and of a perceptual hash of every frame. It
 holds neither names nor subjects, which may be a hospital's own.

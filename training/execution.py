@@ -169,5 +169,5 @@ def free_host_bytes() -> int:
         for line in table.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    # elsewhere what is free is not told by the standard library: half of all there is
+    # elsewhere what is free is not reported by the standard library: half of all there is
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -172,8 +172,8 @@ def export(
 def _precision(about: dict[str, Any]) -> str:
     """In which a run computed; one after another, if it was moved."""
     before = [
-        f"{told['precision']} to epoch {told['epochs']}"
-        for told in about.get("earlier_precisions", [])
+        f"{entry['precision']} to epoch {entry['epochs']}"
+        for entry in about.get("earlier_precisions", [])
     ]
     return ", then ".join([*before, about["precision"]])
 
@@ -187,9 +187,9 @@ def _bound(licence: str | None, reason: str | None, training: Training) -> tuple
     if licence is None:
         return ()
     bound = licences_of(training)
-    told = licences.fault(licence, bound)
-    if told is not None:
-        raise DataError(f"`licence={licence}`: {told}")
+    wrong = licences.fault(licence, bound)
+    if wrong is not None:
+        raise DataError(f"`licence={licence}`: {wrong}")
     unknown = licences.unknown(bound)
     if not unknown:
         return ()
@@ -249,7 +249,7 @@ def _sources(about: dict[str, Any]) -> tuple[Source, ...]:
     """A run that began before stores had sources knows one, with the counts of all."""
     origin = about["origin"]
     one = {"name": _origin(about), "url": origin.get("url"), "citation": origin.get("citation")}
-    return tuple(Source(**told) for told in about.get("sources", [one | about["training"]]))
+    return tuple(Source(**entry) for entry in about.get("sources", [one | about["training"]]))
 
 
 def _origin(about: dict[str, Any]) -> str:

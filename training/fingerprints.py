@@ -174,11 +174,11 @@ def find_pairs(
         apart = (owner[first] < owner[second]) & (group[first] != group[second])
         return np.asarray(apart & usable[first] & usable[second])
 
-    found = []
+    close = []
     for near in _near(prints.hashes, prints.hashes, owner, owner, distance, wanted, progress):
         near.correlation[:] = _correlate(prints.textures, near)
-        found.append(near.take(near.correlation >= correlation))
-    pairs = _join(found)
+        close.append(near.take(near.correlation >= correlation))
+    pairs = _join(close)
     order = np.lexsort((pairs.distance, -pairs.correlation))
     return _best(pairs.take(order), owner, owner, 1)
 
@@ -293,7 +293,7 @@ def _join(parts: Sequence[Pairs]) -> Pairs:
 
 def _correlate(textures: npt.NDArray[np.float16], pairs: Pairs) -> npt.NDArray[np.float64]:
     """The largest correlation of each pair over the shifts."""
-    found = np.empty(len(pairs))
+    highest = np.empty(len(pairs))
     own = pairs.first * 2 + pairs.mirrored
     seconds, place = np.unique(pairs.second, return_inverse=True)
     for start in range(0, len(seconds), _WIDE):
@@ -304,8 +304,8 @@ def _correlate(textures: npt.NDArray[np.float16], pairs: Pairs) -> npt.NDArray[n
         # an image is shifted once for all that it is near to; quicker than transforming these
         for of in np.split(here, np.flatnonzero(np.diff(own[here])) + 1):
             first = _shifted(textures[pairs.first[of[0]]], bool(pairs.mirrored[of[0]]))
-            found[of] = (second[place[of] - start] @ first.T).max(axis=1)
-    return found
+            highest[of] = (second[place[of] - start] @ first.T).max(axis=1)
+    return highest
 
 
 def _shifted(texture: npt.NDArray[np.float16], mirrored: bool) -> npt.NDArray[np.float32]:

@@ -165,9 +165,9 @@ class FrameStore:
             dataclasses.replace(video, split="heldout" if video.subject in subjects else "train")
             for video in self.videos
         ]
-        told = "\n".join([self.digest, *sorted(subjects)])
+        basis = "\n".join([self.digest, *sorted(subjects)])
         other.description = self.description | {
-            "digest": hashlib.sha256(told.encode()).hexdigest(),
+            "digest": hashlib.sha256(basis.encode()).hexdigest(),
         }
         return other
 
@@ -188,9 +188,9 @@ class FrameStore:
             Name, url and citation of each source that has any of them, and the counts of
             `summary` of just its own. A store of one collection has one.
         """
-        told = self.description
+        recorded = self.description
         known: dict[str | None, dict[str, Any]]
-        known = dict(told["sources"]) if "sources" in told else {None: told["origin"]}
+        known = dict(recorded["sources"]) if "sources" in recorded else {None: recorded["origin"]}
         own: dict[str | None, list[Video]] = {key: [] for key in known}
         for video in videos:
             own[video.origin].append(video)

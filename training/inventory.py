@@ -174,10 +174,10 @@ def _of_model(folder: Path) -> Description:
 
 def _of_store(folder: Path) -> Description:
     store = FrameStore(folder)
-    told = store.description
+    recorded = store.description
     # what may be absent is not asked for by name: stores of any release are described
-    sampling = told.get("sampling", {})
-    origin = told.get("origin") or {}
+    sampling = recorded.get("sampling", {})
+    origin = recorded.get("origin") or {}
     sides = {split: store.summary(store.select(split)) for split in ("train", "heldout")}
     height, width = store.frames.shape[1:3]
     kinds = [name for name in ("clean", "grey") if sampling.get(name)]
@@ -200,9 +200,9 @@ def _of_store(folder: Path) -> Description:
     rows["licences"] = ", ".join(f"{one_line(name)} {count}" for name, count in licences.items())
     if origin.get("url"):
         rows["published at"] = one_line(str(origin["url"]))
-    rows["skipped"] = len(told.get("skipped", ()))
+    rows["skipped"] = len(recorded.get("skipped", ()))
     rows["digest"] = store.digest
-    plain = {key: value for key, value in told.items() if not key.endswith("_sha256")}
+    plain = {key: value for key, value in recorded.items() if not key.endswith("_sha256")}
     return Description(
         f"{folder}: a store of `uscl prepare`\n\n{_rows(rows)}", plain | {"sides": sides}
     )

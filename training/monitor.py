@@ -240,9 +240,9 @@ def embed(
     # of no videos a batch of no frames, whose features have their width
     starts = range(0, max(len(rows), 1), _BATCH)
     batches = (feed.take(rows[start : start + _BATCH]) for start in starts)
-    found = torch.cat(list(outputs(network, normalise, batches, both, precision)))
+    values = torch.cat(list(outputs(network, normalise, batches, both, precision)))
     width = network.encoder.num_features
-    h, z = F.normalize(found[:, :width]), F.normalize(found[:, width:])
+    h, z = F.normalize(values[:, :width]), F.normalize(values[:, width:])
     video = np.repeat(np.arange(len(videos)), [len(pick) for pick in picks]).astype(np.int64)
     return Embedded(h, z, video, (*videos,))
 

@@ -41,9 +41,9 @@ class Ranks:
         """How many videos of a batch every rank has, given how many this one has."""
         if self.world == 1:
             return [own]
-        told = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(told, torch.tensor([own]), group=self.control)
-        return [int(count) for count in told]
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(counts, torch.tensor([own]), group=self.control)
+        return [int(count) for count in counts]
 
     def place(self, own: int) -> tuple[int, int]:
         """Videos of the whole batch, and how many of them lie with the ranks before this one."""

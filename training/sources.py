@@ -1,7 +1,8 @@
 """What is to be prepared: the sources of a corpus, and the items that each of them holds.
 
-A corpus is told by a YAML file: its sources, each with its folder, its table and its own wording of
-labels and licences. An item is what becomes one video of the store: a file, or a folder of frames.
+A corpus is described by a YAML file: its sources, each with its folder, its table and its own
+wording of labels and licences. An item is what becomes one video of the store: a file, or a
+folder of frames.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Item:
     Attributes:
         path: a file, or a folder of frames.
         annotation: subject, label, licence.
-        annotated: whether a row or a name told them; otherwise it is its own subject.
+        annotated: whether a row or a name gives them; otherwise it is its own subject.
         origin: key of its source; None of what is prepared without a corpus.
         rate: frames a second; None for that of the store.
     """
@@ -207,7 +208,7 @@ def _check(plan: CorpusPlan, where: str) -> None:
             refuse(f"{of}.licence", "a licence and a licence column exclude each other")
 
 
-# ------------------------------------------------------------------------------ what is found
+# ------------------------------------------------------------------------------ what is there
 
 
 def items_in(
@@ -218,7 +219,7 @@ def items_in(
     every_row: bool = False,
     tell: Callable[[str], None] = warn,
 ) -> dict[str, Item]:
-    """The items of files and folders, by their path within the folder they were found in.
+    """The items of files and folders, by their path within the folder they are in.
 
     Args:
         areas: files and folders, which are searched.
@@ -263,11 +264,11 @@ def found_in(
 ) -> Iterator[tuple[Named, Annotation | None]]:
     """The items of some files and folders, and what is known of each."""
     table = annotate if isinstance(annotate, Table) else None
-    found = survey(areas, table, every_row=every_row, on_damage=tell)
-    for note in found.notes:
+    surveyed = survey(areas, table, every_row=every_row, on_damage=tell)
+    for note in surveyed.notes:
         tell(note)
     taken: dict[str, Path] = {}
-    for source in found.sources:
+    for source in surveyed.sources:
         if source.name in taken:
             raise DataError(
                 f"{source.path} and {taken[source.name]} would both be named {source.name!r}; "
@@ -275,7 +276,7 @@ def found_in(
             )
         taken[source.name] = source.path
         if annotate is None or isinstance(annotate, Table):
-            yield source, found.rows.get(source.path)
+            yield source, surveyed.rows.get(source.path)
         else:
             yield source, annotate(source.name)
 
@@ -351,15 +352,15 @@ def _of_source(
     whose = None if pattern is None else SubjectPattern(pattern)
     items = {}
     areas = [root / source.folder]
-    for found, row in found_in(areas, table, every_row=every_row, tell=tell):
-        name, path, annotated = found.name, found.path, row is not None
+    for named, row in found_in(areas, table, every_row=every_row, tell=tell):
+        name, path, annotated = named.name, named.path, row is not None
         if table is None:
             row, annotated = _by_name(name, source), True
         subject: str | None = None
         if row is not None and source.subject_column is not None:
             subject = row.subject
         elif whose is not None:
-            subject = whose(found.within)
+            subject = whose(named.within)
         label = row.label if row is not None else None
         if label is not None and labels is not None:
             if _fold(label) not in labels:

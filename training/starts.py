@@ -58,7 +58,7 @@ class Start:
     sha256: str
     licence: str | None
 
-    def told(self) -> dict[str, str | None]:
+    def recorded(self) -> dict[str, str | None]:
         """What a run records of it."""
         return {"reference": self.reference, "sha256": self.sha256, "licence": self.licence}
 

@@ -470,7 +470,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.network.load_state_dict(state["network"])
-        # as this sitting computes, not as the one before did; told before loading, since it decides
+        # as this sitting computes, not as the one before did; set before loading, since it decides
         # where the counts of steps have to be
         now = {"fused": self.execution.fused, "capturable": self.rate is not None}
         kept = state["optimizer"]

@@ -59,8 +59,8 @@ def known(word: object) -> str | None:
     """
     if word is None or word != word:  # NaN, as pandas has it
         return None
-    told = one_line(" ".join(unicodedata.normalize("NFC", str(word)).split()))
-    return None if told.casefold() in _UNKNOWN else told
+    text = one_line(" ".join(unicodedata.normalize("NFC", str(word)).split()))
+    return None if text.casefold() in _UNKNOWN else text
 
 
 def fold(word: str) -> str:
@@ -241,10 +241,10 @@ class SubjectPattern:
         Raises:
             DataError: for a path without the pattern.
         """
-        found = self._compiled.search(within)
-        if not found or not found.group(1):
+        match = self._compiled.search(within)
+        if not match or not match.group(1):
             raise DataError(f"{within}: the subject pattern {self.pattern!r} finds no group in it")
-        return known(found.group(1))
+        return known(match.group(1))
 
 
 def unify(

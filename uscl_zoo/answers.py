@@ -225,10 +225,10 @@ def read_statistics(path: Path, answers: HasStatistics) -> Statistics:
             f"{path}: cannot be read ({reason(error)}), and without it nothing says which images "
             "are unlike the training images; copy the model's folder again"
         ) from error
-    if (found := hashlib.sha256(content).hexdigest()) != answers.statistics_sha256:
+    if (actual := hashlib.sha256(content).hexdigest()) != answers.statistics_sha256:
         raise DigestError(
             f"{path}: is not the file the model was written with: expected SHA-256 "
-            f"{answers.statistics_sha256}, found {found}; copy the model's folder again"
+            f"{answers.statistics_sha256}, found {actual}; copy the model's folder again"
         )
     try:
         tensors: dict[str, Tensor] = load(content)

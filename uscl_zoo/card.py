@@ -40,7 +40,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights file of a card and where it may be found.
+    """The weights file of a card and where it may be.
 
     Attributes:
         file: its name, the same wherever it lives.

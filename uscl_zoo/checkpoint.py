@@ -36,7 +36,7 @@ def backbone_shapes(architecture: str, classes: int = 0) -> dict[str, Shape]:
 
 
 def check_shapes(
-    found: Mapping[str, Shape], architecture: str, where: str, classes: int = 0
+    shapes: Mapping[str, Shape], architecture: str, where: str, classes: int = 0
 ) -> None:
     """Refuse anything but exactly the tensors of the backbone, and of a classifier if there is one.
 
@@ -45,20 +45,20 @@ def check_shapes(
     """
     expected = backbone_shapes(architecture, classes)
     faults = {
-        "missing": [name for name in expected if name not in found],
-        "extra": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in shapes],
+        "extra": [name for name in shapes if name not in expected],
         "mis-shaped": [
-            f"{name} {tuple(found[name])} instead of {shape}"
+            f"{name} {tuple(shapes[name])} instead of {shape}"
             for name, shape in expected.items()
-            if name in found and tuple(found[name]) != shape
+            if name in shapes and tuple(shapes[name]) != shape
         ],
     }
-    told = "; ".join(
+    faults = "; ".join(
         f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names
     )
-    if told:
+    if faults:
         raise CheckpointError(
-            f"{where}: does not hold the {len(expected)} tensors of {architecture} ({told})"
+            f"{where}: does not hold the {len(expected)} tensors of {architecture} ({faults})"
         )
 
 

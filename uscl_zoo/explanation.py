@@ -51,7 +51,7 @@ class Explanation:
         heat: float32 (T, h, w), evidence at each pixel of these frames: 0 outside the beam, 1 where
             it is strongest in the whole clip. One scale for all, so that frames can be compared.
         outside: share of the evidence that lies outside the beam, which is not drawn.
-        beam: of the clip; of kind `unknown`, and all of the picture, where it cannot be told.
+        beam: of the clip; of kind `unknown`, and all of the picture, where none is detected.
         rate: frames a second that were sampled.
         cut: whether the clip goes on behind its last frame here.
         clean: whether the network saw its frames cut to the beam, and cleaned.
@@ -111,7 +111,7 @@ class Explanation:
         cut = ", its beginning" if self.cut else ""
         count = f"{len(self)} frames{span}{cut}" if len(self) > 1 else "1 frame"
         where = (
-            "no beam found, nothing masked"
+            "no beam detected, nothing masked"
             if self.beam.kind == UNKNOWN
             else "cut to the beam and cleaned before the network saw it"
             if self.clean

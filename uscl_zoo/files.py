@@ -232,16 +232,16 @@ def check_output(
         WriteError: if a folder above it is none.
     """
     path = expanded(path)
-    found = _check_file(path)
+    state = _check_file(path)
     parents = {place for parent in path.resolve().parents if (place := _place(parent))}
     for folder in closed:
         if _place(folder) in parents:
             raise DataError(f"{path}: lies within {folder}, which is an input; name another")
-    if found is not None:
+    if state is not None:
         for one in inputs:
-            if _place(one) == (found.st_dev, found.st_ino):
+            if _place(one) == (state.st_dev, state.st_ino):
                 raise DataError(f"{path}: is an input, and would be lost; name another")
-        if found.st_size and not begins_with(path, begins):
+        if state.st_size and not begins_with(path, begins):
             raise DataError(
                 f"{path}: is there, and not of an earlier call; move it, or name another"
             )
@@ -328,17 +328,17 @@ def begins_with(path: Path, content: bytes) -> bool:
 def _check_file(path: Path) -> os.stat_result | None:
     """Refuse to put a file in the place of what is none; what is there, if anything is."""
     try:
-        found = path.lstat()
+        state = path.lstat()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise WriteError(path, reason(error)) from error
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(state.st_mode):
         raise DataError(f"{path}: is a link; name the file that it leads to, or another")
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+    if not stat.S_ISREG(state.st_mode):
+        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "no regular file"
         raise DataError(f"{path}: is {kind}; name another")
-    return found
+    return state
 
 
 def _check_replaceable(folder: Path, replace: bool) -> None:
@@ -351,10 +351,10 @@ def _check_replaceable(folder: Path, replace: bool) -> None:
 def _place(path: str | Path) -> tuple[int, int] | None:
     """Device and inode; None of what is not there."""
     try:
-        found = expanded(path).stat()
+        state = expanded(path).stat()
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return state.st_dev, state.st_ino
 
 
 def _beside(path: Path) -> Path:

@@ -75,8 +75,8 @@ def outputs(
     return _run(module, normalise, batches, answer or pooled, precision, Tensor.float)
 
 
-def _fetched(found: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = found.float().cpu().numpy()
+def _fetched(values: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = values.float().cpu().numpy()
     return array
 
 
@@ -98,8 +98,8 @@ def _run(
         pixels = torch.as_tensor(batch).to(parameter.device)
         inputs = normalise(pixels).to(parameter.dtype, memory_format=layout)
         with torch.autocast(parameter.device.type, torch.bfloat16, enabled=half):
-            found = answer(module, inputs)
-        return take(found)
+            values = answer(module, inputs)
+        return take(values)
 
     threads = torch.get_num_threads()
     side_by_side = threads if parameter.device.type == "cpu" else 2

@@ -93,10 +93,10 @@ def terms(wording: str | None) -> Terms | None:
 
 
 def _terms(name: str) -> Terms:
-    found = _CREATIVE_COMMONS.fullmatch(name)
-    if found is None:
+    match = _CREATIVE_COMMONS.fullmatch(name)
+    if match is None:
         return Terms(attribution=name != "CC0-1.0")
-    non_commercial, last, version = found.groups()
+    non_commercial, last, version = match.groups()
     share_alike = last == "-SA"
     return Terms(
         attribution=True,
@@ -108,7 +108,7 @@ def _terms(name: str) -> Terms:
 
 
 def unknown(wordings: Iterable[str | None]) -> list[str]:
-    """Those of some licences that are not known here, sorted; None is told as `not stated`."""
+    """Those of some licences that are not known here, sorted; None is shown as `not stated`."""
     return sorted({wording or "not stated" for wording in wordings if terms(wording) is None})
 
 

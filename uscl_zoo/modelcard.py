@@ -210,11 +210,11 @@ def _result(metric: Metric) -> EvalResult:
 
 def plain(text: str) -> str:
     """A text that Markdown shows as it is, in one line."""
-    text = _MARKUP.sub(lambda found: f"\\{found[0]}", one_line(" ".join(text.split())))
+    text = _MARKUP.sub(lambda match: f"\\{match[0]}", one_line(" ".join(text.split())))
     # no entity either, of which a backslash makes nothing in HTML
     text = text.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
     return _BEGINNING.sub(
-        lambda found: f"\\{found[0]}" if not found[0][0].isdigit() else f"{found[0]}\\", text
+        lambda match: f"\\{match[0]}" if not match[0][0].isdigit() else f"{match[0]}\\", text
     )
 
 

@@ -145,10 +145,10 @@ class Network:
             DataError: if it has a single output, or gives no vector a frame.
         """
         batches = batched((self.transform.resize(frame) for frame in frames), batch_size)
-        found = list(infer(self.module, self.transform.normalise, batches, self.wanted))
-        if not found:
+        values = list(infer(self.module, self.transform.normalise, batches, self.wanted))
+        if not values:
             return np.empty((0, len(self.classes))), np.empty(0)
-        return self.said(np.concatenate(found))
+        return self.said(np.concatenate(values))
 
     @property
     def wanted(self) -> Answer:
@@ -186,10 +186,10 @@ class Network:
         Raises:
             DataError: if there are no frames.
         """
-        found = self.run(frames, batch_size)[0]
-        if not len(found):
+        values = self.run(frames, batch_size)[0]
+        if not len(values):
             raise DataError("there are no frames")
-        return found
+        return values
 
 
 #: What `load` takes: a name, the path of a folder or file, a network, or one loaded before.
@@ -226,9 +226,9 @@ def load(
     """
     if isinstance(reference, nn.Module):
         name = type(reference).__name__
-        found = _described("", "module", name, reference)
+        loaded = _described("", "module", name, reference)
     elif isinstance(reference, Network):
-        found = reference
+        loaded = reference
     else:
         if not isinstance(reference, (str, Path)):
             raise UnknownModelError(
@@ -237,24 +237,24 @@ def load(
             )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            found = _named(str(reference), statistics)
+            loaded = _named(str(reference), statistics)
         except OSError as error:
             # of a folder that another user keeps to himself, even whether a file is there
             if isinstance(error, UsclError):
                 raise
             where = error.filename or reference
             raise DataError(f"{where}: cannot be read ({why(error)})") from error
-        found.module.eval()
-        if not found.verified:
+        loaded.module.eval()
+        if not loaded.verified:
             warnings.warn(
-                f"{found.reference}: its weights are not verified, as no card names their digest",
+                f"{loaded.reference}: its weights are not verified, as no card names their digest",
                 UnverifiedWarning,
                 stacklevel=2,
             )
     if device is None:
-        return found
+        return loaded
     try:
-        return replace(found, module=found.module.to(device))
+        return replace(loaded, module=loaded.module.to(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"device {str(device)!r} cannot be used ({reason})") from error
@@ -330,8 +330,8 @@ def _of_folder(reference: str, folder: Path) -> Network:
     if (folder / ANSWERS).is_file():
         card, answers = read_model(folder)
         seen = read_statistics(folder / STATISTICS, answers)
-        found = _of_card(card, reference, "model", name, folder)
-        stages: Any = found.module.feature_info
+        loaded = _of_card(card, reference, "model", name, folder)
+        stages: Any = loaded.module.feature_info
         wide = sum(stage["num_chs"] for stage in stages[1:3])
         if len(seen.mean) != wide:
             raise CheckpointError(
@@ -346,7 +346,7 @@ def _of_folder(reference: str, folder: Path) -> Network:
                 UnguardedWarning,
                 stacklevel=2,
             )
-        return replace(found, answers=answers, statistics=seen)
+        return replace(loaded, answers=answers, statistics=seen)
     if (folder / STATISTICS).exists():
         raise DataError(
             f"{folder}: is a model of `uscl finetune` without its {ANSWERS}, which says when it "

@@ -62,9 +62,9 @@ def assign(
         DataError: listing rows that name several files, files with rows that disagree, or rows
             without a file, if there are no others or `every_row`.
     """
-    found = _assign(table, files)
-    _check_lost(table, found, files, every_row)
-    return found
+    matched = _assign(table, files)
+    _check_lost(table, matched, files, every_row)
+    return matched
 
 
 def _assign(table: Table, files: Mapping[Path, Sequence[str]]) -> Matched:
@@ -133,14 +133,14 @@ def _said(row: Annotation, key: str) -> Annotation:
 
 
 def _check_lost(
-    table: Table, found: Matched, files: Mapping[Path, Sequence[str]], every_row: bool
+    table: Table, matched: Matched, files: Mapping[Path, Sequence[str]], every_row: bool
 ) -> None:
-    if not found.lost or (found.rows and not every_row):
+    if not matched.lost or (matched.rows and not every_row):
         return
-    listed = _listed([repr(key) for key in found.lost])
-    if found.rows:
+    listed = _listed([repr(key) for key in matched.lost])
+    if matched.rows:
         raise DataError(
-            f"{table.path}: {len(found.lost)} of {len(table.rows)} rows have no file: {listed}"
+            f"{table.path}: {len(matched.lost)} of {len(table.rows)} rows have no file: {listed}"
         )
     first = next((names[0] for names in files.values()), None)
     there = f"; the files are named like {first!r}" if first else "; there are no files"
@@ -300,8 +300,8 @@ def survey(
         DataError: as `reading.find` and `assign`; if a folder has a row and so has a file in it.
     """
     if table is None:
-        found = name_sources(paths, on_damage=on_damage)
-        return Survey(tuple(source for source, _ in found), {})
+        given = name_sources(paths, on_damage=on_damage)
+        return Survey(tuple(source for source, _ in given), {})
     sources: dict[Path, Path] = {}
     masks: dict[Path, Path] = {}
     # `a` and `a/b` may both be given: a video in both is still one video
@@ -338,12 +338,12 @@ def _names(path: Path, area: Path) -> list[str]:
 
 
 def _as_rows_have_it(
-    found: Mapping[Path, Path], masks: Mapping[Path, Path], table: Table
+    areas: Mapping[Path, Path], masks: Mapping[Path, Path], table: Table
 ) -> tuple[dict[Path, Path], Matched]:
-    """The items as a table has them, each with the folder it was found in, and their rows."""
-    folders = _folders_of_stills(found)
-    candidates = {path: _names(path, area) for path, area in found.items()}
-    candidates |= {path: _names(path, found[files[0]]) for path, files in folders.items()}
+    """The items as a table has them, each with the folder it is in, and their rows."""
+    folders = _folders_of_stills(areas)
+    candidates = {path: _names(path, area) for path, area in areas.items()}
+    candidates |= {path: _names(path, areas[files[0]]) for path, files in folders.items()}
     first = _assign(table, candidates)
     for folder, files in folders.items():
         if folder in first.keys:
@@ -353,7 +353,7 @@ def _as_rows_have_it(
     }
     inside = {
         clip: {image: _names(image, area) for image in reading.images_in(clip)}
-        for clip, area in found.items()
+        for clip, area in areas.items()
         if clip.is_dir()
     }
     for clip, own in inside.items():
@@ -371,7 +371,7 @@ def _as_rows_have_it(
     apart = {image.parent for image in second.keys if image not in masks}
 
     items: dict[Path, Path] = {}
-    for path, area in found.items():
+    for path, area in areas.items():
         if path in apart:
             items.update(dict.fromkeys(reading.images_in(path), area))
         else:
@@ -385,11 +385,11 @@ def _as_rows_have_it(
     )
 
 
-def _folders_of_stills(found: Mapping[Path, Path]) -> dict[Path, list[Path]]:
+def _folders_of_stills(areas: Mapping[Path, Path]) -> dict[Path, list[Path]]:
     """Folders of nothing but stills, which a row may name though their names look like no clip."""
     stills: dict[Path, list[Path]] = defaultdict(list)
     mixed: set[Path] = set()
-    for path, area in found.items():
+    for path, area in areas.items():
         above = [path.parent, *path.parent.parents] if path != area else []
         above = above[: above.index(area) + 1] if area in above else above[:1]
         if path.suffix.lower() in images.SUFFIXES and not path.is_dir():
@@ -408,11 +408,11 @@ def _refuse_both(table: Table, folder: Path, files: Sequence[Path]) -> None:
         )
 
 
-def own_subjects(sources: Sequence[Named], told: Sequence[str | None]) -> list[str]:
+def own_subjects(sources: Sequence[Named], subjects: Sequence[str | None]) -> list[str]:
     """The subject of each source; one of whom nobody knows is its own, whatever it is called."""
-    told = [known(subject) for subject in told]
+    subjects = [known(subject) for subject in subjects]
     counts = Counter(source.name for source in sources)
-    taken = {subject for subject in told if subject is not None}
+    taken = {subject for subject in subjects if subject is not None}
     return [
         subject
         or (
@@ -420,5 +420,5 @@ def own_subjects(sources: Sequence[Named], told: Sequence[str | None]) -> list[s
             if counts[source.name] == 1 and source.name not in taken
             else one_line(source.path.as_posix())
         )
-        for subject, source in zip(told, sources, strict=True)
+        for subject, source in zip(subjects, sources, strict=True)
     ]

@@ -50,7 +50,7 @@ class Case:
     Attributes:
         source: the file or folder.
         frames: how many were looked at.
-        beam: its kind, `unknown` where none was found and so nothing outside it blanked.
+        beam: its kind, `unknown` where none was detected and so nothing outside it blanked.
         confidence: of the beam, see `ultrasound.beam.Beam`.
         blanked: share of the pixels that lie outside the beam.
         removed: share of the pixels in it that text and calipers were removed from.
@@ -126,7 +126,7 @@ class Shortcuts:
         elif self.typical is not None:
             lines.append(("between two files, mean", f"{self.typical:.2g}"))
         unknown = sum(case.beam == UNKNOWN for case in self.cases)
-        lines.append(("no beam found, nothing outside it blanked", f"{unknown}"))
+        lines.append(("no beam detected, nothing outside it blanked", f"{unknown}"))
         if self.look.clean:
             words = "made for cleaned frames, and so shown nothing that could be blanked"
             lines.append((words, f"{len(self.cases)}"))
@@ -245,8 +245,8 @@ figure {{ margin: 0 }} figcaption {{ color: #69707a }} img {{ display: block; ma
 blanked. The rest of the picture stays where it is. {rate} frames a second, at most {most} a clip;
 answers are means over the frames, and movement is {unit}.</p>
 <p>A network that goes by ultrasound moves little. One that moves may go by what was blanked, or
-only be unused to pictures without it; and where the beam was found wrongly, ultrasound was blanked
-as well. Look at the cases.</p>
+only be unused to pictures without it; and where the beam was detected wrongly, ultrasound was
+blanked as well. Look at the cases.</p>
 <table>{rows}</table>
 <p>All files: {table}</p>
 <h2>The {shown} that move farthest</h2>

@@ -48,7 +48,7 @@ def test_a_file_says_what_belongs_to_it(tmp_path: Path) -> None:
         (0.4, 0.5, 0.6),
         (0.1, 0.2, 0.3),
     )
-    assert start.told() == {"reference": str(path), "sha256": start.sha256, "licence": None}
+    assert start.recorded() == {"reference": str(path), "sha256": start.sha256, "licence": None}
     assert torch.equal(
         start.network.state_dict()["conv1.weight"], network().state_dict()["conv1.weight"]
     )

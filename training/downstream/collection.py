@@ -44,7 +44,7 @@ def split(store: FrameStore) -> Split:
 
 def _subjects(videos: list[Video]) -> dict[str, set[str]]:
     """The subjects of each class."""
-    found: dict[str, set[str]] = {}
+    subjects: dict[str, set[str]] = {}
     for video in videos:
-        found.setdefault(video.label or "", set()).add(video.subject)
-    return found
+        subjects.setdefault(video.label or "", set()).add(video.subject)
+    return subjects

@@ -112,11 +112,11 @@ class Job:
             [content[video.name], video.count, video.label, video.subject in self.held_out]
             for video in store.videos
         ]
-        told = [settings_of(self.recipe), store.description["sampling"], videos]
+        basis = [settings_of(self.recipe), store.description["sampling"], videos]
         # as before, where weights of others play no part
         others = [self.recipe.init, *self.recipe.teachers]
-        told += [_digest_of(reference) for reference in others if reference is not None]
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        basis += [_digest_of(reference) for reference in others if reference is not None]
+        digest = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:12]
         return f"{file_name(self.spec)}-fold{self.fold + 1}-seed{self.recipe.seed}-{digest}"
 
 

@@ -188,10 +188,10 @@ def predict(
         for answer in (*result.clips, *result.subjects):
             click.echo(one_line(str(answer)))
         return
-    told = sum(answer.answer is not None for answer in result.clips)
+    answered = sum(answer.answer is not None for answer in result.clips)
     unlike = sum(answer.unlike for answer in result.clips)
     click.echo(
-        f"{output}: {len(result.clips)} files, {told} answered, {unlike} unlike the training "
+        f"{output}: {len(result.clips)} files, {answered} answered, {unlike} unlike the training "
         f"images; {len(result.skipped)} skipped"
     )
 

@@ -208,8 +208,8 @@ def _of_folders(file_column: str, given: Mapping[str, Any], only_annotated: bool
 
         def annotate(video: str) -> labels.Annotation:
             known = scheme if scheme in labels.LABEL_SCHEMES else None
-            found = labels.from_name(video, known)
-            return labels.Annotation(found.subject) if scheme == "none" else found
+            row = labels.from_name(video, known)
+            return labels.Annotation(row.subject) if scheme == "none" else row
 
     origin = {key: given[f"--{key}"] for key in ("name", "url", "citation")}
     return {"videos": given["VIDEOS"], "annotate": annotate, "origin": origin}

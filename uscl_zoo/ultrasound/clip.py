@@ -54,7 +54,7 @@ class Wanted:
 class DamageWarning(UserWarning):
     """A source is not what it says of itself, or part of it could not be used.
 
-    The message says what was found instead; the frames that could be decoded were.
+    The message says what was detected instead; the frames that could be decoded were.
     """
 
 

@@ -86,7 +86,7 @@ class _File:
         frames: where each is: pieces of the file of one that is encapsulated, else its start.
         swapped: whether bytes of frames that are not compressed come in pairs, exchanged.
         halved: whether two neighbours in them share their colour.
-        notes: what was found instead of what the header says, a line each.
+        notes: what was detected instead of what the header says, a line each.
     """
 
     stream: BinaryIO
@@ -119,13 +119,13 @@ class _File:
 
     def pictures(self, spread: int) -> list[Picture]:
         """So many frames from all over the file, those that can be decoded."""
-        found = []
+        decoded = []
         for index in dict.fromkeys(
             np.linspace(0, len(self.frames) - 1, spread).astype(int).tolist()
         ):
             with suppress(Exception):  # it is met again in its turn
-                found.append(quietly(partial(self.decode, index)))
-        return found
+                decoded.append(quietly(partial(self.decode, index)))
+        return decoded
 
 
 def iterate(
@@ -172,7 +172,7 @@ def _decode(
     """The frames that are there, but for those that are damaged."""
     there = len(file.frames)
     promised = max(file.promised or 1, there)
-    told = dict.fromkeys((*file.notes, *([clock.note] if clock.note else [])), False)
+    reported = dict.fromkeys((*file.notes, *([clock.note] if clock.note else [])), False)
     lost: list[int] = []
     trouble = f"its header promises {promised}"
     times = clock.times()
@@ -194,9 +194,9 @@ def _decode(
         except Exception:  # as for the header, of which this is the rest
             raise UnreadableError(f"{path}: the DICOM header is damaged or incomplete") from None
         for note in (*([picture.note] if picture.note else []), *display.notes):
-            told.setdefault(note, False)
-        for note in [note for note, done in told.items() if not done]:
-            told[note] = True
+            reported.setdefault(note, False)
+        for note in [note for note, done in reported.items() if not done]:
+            reported[note] = True
             on_damage(f"{path}: {note}")
         if shown is not None:
             yield Frame(time, Image.fromarray(shown).convert("RGB"))
@@ -311,8 +311,8 @@ def _syntax(path: Path, stream: BinaryIO) -> UID | None:
     stream.seek(0)
     if stream.read(132)[128:] != b"DICM":
         return None
-    found: UID | None = read_file_meta_info(path).get("TransferSyntaxUID")
-    return found
+    syntax: UID | None = read_file_meta_info(path).get("TransferSyntaxUID")
+    return syntax
 
 
 def _refuse_unknown(
@@ -344,7 +344,7 @@ def _layout(
     """How frames that are not compressed are laid out, which their length can tell.
 
     Returns:
-        What is stated, put right, whether neighbours share their colour, and what was found.
+        What is stated, put right, whether neighbours share their colour, and what was detected.
     """
     whole, half, length, count = stated.length, stated.length * 2 // 3, end - at, promised or 1
     fits_whole, fits_half = (0 <= length - count * each <= 1 for each in (whole, half))
@@ -359,11 +359,11 @@ def _layout(
     first = pixels.of_native(stream.read(whole), stated, False, False).samples.astype(np.int32)
     middle = 2 ** (stated.stored - 1)
     if np.abs(first[..., 1:] - middle).mean() < np.abs(np.diff(first, axis=2)).mean():
-        found, name = "YBR_FULL", "YCbCr"
+        photometric, name = "YBR_FULL", "YCbCr"
     else:
-        found, name = "RGB", "RGB"
+        photometric, name = "RGB", "RGB"
     note = f"its frames have the length of {name} without subsampling, and are shown as that"
-    return replace(stated, photometric=found), False, note
+    return replace(stated, photometric=photometric), False, note
 
 
 def _overlays(header: Dataset) -> int:

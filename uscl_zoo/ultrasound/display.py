@@ -38,7 +38,7 @@ class Display:
     """Shows the frames of one file.
 
     Attributes:
-        notes: what was found instead of what the header says, a line each.
+        notes: what was detected instead of what the header says, a line each.
     """
 
     def __init__(self, header: Dataset, stated: Stated, overlay: int = 0) -> None:

@@ -25,7 +25,7 @@ _CHUNK = 2**20
 
 
 class Layout(NamedTuple):
-    """The frames, each as the pieces of the file that make it up, and what was found instead."""
+    """The frames, each as the pieces of the file that make it up, and what was detected instead."""
 
     frames: list[list[Piece]]
     note: str | None = None
@@ -67,15 +67,15 @@ def find_frames(
         # a fragment may hold the end of a frame and the start of the next
         by_content = _by_seams(stream, fragments, by_content)
     if by_content is None:
-        found = by_table or _by_number(fragments, stated)
+        frames = by_table or _by_number(fragments, stated)
     elif by_table and len(by_table) == stated != len(by_content) and _agree(by_table, by_content):
-        # the table knows of a frame that cannot be told by its content: it is damaged
-        found = by_table
+        # the table knows of a frame that its content does not show: it is damaged
+        frames = by_table
     else:
-        found = by_content
-    wrong = bool(table) and by_table != found
-    note = f"its offset table is wrong; {len(found)} frames were found by their content"
-    return Layout(found, note if wrong else None)
+        frames = by_content
+    wrong = bool(table) and by_table != frames
+    note = f"its offset table is wrong; {len(frames)} frames are recognised by their content"
+    return Layout(frames, note if wrong else None)
 
 
 def find_bare(stream: BinaryIO, start: int, end: int) -> list[list[Piece]]:
@@ -105,16 +105,16 @@ def _read(stream: BinaryIO, size: int) -> tuple[list[_Fragment], tuple[int, ...]
             break
         length = int.from_bytes(head[4:], "little")
         if not head.startswith(ITEM):
-            # a length before it was wrong; what follows can still be found
-            found = _search(stream, at, size)
-            if found is None:
+            # a length before it was wrong; what follows can still be searched for
+            start = _search(stream, at, size)
+            if start is None:
                 break
-            at = found
+            at = start
             continue
         if at + 8 + length > size:
             # cut off, or its length is damaged and others follow
-            found = _search(stream, at + 8, size)
-            length = (size if found is None else found) - at - 8
+            start = _search(stream, at + 8, size)
+            length = (size if start is None else start) - at - 8
         fragment = _look(stream, at + 8, length)
         if first and not fragment.begins:
             table = _parse(stream, at + 8, length)

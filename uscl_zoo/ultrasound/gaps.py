@@ -19,7 +19,7 @@ _EVEN = frozenset({"mpeg1video", "mpeg2video"})
 _COUNTED = _EVEN | {"hevc"}
 _WIDE, _RARELY = 1.9, 0.05
 
-# Gaps that are told one by one.
+# Gaps that are listed one by one.
 _TOLD = 5
 
 # A frame that is predicted from one before and one behind it, and that others seldom are from.

@@ -135,7 +135,7 @@ class _Levels:
     """Gives grey of more than 8 bits the range it should be shown in.
 
     Attributes:
-        note: what was found, in a line, to be told and cleared.
+        note: what was detected, in a line, to be reported and cleared.
     """
 
     def __init__(self) -> None:

@@ -102,17 +102,17 @@ def colours(stream: Stream, photometric: str) -> tuple[str, bool]:
         The colours, and whether the header says otherwise.
     """
     stated = "YBR" if photometric in _LUMA_CHROMA else "RGB" if photometric == "RGB" else None
-    told = _told(stream)
-    if told is None and stream.kind == "JPEG 2000" and stated is None:
-        told = "RGB"  # YBR_RCT and YBR_ICT are what a transform of the stream makes of RGB
-    if told is None:
+    declared = _declared(stream)
+    if declared is None and stream.kind == "JPEG 2000" and stated is None:
+        declared = "RGB"  # YBR_RCT and YBR_ICT are what a transform of the stream makes of RGB
+    if declared is None:
         return stated or ("YBR" if stream.kind == "JPEG" else "RGB"), stated is None
     if stream.kind == "JPEG 2000" and photometric in ("YBR_RCT", "YBR_ICT"):
         stated = "RGB"
-    return told, told != stated
+    return declared, declared != stated
 
 
-def _told(stream: Stream) -> str | None:
+def _declared(stream: Stream) -> str | None:
     """The colours by the stream alone; None if it leaves them open."""
     if stream.kind == "JPEG 2000":
         if stream.luma_chroma or stream.subsampled:

@@ -67,7 +67,7 @@ class Picture(NamedTuple):
         samples: integers, (h, w) or (h, w, 3).
         colours: `grey`, `RGB` or `YBR`.
         bits: that count of each sample; None where samples fill what the header allocates, and
-            which of its bits count is still to be found.
+            which of its bits count is still to be determined.
         signed: whether samples below zero have come out as such.
         note: one line if the frame is not what the header says.
     """

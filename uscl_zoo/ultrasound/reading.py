@@ -33,7 +33,7 @@ _NEVER = frozenset(
     }
 )
 
-# Files left out whose names are told.
+# Files left out whose names are listed.
 _NAMED = 5
 
 # How masks are named: `mask` is the word of nothing else, the others have something before them.
@@ -83,7 +83,7 @@ def find(
     named themselves are returned whatever they are: reading them says what is wrong.
 
     Hidden files and folders, and what systems and archives leave behind (`@eaDir`, `__MACOSX`,
-    `Thumbs.db`, `DICOMDIR`), are passed over; whatever else is left out is told. So are masks,
+    `Thumbs.db`, `DICOMDIR`), are passed over; whatever else is left out is reported. So are masks,
     which are no ultrasound: `x_mask.png`, `x_GT.png` and the like, and folders named so. Who names
     such a file or folder itself has it.
 
@@ -91,7 +91,7 @@ def find(
         paths: one file or folder, or several.
         on_damage: called with one line for a folder of whose files some are left out; a
             `DamageWarning` unless given.
-        masks: is given those left out, which are not told then.
+        masks: is given those left out, which are not reported then.
 
     Returns:
         The sources, each once, in the order in which they were named.
@@ -107,13 +107,13 @@ def find(
         drawn: list[Path] = []
         # in a folder of masks that is named itself, they are what is wanted
         beside = None if _MASKS.fullmatch(path.name) else drawn
-        found = list(_search(path, set(), left_out, beside)) if _is_folder(path) else [path]
-        if not found and drawn and masks is None:
+        own = list(_search(path, set(), left_out, beside)) if _is_folder(path) else [path]
+        if not own and drawn and masks is None:
             raise DataError(
                 f"{path}: the folder holds nothing but masks ({_some(path, drawn)}); who wants "
                 "them names the files themselves"
             )
-        if not found and not drawn:
+        if not own and not drawn:
             raise DataError(f"{path}: the folder holds no image or video that can be read")
         if left_out:
             on_damage(
@@ -126,7 +126,7 @@ def find(
             masks += drawn
         elif drawn:
             on_damage(masks_left_out(path, drawn))
-        for source in found:
+        for source in own:
             sources.setdefault(os.path.realpath(source), source)
     return list(sources.values())
 
@@ -236,8 +236,8 @@ def read(path: str | Path, *, frame_rate: float | None = None, threads: int = 1)
     path = expanded(path)
     decode = partial(iterate, path, frame_rate=frame_rate, threads=threads)
     next(decode())
-    told = {"video": video.facts, "image": images.facts, "dicom": dicom.facts}.get(_kind(path))
-    return Clip(decode, path, told(path) if told else Facts())
+    stated = {"video": video.facts, "image": images.facts, "dicom": dicom.facts}.get(_kind(path))
+    return Clip(decode, path, stated(path) if stated else Facts())
 
 
 def sample(
@@ -314,8 +314,8 @@ def _kind(path: Path) -> str:
     """`folder`, `video`, `image` or `dicom`: by content, and by name where that tells nothing."""
     if _is_folder(path):
         return "folder"
-    if told := _told(path):
-        return told
+    if kind := _by_head(path):
+        return kind
     suffix = path.suffix.lower()
     if suffix in video.SUFFIXES:
         return "video"
@@ -329,7 +329,7 @@ def _kind(path: Path) -> str:
     )
 
 
-def _told(path: Path) -> str | None:
+def _by_head(path: Path) -> str | None:
     """`video`, `image` or `dicom` by the first bytes of a file, None if they tell nothing."""
     try:
         with open_file(path) as stream:
@@ -432,7 +432,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def _is_source(file: Path) -> bool:
     # most need not be opened
-    return file.suffix.lower() in _SUFFIXES or _told(file) is not None
+    return file.suffix.lower() in _SUFFIXES or _by_head(file) is not None
 
 
 def _are_one_clip(files: list[Path]) -> bool:

@@ -68,7 +68,7 @@ class Look(NamedTuple):
             yield Frame(time, image.convert("L").convert("RGB") if self.grey else image)
 
     def clip(self, source: Source) -> Clip:
-        """A source as the clip of the frames that are looked at, not cleaned; damage is not told.
+        """A source as the clip of the frames that are looked at, not cleaned; damage is not said.
 
         Raises:
             UnreadableError: as `reading.read`.
@@ -132,18 +132,18 @@ def name_sources(
         masks: as for `find`.
 
     Returns:
-        The sources and what each was found in, each source once, in the order of `find`.
+        The sources and what each is in, each source once, in the order of `find`.
 
     Raises:
         UnreadableError: as `find`.
         DataError: as `find`.
     """
-    found: dict[Path, tuple[Named, Path]] = {}
+    sources: dict[Path, tuple[Named, Path]] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         root = expanded(path)
         for source in find(root, on_damage=on_damage, masks=masks):
-            found.setdefault(source.resolve(), (named(source, root), root))
-    return list(found.values())
+            sources.setdefault(source.resolve(), (named(source, root), root))
+    return list(sources.values())
 
 
 def path_of(source: Source) -> Path:

@@ -272,8 +272,8 @@ class _Converter:
         levels = np.zeros(256, np.uint8)
         levels[shown] = rgb[..., 0]
         # too small a picture has not shown all
-        told = shown.size >= 256 and (levels[shown][..., None] == rgb).all()
-        return levels.tolist() if told else None
+        even = shown.size >= 256 and (levels[shown][..., None] == rgb).all()
+        return levels.tolist() if even else None
 
 
 def _is_grey(frame: VideoFrame) -> bool:
