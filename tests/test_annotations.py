@@ -13,6 +13,7 @@ from uscl_zoo.annotations import SubjectPattern, fold, known, read_table
 from uscl_zoo.errors import DataError
 
 UNKNOWN = ["NA", "na", "N/A", "n.a.", "NaN", "nan", "<NA>", "#N/A", "", " ", "?", "-", "null"]
+UNKNOWN += ["missing", "Not available", "--", "n.d.", "#REF!", "#VALUE!", "not recorded"]
 UNKNOWN += ["unknown", "Unknown", "UNKNOWN ", "unk", "\tNA\n"]
 
 
@@ -36,6 +37,26 @@ def test_words_are_one_line_and_one_of_their_spellings(word: str) -> None:
     for form in ("NFC", "NFD"):
         assert known(unicodedata.normalize(form, word)) == once
         assert fold(unicodedata.normalize(form, word)) == fold(word)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("f,label,label\na,x,y\n", "has 2 columns 'label'"),
+        ("f,label\na,x,y\n", "line 2 has more cells than the head"),
+        ("f,label\na,x\nb,left, upper\n", "line 3 has more cells than the head"),
+        ("PK\3\4" + "x" * 500, "as of a spreadsheet: save it as CSV"),
+    ],
+)
+def test_tables_whose_cells_may_be_others(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        read_table(path, "f", "label")
+    assert len(str(caught.value)) < 300 + len(str(path))
+    # another column twice, and empty cells at the end, do no harm
+    path.write_text("f,label,note,note\na,x,1,2,,\n")
+    assert read_table(path, "f", "label").rows["a"].label == "x"
 
 
 @pytest.mark.parametrize("unknown", UNKNOWN)

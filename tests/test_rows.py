@@ -222,9 +222,11 @@ def test_names_of_another_system(
 MASKS = ["x_mask.png", "x_Mask.PNG", "x_mask_1.png", "x_GT.png", "x-mask.png", "mask_x.png"]
 MASKS += ["x_masks.png", "x_mask (1).png", "x_ground_truth.png", "x_GroundTruth.png", "x mask.png"]
 MASKS += ["x_seg.png", "x_segmentation.png", "x_Annotation.png", "x.mask.png", "x_mask_final.png"]
+MASKS += ["imageMask.png", "p1Mask2.png", "scanGT.png"]
 MASKS += ["masks/x.png", "Mask/x.png", "GT/x.png", "ground_truth/x.png", "x/masks/deep/er/1.png"]
 MASKS += ["train_masks/x.png", "segmentation/x.png", "x_mask.bmp", "masks_v2/x.png"]
 NO_MASKS = ["unmasked.png", "damask.png", "gt.png", "seg1.png", "maskell.png", "left_gtx.png"]
+NO_MASKS += ["unMasked.png", "UNMASK.png", "LEGT.png"]
 NO_MASKS += ["image.png", "P1_GTI.png", "patient/1.png"]
 
 

@@ -17,8 +17,16 @@ from .files import open_file
 
 #: What stands where nobody knows, in lower case.
 _UNKNOWN = frozenset(
-    {"", "-", "?", "#n/a", "<na>", "n.a.", "n/a", "na", "nan", "null", "unknown", "unk"}
+    {
+        *("", "-", "--", "---", "?", "??", "#n/a", "#na", "<na>", "\\n", "n.a.", "n.d.", "n/a"),
+        *("na", "nan", "-nan", "null", "unknown", "unk", "missing", "not available"),
+        *("not applicable", "not known", "not recorded", "not stated"),
+        # what a spreadsheet could not compute
+        *("#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!"),
+    }
 )
+# Letters of a column, and columns, that a message names.
+_LONG, _MANY = 40, 30
 #: What may stand between the cells of a table that is no CSV.
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -101,10 +109,20 @@ def read_table(
             columns = reader.fieldnames or []
             for column in named_columns:
                 if column is not None and column not in columns:
-                    named = ", ".join(repr(c) for c in columns if c)
+                    named = ", ".join(repr(c[:_LONG]) for c in columns[:_MANY] if c)
                     hint = _hint(columns)
                     raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}{hint}")
-            lines = list(reader)
+                if column is not None and columns.count(column) > 1:
+                    raise DataError(f"{path}: has {columns.count(column)} columns {column!r}")
+            lines = []
+            for line in reader:
+                # of cells without a name in the head nobody knows which of the others they moved
+                if any(cell.strip() for cell in line.get(None) or ()):
+                    raise DataError(
+                        f"{path}: line {reader.line_num} has more cells than the head; a cell with "
+                        "a comma in it stands between quotes"
+                    )
+                lines.append(line)
     except OSError as error:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
     except (csv.Error, UnicodeDecodeError) as error:
@@ -204,6 +222,8 @@ def _table(
 def _hint(columns: Iterable[str]) -> str:
     """What to do about a table whose cells are parted by something else; empty if they are not."""
     head = "".join(columns)
+    if head.startswith("PK\3\4"):
+        return "; it is an archive, as of a spreadsheet: save it as CSV"
     for separator, name in _SEPARATORS.items():
         if separator in head:
             return f"; its cells seem to be parted by {name}: save it as CSV with commas"

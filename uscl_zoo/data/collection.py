@@ -152,10 +152,14 @@ def sides(data: Path) -> dict[str, Path]:
     """
     folders = [entry for entry in reading.entries(data) if entry.is_dir()]
     kinds: dict[str, list[Path]] = {}
+    # `busi_train` beside `busi_test`: what all begin with is the name of the data
+    shared = os.path.commonprefix([folder.name.casefold() for folder in folders])  # noqa: RUF071
+    begin = len(re.sub(r"[^\W_]*$", "", shared)) if len(folders) > 1 else 0
     for folder in folders:
         name = folder.name.casefold()
+        words = {name, _SET.sub("", name), name[begin:], _SET.sub("", name[begin:])}
         for kind, pattern in _SIDES.items():
-            if pattern.fullmatch(name) or pattern.fullmatch(_SET.sub("", name)):
+            if any(map(pattern.fullmatch, words)):
                 kinds.setdefault(kind, []).append(folder)
                 break
     divided = [folder for of in kinds.values() for folder in of]

@@ -36,6 +36,9 @@ _TRANSDUCERS = frozenset(
     }
 )
 
+# Milliseconds between frames that no clip has; as many microseconds are a hundred frames a second.
+_MICRO = 1e4
+
 
 class Clock(NamedTuple):
     """When the frames of a file were taken.
@@ -119,6 +122,9 @@ def _steps(header: Dataset, frames: int) -> tuple[list[float], str | None]:
     if median(steps) < 1:
         steps = [1000 * step for step in steps]
         notes.append("its FrameTimeVector is in seconds, not milliseconds")
+    elif median(steps) >= _MICRO:
+        steps = [step / 1000 for step in steps]
+        notes.append("its FrameTimeVector is in microseconds, not milliseconds")
     return [step / 1000 for step in steps], "; ".join(notes) or None
 
 
@@ -144,6 +150,8 @@ def _rate(header: Dataset, pointed: str | None) -> tuple[float | None, str | Non
         return rate, "its FrameTime is no time between frames"
     if time < 1:
         return 1 / time, "its FrameTime is in seconds, not milliseconds"
+    if time >= _MICRO:
+        return 1e6 / time, "its FrameTime is in microseconds, not milliseconds"
     return 1000 / time, None
 
 

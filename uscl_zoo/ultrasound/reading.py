@@ -43,6 +43,8 @@ _MASK = re.compile(
     r"(?:[\W_]+\d+[\W_]*)*",
     re.IGNORECASE | re.DOTALL,
 )
+# `imageMask`, in this case alone
+_CAMEL_MASK = re.compile(r".*[a-z0-9](?:Masks?|GT)(?:[\W_]*\d+)?", re.DOTALL)
 _MASKS = re.compile(
     r"(?:.*[\W_])?masks?(?:[\W_]*\d+)?|masks?[\W_].*"
     r"|gts?|ground[\W_]?truths?|seg|segmentations?|annotations?|labels?",
@@ -152,7 +154,11 @@ def is_mask(path: Path) -> bool:
     """Whether a file or folder is of masks, by its name."""
     if path.is_dir():
         return bool(_MASKS.fullmatch(path.name))
-    return bool(_MASK.fullmatch(path.stem))
+    return _is_mask_name(path.stem)
+
+
+def _is_mask_name(stem: str) -> bool:
+    return bool(_MASK.fullmatch(stem) or _CAMEL_MASK.fullmatch(stem))
 
 
 def iterate(
@@ -388,7 +394,7 @@ def _search(
     left_out += [entry for entry in own if entry not in folders and entry not in sources]
     below: list[Path] = []
     if masks is not None:
-        drawn = {entry for entry in sources if _MASK.fullmatch(entry.stem)}
+        drawn = {entry for entry in sources if _is_mask_name(entry.stem)}
         masks += sorted(drawn, key=natural_key)
         sources -= drawn
         below = [entry for entry in own if entry in folders and is_mask(entry)]

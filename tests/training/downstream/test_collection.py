@@ -58,6 +58,8 @@ def subjects(found: Collection) -> dict[str, str]:
         ("split 1", "split 2"),
         ("train",),
         ("train", "test", "more"),
+        ("busi_train", "busi_test"),
+        ("p1-images-training-set", "p1-images-test-set"),
     ],
 )
 def test_a_division_is_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -80,6 +82,8 @@ def test_a_division_is_no_classes(tmp_path: Path, names: tuple[str, ...]) -> Non
         ("pretest", "posttest"),
         ("1", "2"),
         ("valve", "vessel"),
+        ("breast_left", "breast_right"),
+        ("stress test", "rest"),
     ],
 )
 def test_classes_are_no_division(tmp_path: Path, names: tuple[str, ...]) -> None:
