@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from ..errors import DataError, one_line
 from .commands import Heading
 from .options import FILE, MODEL, clean_option, device_option, rate_option
+from .output import json_option, painted, say, say_json
 from .weights import whereabouts
 
 commands = Heading(help="Use a backbone as it is")
+
+#: Columns of a name, and the gap behind it.
+_INDENT = 26
 
 
 @commands.command("list")
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only checkpoints whose weights are known.")
 @click.option("--markdown", is_flag=True, help="Print the table of the README.")
-def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
+@json_option
+def list_(pattern: str, pretrained: bool, markdown: bool, as_json: bool) -> None:
     """List checkpoints: where their weights are, who may use them, what they have seen."""
     from .. import licences, weights_cache
     from ..catalogue import packaged_cards, survey
@@ -32,6 +36,7 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
         return
     cards, faults = survey()
     troubles: dict[str, str] = {}
+    listed = []
     for name, card in sorted(cards.items()):
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
@@ -40,18 +45,30 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
             if place.trouble:
                 # once each, not for every card
                 troubles.setdefault(place.source, f"{place.source} {place.path}: {place.trouble}")
-        click.echo(f"{name:24}  {whereabouts(card, places)[0]:14}  {card.summary}")
-        click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
-        click.echo(f"{'':24}  has seen: {seen(card)}")
-        for line in standing(card, brief=True):
-            click.echo(f"{'':24}  {line}")
+        words, path = whereabouts(card, places)
+        product = licences.in_a_product(card.licence)
+        if as_json:
+            plain: dict[str, Any] = {"name": name, "where": words, "path": path and str(path)}
+            plain |= {"summary": card.summary, "licence": card.licence, "in_a_product": product}
+            plain |= {"has_seen": seen(card), "how_good": standing(card)}
+            listed.append(plain)
+            continue
+        say(f"{painted(f'{name:24}', 'name')}  {words:14}  {card.summary}", indent=_INDENT)
+        for line in (
+            f"in a product: {product}",
+            f"has seen: {seen(card)}",
+            *standing(card, brief=True),
+        ):
+            say(" " * _INDENT + line, indent=_INDENT + 2)
+    if as_json:
+        say_json(listed)
     for trouble in (*(f"left out: {fault}" for fault in faults), *troubles.values()):
-        click.echo(f"uscl: {trouble}", err=True)
+        say(f"uscl: {trouble}", err=True)
 
 
 @commands.command()
 @click.argument("name", type=MODEL)
-@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+@json_option
 def info(name: str, as_json: bool) -> None:
     """Show the card of a checkpoint, or of a model's folder."""
     from ..catalogue import model_info
@@ -59,7 +76,12 @@ def info(name: str, as_json: bool) -> None:
     from ..records import to_plain
 
     card = model_info(name)
-    click.echo(json.dumps(to_plain(card), indent=2) if as_json else describe(card))
+    if as_json:
+        say_json(to_plain(card))
+        return
+    first, _, rest = describe(card).partition("\n")
+    # what a row says stands behind its key
+    say(f"{painted(first, 'name')}\n{rest}", indent=21)
 
 
 @commands.command()
