@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 from ..errors import DataError, one_line
-from .commands import Heading
+from .commands import Heading, in_options
 from .options import FILE, MODEL, clean_option, device_option, rate_option
 from .output import json_option, painted, say, say_json
 from .weights import whereabouts
@@ -212,3 +212,96 @@ def app(
     from ..app.page import serve
 
     serve(model, collection, host=host, port=port, device=device, tell=click.echo)
+
+
+@commands.command(short_help="Find the nearest images of an embedded collection.")
+@click.argument("features", type=FILE)
+@click.argument("file", type=FILE)
+@click.option("--model", type=MODEL, default="resnet18_uscl", show_default=True)
+@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("-o", "--output", type=FILE, help="Picture of them, .png.")
+@rate_option(None)
+@clean_option
+@device_option
+@json_option
+def neighbours(
+    features: Path,
+    file: Path,
+    model: str,
+    count: int,
+    output: Path | None,
+    rate: float | None,
+    clean: bool | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Find what of an embedded collection, FEATURES of `uscl embed`, is nearest to FILE.
+
+    By the cosine of the embeddings, each file of the collection once, FILE itself left out. MODEL
+    has to be the one that FEATURES are of, which is tried on one of its files.
+    """
+    from .. import neighbours as nearness
+
+    found = nearness.neighbours(
+        features,
+        file,
+        model,
+        count=count,
+        output=output,
+        rate=rate,
+        clean=clean,
+        device=device,
+    )
+    if not found.checked:
+        message = "none of its files is in reach, so nobody can tell whether they are of"
+        say(f"uscl: {features}: {message} {model}", err=True)
+    if as_json:
+        say_json([one.plain() for one in found.nearest])
+        return
+    for one in found.nearest:
+        whose = f", {one.subject}" if one.subject else ""
+        say(one_line(f"{one.cosine:6.3f}  {one.source}{whose}"), indent=8)
+    if output is not None:
+        say(f"{output}: written")
+
+
+@commands.command("map", short_help="Draw an embedded collection as a page, like beside like.")
+@click.argument("features", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help=".html")
+@click.option("--csv", "table", type=FILE, help="Table of labels, to colour by.")
+@click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
+@click.option("--label-column", help="Of the table.")
+@click.option("--most", type=click.IntRange(min=3), default=3000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@rate_option(3.0)
+def map_(
+    features: Path,
+    output: Path,
+    table: Path | None,
+    file_column: str,
+    label_column: str | None,
+    most: int,
+    seed: int,
+    rate: float,
+) -> None:
+    """Draw FEATURES of `uscl embed` as one HTML page: like beside like, each image on hover.
+
+    Coloured by the labels of a table; without one by folder, or by subject.
+    """
+    from ..annotations import read_table
+    from ..atlas import draw_map
+
+    if (table is None) != (label_column is None):
+        raise DataError("--csv and --label-column go together")
+    groups = None if table is None else read_table(table, file_column, label_column)
+    options = click.get_current_context().command.params
+    written = draw_map(
+        features,
+        output,
+        groups=groups,
+        rate=rate,
+        most=most,
+        seed=seed,
+        tell=lambda line: say(in_options(line, options), err=True),
+    )
+    say(f"{written}: written")
