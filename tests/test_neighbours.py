@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINTS, draw_classes, draw_clip, write_clip
+from conftest import TINTS, draw_clip, write_clip
 from own import run, write_model
 from PIL import Image
 
@@ -34,8 +34,14 @@ def network(model: Path) -> Network:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder a class, five stills in each."""
-    return draw_classes(tmp_path_factory.mktemp("collection") / "set", each=5)
+    """A folder a class, five stills in each, which by their names are no clip."""
+    folder = tmp_path_factory.mktemp("collection") / "set"
+    for place, (label, tint) in enumerate(TINTS.items()):
+        (folder / label).mkdir(parents=True)
+        for number, name in enumerate("abcde"):
+            frame = draw_clip(100 * place + number, 1, tint)[0]
+            Image.fromarray(frame).save(folder / label / f"{name}.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +90,11 @@ class TestNearest:
     def test_its_own_class_and_not_itself(
         self, features: Path, folder: Path, model: Path, tmp_path: Path
     ) -> None:
-        image = folder / "Cov" / "2.png"
+        image = folder / "Cov" / "b.png"
         found = neighbours(features, image, model, count=4, output=tmp_path / "x.png", device="cpu")
         assert found.checked
         names = [one.name for one in found.nearest]
-        assert set(names) == {f"Cov/{number}.png" for number in (1, 3, 4, 5)}
+        assert set(names) == {f"Cov/{letter}.png" for letter in "acde"}
         cosines = [one.cosine for one in found.nearest]
         assert cosines == sorted(cosines, reverse=True)
         assert found.nearest[0].subject == "sCov/" + names[0][4]
@@ -97,11 +103,11 @@ class TestNearest:
     def test_an_array_or_a_copy_is_nearest_to_its_file(
         self, features: Path, folder: Path, model: Path, tmp_path: Path
     ) -> None:
-        image = Image.open(folder / "Reg" / "3.png")
+        image = Image.open(folder / "Reg" / "c.png")
         image.save(tmp_path / "mine.png")
         for given in (image, np.asarray(image), tmp_path / "mine.png"):
             first = neighbours(features, given, model, device="cpu").nearest[0]
-            assert first.name == "Reg/3.png"
+            assert first.name == "Reg/c.png"
             assert first.cosine == pytest.approx(1, abs=1e-4)
 
     def test_a_clip_is_near_once(self, folder: Path, network: Network, tmp_path: Path) -> None:
@@ -109,7 +115,7 @@ class TestNearest:
         frames = embed(network, tmp_path / "c_mp4", progress=False)
         stills = embed(network, folder / "Cov", progress=False)
         path = concatenate([frames, stills]).save(tmp_path / "f.npz")
-        found = neighbours(path, folder / "Cov" / "1.png", network)
+        found = neighbours(path, folder / "Cov" / "a.png", network)
         assert len(found.nearest) == 5
         assert len({one.source for one in found.nearest}) == 5
 
@@ -131,18 +137,17 @@ class TestNearest:
     def test_on_the_command_line(
         self, folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        for number in (1, 2):
-            frame = Image.open(folder / "Cov" / f"{number}.png")
-            frame.save(tmp_path / f"{number}.png")
+        for name in ("a.png", "b.png"):
+            Image.open(folder / "Cov" / name).save(tmp_path / name)
         path = embed(load(model, "cpu"), tmp_path, progress=False).save(tmp_path / "f.csv")
-        asked = ["neighbours", path, folder / "Cov" / "1.png", "--model", model, "--device", "cpu"]
+        asked = ["neighbours", path, folder / "Cov" / "a.png", "--model", model, "--device", "cpu"]
         assert run(*asked, "-n", 1) == 0
-        assert capsys.readouterr().out == f" 1.000  {tmp_path / '1.png'}\n"
+        assert capsys.readouterr().out == f" 1.000  {tmp_path / 'a.png'}\n"
         assert run(*asked, "--json") == 0
         (first, second) = json.loads(capsys.readouterr().out)
-        assert (Path(second["source"]).name, first["cosine"]) == ("2.png", pytest.approx(1))
-        for number in (1, 2):
-            (tmp_path / f"{number}.png").unlink()
+        assert (Path(second["source"]).name, first["cosine"]) == ("b.png", pytest.approx(1))
+        for name in ("a.png", "b.png"):
+            (tmp_path / name).unlink()
         assert run(*asked) == 0
         assert "none of its files is in reach" in capsys.readouterr().err
 
@@ -163,7 +168,7 @@ class TestMap:
         assert data["groups"] == sorted(TINTS)
         assert all(len(point["p"]) > 500 for point in data["points"])
         first = data["points"][0]
-        assert first["n"].startswith("Cov/1.png") and data["groups"][first["g"]] == "Cov"
+        assert first["n"].startswith("Cov/a.png") and data["groups"][first["g"]] == "Cov"
         again = draw_map(features, tmp_path / "again.html", progress=False)
         assert again.read_text() == text
         # like beside like
