@@ -38,7 +38,9 @@ def free_port() -> int:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stills in folders, a clip, and what is none of them."""
     folder = tmp_path_factory.mktemp("remote")
-    for place, name in enumerate(("a/1.png", "a/2.png", "a/10.png", "b/x y+z.png", "b/1_mask.png")):
+    for place, name in enumerate(
+        ("a/x2.png", "a/x10.png", "a/y.png", "b/x y+z.png", "b/1_mask.png")
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(draw_clip(place, 1, TINTS["Cov"])[0]).save(folder / name)
     first, *rest = (Image.fromarray(frame) for frame in draw_clip(9, 4, TINTS["Reg"]))
@@ -118,7 +120,7 @@ class TestS3:
         assert len(found) == 6
         assert [line.partition(":")[0] for line in told] == ["s3", "s3"]
         assert "b/notes.txt" in told[0] and "b/1_mask.png" in told[1]
-        assert [str(path) for path in find(f"{s3}/a/2.png")] == [f"{s3}/a/2.png"]
+        assert [str(path) for path in find(f"{s3}/a/x2.png")] == [f"{s3}/a/x2.png"]
 
     def test_rows_are_those_of_the_files_here(self, s3: str, files: Path, network: Network) -> None:
         here = embed(network, files, rate=5, progress=False, subjects=lambda name: name[0])
@@ -150,14 +152,14 @@ class TestS3:
         monkeypatch.setattr(remote, "_STATES", {})  # as another process would
         done = embed_to(output, network.module, s3, progress=False)
         assert (asked, done.resumed, done.sources) == ([6, 4], 2, 5)
-        assert f"\n{s3}/a/1.png," in output.read_text()
+        assert f"\n{s3}/a/x2.png," in output.read_text()
 
     def test_predict_and_explain(self, s3: str, files: Path, network: Network) -> None:
         said = uscl_zoo.predict(network, f"{s3}/clip.gif", progress=False)
         here = uscl_zoo.predict(network, files / "clip.gif", progress=False)
         assert said[0].probabilities == here[0].probabilities
         assert str(said[0]).startswith(f"{s3}/clip.gif: ")
-        assert uscl_zoo.Embedder(network)(f"{s3}/a/1.png").shape == (512,)
+        assert uscl_zoo.Embedder(network)(f"{s3}/a/x2.png").shape == (512,)
         assert read(f"{s3}/clip.gif").frames.shape == (4, 40, 48, 3)
 
     def test_on_the_command_line(
@@ -234,5 +236,5 @@ def test_gcs(gs: str, files: Path, network: Network) -> None:
     here = embed(network, files, progress=False)
     there = embed(network, gs, progress=False)
     assert (there.features == here.features).all()
-    assert str(there.sources[0]) == f"{gs}/a/1.png"
+    assert str(there.sources[0]) == f"{gs}/a/x2.png"
     assert os.environ["STORAGE_EMULATOR_HOST"]
