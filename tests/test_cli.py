@@ -38,7 +38,8 @@ def call(*arguments: str | Path) -> int:
 
 #: Every command there has ever been: scripts of users name them.
 COMMANDS = {
-    *("list", "info", "demo", "embed", "app", "finetune", "predict", "explain"),
+    *("list", "info", "demo", "embed", "neighbours", "map", "app"),
+    *("finetune", "predict", "explain"),
     *("evaluate", "probe", "audit", "shortcut"),
     *("prepare", "pretrain", "throughput", "export", "corpus"),
     *("where", "verify", "fetch", "import", "publish"),

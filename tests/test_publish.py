@@ -44,6 +44,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(folder))
+        # what is remembered of files that are seconds old, on a slow machine
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("USCL_ZOO_WEIGHTS", str(folder / "own"))
         trial.write(folder / "own")
         yield publishing.build(trial.NAME, folder / "repository", REPO)

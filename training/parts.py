@@ -33,7 +33,7 @@ from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.morphology import opencv
-from uscl_zoo.ultrasound.sources import files_of, state_of
+from uscl_zoo.ultrasound.sources import files_of, here, state_of
 
 from .sources import Item
 
@@ -224,10 +224,11 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     """
     try:
         about: dict[str, Any] = {"state": state_of(source), "sampling": sampling.settings()}
-        cleaner = _cleaner(source, sampling)
-        with written(part.with_suffix(".u8")) as partial:
-            about["times"], about["grey"] = _sample(source, partial, sampling, cleaner)
-        about["sha256"] = content_of(source)
+        with here(source) as path:
+            cleaner = _cleaner(path, sampling)
+            with written(part.with_suffix(".u8")) as partial:
+                about["times"], about["grey"] = _sample(path, partial, sampling, cleaner)
+            about["sha256"] = content_of(path)
         if cleaner is not None:
             about["beam"] = _record(cleaner)
         write_text(part.with_suffix(".json"), json.dumps(about))

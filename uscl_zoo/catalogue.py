@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .card import MODELS, Card, read_card
 from .errors import CardError, DataError, UnknownModelError, reason
-from .files import expanded
+from .files import expanded, is_address
 
 
 def home() -> Path:
@@ -219,6 +219,8 @@ def refuse_model(path: str | Path) -> None:
     Raises:
         DataError: if it is one.
     """
+    if is_address(path):
+        return
     if not os.path.lexists(expanded(path)) and (str(path) in all_cards() or str(path) in MODELS):
         raise DataError(
             f"{path}: is a model, and images are wanted here; the model comes first, as in "

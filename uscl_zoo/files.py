@@ -30,6 +30,30 @@ _PARTIAL = re.compile(r"\.(.*)\.[0-9a-f]{12}\.partial", re.DOTALL)
 _LONGEST = 200
 
 
+#: What begins an address in object storage, as `s3://bucket/folder`; one letter is a drive.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?(?=[^/])")
+
+
+class Address(type(Path())):  # type: ignore[misc]
+    """The address of a file or folder that is in object storage, as `s3://bucket/folder`.
+
+    It is a path in all but that nothing is there on this machine: `ultrasound.remote` fetches it.
+    """
+
+    def __str__(self) -> str:
+        return _SCHEME.sub(r"\1://", super().__str__(), count=1)
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is in object storage."""
+    return isinstance(path, Address) or (
+        isinstance(path, str) and "://" in path and _SCHEME.match(path) is not None
+    )
+
+
 class WriteError(DataError, OSError):
     """A file or folder cannot be written; `strerror` says why."""
 
@@ -232,6 +256,8 @@ def check_output(
         WriteError: if a folder above it is none.
     """
     path = expanded(path)
+    if isinstance(path, Address):
+        raise DataError(f"{path}: is in object storage, which is read from; name a file here")
     state = _check_file(path)
     parents = {place for parent in path.resolve().parents if (place := _place(parent))}
     for folder in closed:
@@ -298,11 +324,13 @@ def check_folder(
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with the home of `~` or `~user` in its place.
+    """A path with the home of `~` or `~user` in its place; of object storage an `Address`.
 
     Raises:
         DataError: if there is none.
     """
+    if is_address(path):
+        return path if isinstance(path, Address) else Address(path)
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -14,6 +14,7 @@ from PIL import Image
 from .annotations import Annotation, SubjectPattern, Table, known
 from .catalogue import refuse_model
 from .errors import DataError
+from .files import expanded, is_address
 from .rows import survey
 from .ultrasound.clip import Clip, Frame
 from .ultrasound.rgb import to_frame
@@ -76,7 +77,8 @@ def find(given: Inputs, table: Table | None = None, *, every_row: bool = False) 
             refuse_model(item)
             for name, _ in name_sources(item):
                 # of a file that is named twice one is enough; of an image in memory nobody knows
-                found.setdefault(name.path.resolve(), (name.path, name, number))
+                real = name.path if is_address(name.path) else name.path.resolve()
+                found.setdefault(real, (name.path, name, number))
         else:
             called = f"image {number}" if len(items) > 1 else "image"
             clip = source_of(item, called)
@@ -149,7 +151,7 @@ def source_of(item: Any, called: str) -> Source:
         DataError: if it is no image. What its pixels hold is checked when they are looked at.
     """
     if isinstance(item, (str, Path)):
-        return Path(item)
+        return expanded(item)
     if isinstance(item, Clip):
         return item if item.source else Clip(item.decode, Path(called), item.facts)
     if isinstance(item, (list, tuple)):

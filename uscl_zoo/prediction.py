@@ -193,8 +193,10 @@ class Predictions(Tabular):
             if answer.source is not None:
                 yield from files_of(answer.source)
 
-    def _write_json(self, path: Path) -> None:
-        def plain(answer: Answer) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
+        """What JSON holds: every answer, and how they came about."""
+
+        def row_of(answer: Answer) -> dict[str, Any]:
             row: dict[str, Any] = to_plain(answer)
             row["source"] = None if answer.source is None else one_line(str(answer.source))
             row["subject"] = None if answer.subject is None else one_line(answer.subject)
@@ -202,18 +204,20 @@ class Predictions(Tabular):
             row["time"] = None if answer.time is None or np.isnan(answer.time) else answer.time
             return row
 
-        content = {
+        return {
             "model": one_line(str(self.model)),
             "how": to_plain(self.answers),
-            "subjects": [plain(answer) for answer in self.subjects],
-            "clips": [plain(answer) for answer in self.clips],
-            "frames": [plain(answer) for answer in self.frames],
+            "subjects": [row_of(answer) for answer in self.subjects],
+            "clips": [row_of(answer) for answer in self.clips],
+            "frames": [row_of(answer) for answer in self.frames],
             "skipped": [
                 {"source": one_line(str(source)), "reason": one_line(reason)}
                 for source, reason in self.skipped
             ],
         }
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def _write_json(self, path: Path) -> None:
+        path.write_text(json.dumps(self.plain(), indent=1, ensure_ascii=False), encoding="utf-8")
 
     def _write_csv(self, path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as stream:

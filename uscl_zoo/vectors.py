@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from .errors import DataError
-from .files import expanded
 from .inference import batched, infer
 from .inputs import described, one_by_one, several, source_of
 from .network import Network, load
@@ -130,7 +128,7 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         def frames() -> Iterator[NDArray[np.uint8]]:
             for source in sources:
                 count = 0
-                for frame in look.at(expanded(source) if isinstance(source, Path) else source):
+                for frame in look.at(source):
                     yield network.transform.resize(frame.image)
                     count += 1
                 if not count:

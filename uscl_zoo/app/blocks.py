@@ -11,9 +11,9 @@ import gradio
 
 from ..errors import UsclError
 from ..gradcam import explain
+from ..neighbours import Collection
 from ..network import Network
 from . import panels
-from .collection import Collection
 from .examination import examine
 from .sessions import Sessions
 

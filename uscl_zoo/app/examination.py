@@ -13,13 +13,13 @@ from PIL import Image
 from ..drawing import RGB
 from ..errors import DataError
 from ..inference import batched, infer
+from ..neighbours import Collection, Neighbour
 from ..network import Network
 from ..prediction import Answer, answer
 from ..ultrasound.beam import Beam
 from ..ultrasound.cleaning import Cleaner
 from ..ultrasound.clip import Frame
 from ..ultrasound.morphology import Mask, disc, opencv
-from .collection import Collection, Neighbour
 
 #: Frames that are looked at, at most: of a longer clip its beginning, as in `explain`.
 MOST_FRAMES = 200

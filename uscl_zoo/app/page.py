@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, MissingDependencyError
+from ..neighbours import read_collection
 from ..network import load
-from .collection import read_collection
 from .sessions import uploads
 
 #: Where it listens unless told otherwise: at nobody but this machine.

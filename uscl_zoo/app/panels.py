@@ -15,9 +15,9 @@ from PIL import Image
 
 from ..errors import one_line
 from ..explanation import FILMS, STRIP, Explanation
+from ..neighbours import Collection
 from ..prediction import Answer
 from ..ultrasound.beam import UNKNOWN
-from .collection import Collection
 from .examination import Examination
 
 #: Under everything that is said.

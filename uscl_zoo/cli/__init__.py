@@ -14,6 +14,7 @@ import click
 from ..errors import UsclError
 from ..names import escape_unprintable
 from . import adapt, check, pretrain, use, weights
+from .output import coloured, painted, say
 
 
 class _Zoo(click.CommandCollection):
@@ -50,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         # --debug is taken anywhere, since it is added after something has gone wrong
         status = cli.main(
-            [word for word in given if word != "--debug"], "uscl", standalone_mode=False
+            [word for word in given if word != "--debug"],
+            "uscl",
+            standalone_mode=False,
+            color=coloured(),
         )
         # of a command that ended itself, as `audit --fail` does
         if isinstance(status, int) and status:
@@ -60,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         if debug:
             raise
-        click.echo(_of_grammar(error), err=True)
+        _say_error(_of_grammar(error))
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("uscl: interrupted", err=True)
+        _say_error("uscl: interrupted")
         sys.exit(130)
     except BrokenPipeError:
         # `uscl list | head`: the reader has enough
@@ -74,15 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         # the commands of training alone need more than comes with uscl-zoo or says so itself
         missing = (error.name or "").partition(".")[0]
-        click.echo(f"uscl: needs {missing}: pip install 'uscl-zoo[training]'", err=True)
+        _say_error(f"uscl: needs {missing}: pip install 'uscl-zoo[training]'")
         sys.exit(2)
     except (UsclError, OSError) as error:
         if debug:
             raise
-        click.echo(f"uscl: {_in_words(error)}", err=True)
+        _say_error(f"uscl: {_in_words(error)}")
         sys.exit(getattr(error, "exit_code", 2))
     finally:
         warnings.formatwarning = usual
+
+
+def _say_error(message: str) -> None:
+    """Say what went wrong; of a line, who says it in red."""
+    who, colon, rest = message.partition("uscl: ")
+    say(f"{painted('uscl:', 'wrong')} {rest}" if colon and not who else message, err=True)
 
 
 def _of_warning(

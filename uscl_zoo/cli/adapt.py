@@ -13,6 +13,7 @@ import click
 from ..errors import DataError, one_line
 from .commands import Heading
 from .options import FILE, MODEL, clean_option, device_option, rate_option
+from .output import json_option, painted, say, say_json
 
 commands = Heading(help="Adapt one to classes of your own")
 
@@ -143,6 +144,7 @@ def _of_task(
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
 @device_option
+@json_option
 def predict(
     model: Path,
     files: tuple[Path, ...],
@@ -154,6 +156,7 @@ def predict(
     batch_size: int,
     workers: int | None,
     device: str | None,
+    as_json: bool,
 ) -> None:
     """Classify images, videos and DICOM files, or outline what is in them.
 
@@ -184,9 +187,13 @@ def predict(
     )
     for source, reason in result.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
+    if as_json:
+        say_json(result.plain())
+        return
     if output is None:
         for answer in (*result.clips, *result.subjects):
-            click.echo(one_line(str(answer)))
+            line = one_line(str(answer))
+            say(line if answer.answer else painted(line, "doubt"), indent=2)
         return
     answered = sum(answer.answer is not None for answer in result.clips)
     unlike = sum(answer.unlike for answer in result.clips)

@@ -15,8 +15,18 @@ from ..errors import DataError
 Channels = tuple[float, float, float]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class _File(click.Path):
+    """A path as it is, or an address of object storage, of which a path would drop a slash."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..files import Address, is_address
+
+        return Address(value) if is_address(value) else super().convert(value, param, ctx)
+
+
 #: A file or folder, whether it is there or not.
-FILE = click.Path(path_type=Path)
+FILE = _File(path_type=Path)
 
 
 class _Name(click.types.StringParamType):

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from ..errors import DataError, UnknownModelError, one_line
 from ..files import expanded
-from .commands import Heading
+from .commands import Heading, in_options
 from .options import FILE, MODEL, clean_option, device_option, rate_option
+from .output import json_option, painted, say, say_json
 from .weights import whereabouts
 
 commands = Heading(help="Use a backbone as it is")
+
+#: Columns of a name, and the gap behind it.
+_INDENT = 26
 
 
 @commands.command("list")
 @click.argument("pattern", default="*")
 @click.option("--pretrained", is_flag=True, help="Only checkpoints whose weights are known.")
 @click.option("--markdown", is_flag=True, help="Print the table of the README.")
-def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
+@json_option
+def list_(pattern: str, pretrained: bool, markdown: bool, as_json: bool) -> None:
     """List checkpoints: where their weights are, who may use them, what they have seen."""
     from .. import licences, weights_cache
     from ..catalogue import packaged_cards, survey
@@ -34,6 +38,7 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
         return
     cards, faults = survey()
     troubles: dict[str, str] = {}
+    listed = []
     for name, card in sorted(cards.items()):
         if not fnmatch.fnmatch(name, pattern) or (pretrained and not card.has_weights):
             continue
@@ -42,18 +47,30 @@ def list_(pattern: str, pretrained: bool, markdown: bool) -> None:
             if place.trouble:
                 # once each, not for every card
                 troubles.setdefault(place.source, f"{place.source} {place.path}: {place.trouble}")
-        click.echo(f"{name:24}  {whereabouts(card, places)[0]:14}  {card.summary}")
-        click.echo(f"{'':24}  in a product: {licences.in_a_product(card.licence)}")
-        click.echo(f"{'':24}  has seen: {seen(card)}")
-        for line in standing(card, brief=True):
-            click.echo(f"{'':24}  {line}")
+        words, path = whereabouts(card, places)
+        product = licences.in_a_product(card.licence)
+        if as_json:
+            plain: dict[str, Any] = {"name": name, "where": words, "path": path and str(path)}
+            plain |= {"summary": card.summary, "licence": card.licence, "in_a_product": product}
+            plain |= {"has_seen": seen(card), "how_good": standing(card)}
+            listed.append(plain)
+            continue
+        say(f"{painted(f'{name:24}', 'name')}  {words:14}  {card.summary}", indent=_INDENT)
+        for line in (
+            f"in a product: {product}",
+            f"has seen: {seen(card)}",
+            *standing(card, brief=True),
+        ):
+            say(" " * _INDENT + line, indent=_INDENT + 2)
+    if as_json:
+        say_json(listed)
     for trouble in (*(f"left out: {fault}" for fault in faults), *troubles.values()):
-        click.echo(f"uscl: {trouble}", err=True)
+        say(f"uscl: {trouble}", err=True)
 
 
 @commands.command()
 @click.argument("name", type=MODEL)
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@json_option
 def info(name: str, as_json: bool) -> None:
     """Show the card of a checkpoint, or what a folder or file is.
 
@@ -73,7 +90,12 @@ def info(name: str, as_json: bool) -> None:
         from ..training.inventory import look
 
         text, plain = look(path)
-    click.echo(json.dumps(plain, indent=2) if as_json else text)
+    if as_json:
+        say_json(plain)
+        return
+    first, _, rest = text.partition("\n")
+    # what a row says stands behind its key
+    say(f"{painted(first, 'name')}\n{rest}", indent=21)
 
 
 @commands.command()
@@ -204,3 +226,96 @@ def app(
     from ..app.page import serve
 
     serve(model, collection, host=host, port=port, device=device, tell=click.echo)
+
+
+@commands.command(short_help="Find the nearest images of an embedded collection.")
+@click.argument("features", type=FILE)
+@click.argument("file", type=FILE)
+@click.option("--model", type=MODEL, default="resnet18_uscl", show_default=True)
+@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("-o", "--output", type=FILE, help="Picture of them, .png.")
+@rate_option(None)
+@clean_option
+@device_option
+@json_option
+def neighbours(
+    features: Path,
+    file: Path,
+    model: str,
+    count: int,
+    output: Path | None,
+    rate: float | None,
+    clean: bool | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Find what of an embedded collection, FEATURES of `uscl embed`, is nearest to FILE.
+
+    By the cosine of the embeddings, each file of the collection once, FILE itself left out. MODEL
+    has to be the one that FEATURES are of, which is tried on one of its files.
+    """
+    from .. import neighbours as nearness
+
+    found = nearness.neighbours(
+        features,
+        file,
+        model,
+        count=count,
+        output=output,
+        rate=rate,
+        clean=clean,
+        device=device,
+    )
+    if not found.checked:
+        message = "none of its files is in reach, so nobody can tell whether they are of"
+        say(f"uscl: {features}: {message} {model}", err=True)
+    if as_json:
+        say_json([one.plain() for one in found.nearest])
+        return
+    for one in found.nearest:
+        whose = f", {one.subject}" if one.subject else ""
+        say(one_line(f"{one.cosine:6.3f}  {one.source}{whose}"), indent=8)
+    if output is not None:
+        say(f"{output}: written")
+
+
+@commands.command("map", short_help="Draw an embedded collection as a page, like beside like.")
+@click.argument("features", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help=".html")
+@click.option("--csv", "table", type=FILE, help="Table of labels, to colour by.")
+@click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
+@click.option("--label-column", help="Of the table.")
+@click.option("--most", type=click.IntRange(min=3), default=3000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@rate_option(3.0)
+def map_(
+    features: Path,
+    output: Path,
+    table: Path | None,
+    file_column: str,
+    label_column: str | None,
+    most: int,
+    seed: int,
+    rate: float,
+) -> None:
+    """Draw FEATURES of `uscl embed` as one HTML page: like beside like, each image on hover.
+
+    Coloured by the labels of a table; without one by folder, or by subject.
+    """
+    from ..annotations import read_table
+    from ..atlas import draw_map
+
+    if (table is None) != (label_column is None):
+        raise DataError("--csv and --label-column go together")
+    groups = None if table is None else read_table(table, file_column, label_column)
+    options = click.get_current_context().command.params
+    written = draw_map(
+        features,
+        output,
+        groups=groups,
+        rate=rate,
+        most=most,
+        seed=seed,
+        tell=lambda line: say(in_options(line, options), err=True),
+    )
+    say(f"{written}: written")

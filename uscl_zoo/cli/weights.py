@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsclError
 from .commands import Heading
 from .options import FILE, MODEL, NAME, channels, numbers
+from .output import json_option, painted, say, say_json
 
 if TYPE_CHECKING:
     from ..card import Card
@@ -31,44 +33,69 @@ def whereabouts(card: Card, places: Sequence[Place]) -> tuple[str, Path | None]:
 
 @commands.command()
 @click.argument("name", required=False, type=MODEL)
-def where(name: str | None) -> None:
+@json_option
+def where(name: str | None, as_json: bool) -> None:
     """Show where weights are: all of them, or every place where those of NAME are looked for."""
     from .. import weights_cache
     from ..catalogue import home, model_info, own_folder, ranked_cards
 
     if name is None:
-        for card in ranked_cards():
-            words, path = whereabouts(card, weights_cache.places(card))
-            click.echo(f"{card.name:24}  {words:14}  {path or ''}".rstrip())
-        click.echo(f"{'your own go into':24}  {'':14}  {home()}")
+        rows = [
+            (card.name, *whereabouts(card, weights_cache.places(card))) for card in ranked_cards()
+        ]
+        if as_json:
+            listed = [{"name": n, "where": w, "path": p and str(p)} for n, w, p in rows]
+            say_json({"weights": listed, "home": str(home())})
+            return
+        for called, words, path in rows:
+            line = f"{painted(f'{called:24}', 'name')}  {words:14}  {path or ''}"
+            say(line.rstrip(), indent=26)
+        say(f"{'your own go into':24}  {'':14}  {home()}", indent=26)
         return
     card = model_info(name)
-    for place in weights_cache.places(card, own_folder(name)):
-        mark, trouble = "*" if place.present else " ", ""
+    places = weights_cache.places(card, own_folder(name))
+    hub = {"repo": card.weights.hub_repo, "revision": card.weights.revision}
+    if as_json:
+        listed = [asdict(place) | {"path": str(place.path)} for place in places]
+        say_json({"name": card.name, "places": listed, "hub": hub if hub["repo"] else None})
+        return
+    for place in places:
+        mark, trouble = painted("*", "right") if place.present else " ", ""
         if place.trouble:
-            mark, trouble = "!", f": {place.trouble}"
-        click.echo(f"{mark} {place.source:12}  {place.path}{trouble}")
-    if card.weights.hub_repo:
-        click.echo(f"  {'Hub':12}  {card.weights.hub_repo} at {card.weights.revision}")
+            mark, trouble = painted("!", "wrong"), f": {place.trouble}"
+        say(f"{mark} {place.source:12}  {place.path}{trouble}", indent=16)
+    if hub["repo"]:
+        say(f"  {'Hub':12}  {hub['repo']} at {hub['revision']}", indent=16)
 
 
 @commands.command()
 @click.argument("names", nargs=-1, type=MODEL)
-def verify(names: tuple[str, ...]) -> None:
+@json_option
+def verify(names: tuple[str, ...], as_json: bool) -> None:
     """Check the weights in reach against their cards."""
     from .. import weights_cache
     from ..catalogue import all_cards, model_info, own_folder
 
     asked = [(model_info(name), own_folder(name)) for name in names]
     cards = asked or [(card, None) for card in all_cards().values()]
-    wrong = 0
-    for result in (weights_cache.verify_all([card], folder)[0] for card, folder in cards):
-        if result.located is not None:
-            click.echo(f"{result.name}: verified, {result.located.source}, {result.located.path}")
-            continue
-        absent = isinstance(result.error, FileNotFoundError)
-        wrong += not absent or bool(names)
-        click.echo(f"{result.name}: {'absent' if absent else 'WRONG'}: {result.error}")
+    wrong, found = 0, []
+    for card, folder in cards:
+        (result,) = weights_cache.verify_all([card], folder)
+        right, absent = result.located, isinstance(result.error, FileNotFoundError)
+        wrong += right is None and (not absent or bool(names))
+        words = "verified" if right else "absent" if absent else "WRONG"
+        if as_json:
+            plain: dict[str, Any] = {"name": result.name, "result": words.lower()}
+            plain |= {"where": right and right.source, "path": right and str(right.path)}
+            found.append(plain | {"error": result.error and str(result.error)})
+        elif right:
+            said = painted(words, "right")
+            say(f"{result.name}: {said}, {right.source}, {right.path}", indent=2)
+        else:
+            said = words if absent else painted(words, "wrong")
+            say(f"{result.name}: {said}: {result.error}", indent=2)
+    if as_json:
+        say_json(found)
     if wrong:
         raise UsclError(f"{wrong} of {len(cards)} not verified")
 

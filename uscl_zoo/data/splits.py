@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ..annotations import Annotation
 from ..errors import DataError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def hold_out(annotations: Mapping[str, Annotation], share: float, seed: int) -> set[str]:
@@ -21,6 +23,8 @@ def hold_out(annotations: Mapping[str, Annotation], share: float, seed: int) -> 
     Returns:
         The held-out subjects; at least one of every class that has two.
     """
+    import numpy as np  # here: `uscl prepare --help` names the schemes of labels without it
+
     labels: dict[str, Counter[str]] = defaultdict(Counter)
     for row in annotations.values():
         labels[row.subject][row.label or ""] += 1
@@ -56,6 +60,8 @@ def draw_folds(
         DataError: if a class has fewer subjects than there are folds, or is lacking without one.
         MissingDependencyError: if scikit-learn is not installed.
     """
+    import numpy as np
+
     try:
         from sklearn.model_selection import StratifiedGroupKFold
     except ImportError as error:
@@ -95,6 +101,8 @@ def check_folds(
     Raises:
         DataError: if a subject is in two, or without one of them a class is lacking.
     """
+    import numpy as np
+
     begin = f"{where}: " if where else ""
     seen: dict[str, int] = {}
     for subject, number in zip(subjects, fold.tolist(), strict=True):

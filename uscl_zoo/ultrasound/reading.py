@@ -15,10 +15,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, UnreadableError, one_line, reason
-from ..files import expanded, open_file
-from . import dicom, images, video
+from ..files import Address, expanded, open_file
+from . import dicom, images, remote, video
 from .clip import Clip, DamageWarning, Facts, Frame, OnDamage, Wanted
 
 __all__ = ["DamageWarning", "Frame", "find", "iterate", "read", "sample"]
@@ -89,8 +90,11 @@ def find(
     which are no ultrasound: `x_mask.png`, `x_GT.png` and the like, and folders named so. Who names
     such a file or folder itself has it.
 
+    In object storage, as `s3://bucket/folder`, what a file is goes by its suffix alone, and no
+    folder is a clip: to know one, its images would have to be fetched.
+
     Args:
-        paths: one file or folder, or several.
+        paths: one file or folder, or several; addresses of object storage too.
         on_damage: called with one line for a folder of whose files some are left out; a
             `DamageWarning` unless given.
         masks: is given those left out, which are not reported then.
@@ -109,7 +113,12 @@ def find(
         drawn: list[Path] = []
         # in a folder of masks that is named itself, they are what is wanted
         beside = None if _MASKS.fullmatch(path.name) else drawn
-        own = list(_search(path, set(), left_out, beside)) if _is_folder(path) else [path]
+        if not _is_folder(path):
+            own = [path]
+        elif isinstance(path, Address):
+            own = list(_search_remote(path, left_out, beside))
+        else:
+            own = list(_search(path, set(), left_out, beside))
         if not own and drawn and masks is None:
             raise DataError(
                 f"{path}: the folder holds nothing but masks ({_some(path, drawn)}); who wants "
@@ -129,7 +138,8 @@ def find(
         elif drawn:
             on_damage(masks_left_out(path, drawn))
         for source in own:
-            sources.setdefault(os.path.realpath(source), source)
+            real = str(source) if isinstance(source, Address) else os.path.realpath(source)
+            sources.setdefault(real, source)
     return list(sources.values())
 
 
@@ -208,6 +218,8 @@ def _frames(
     again, and is left out for those that nobody wants.
     """
     path = expanded(path)
+    if isinstance(path, Address):
+        return _fetched(path, frame_rate, threads, on_damage, wanted, grey)
     if frame_rate is not None and not 0 < frame_rate < math.inf:
         raise DataError(f"frame_rate should be a positive number of frames a second: {frame_rate}")
 
@@ -222,6 +234,23 @@ def _frames(
     if kind == "image":
         return images.iterate(path, frame_rate, tell, wanted)
     return dicom.iterate(path, frame_rate, tell, wanted)
+
+
+def _fetched(
+    path: Address,
+    frame_rate: float | None,
+    threads: int,
+    on_damage: OnDamage,
+    wanted: Wanted,
+    grey: bool,
+) -> Iterator[Frame]:
+    """The frames of a file in object storage, which is here while they are taken."""
+    with remote.fetched(path) as local:
+
+        def tell(message: str) -> None:
+            on_damage(message.replace(str(local), str(path)))
+
+        yield from _frames(local, frame_rate, threads, tell, wanted, grey)
 
 
 def read(path: str | Path, *, frame_rate: float | None = None, threads: int = 1) -> Clip:
@@ -241,6 +270,9 @@ def read(path: str | Path, *, frame_rate: float | None = None, threads: int = 1)
     """
     path = expanded(path)
     decode = partial(iterate, path, frame_rate=frame_rate, threads=threads)
+    if isinstance(path, Address):
+        with remote.fetched(path) as local:
+            return Clip(decode, path, read(local, frame_rate=frame_rate).facts)
     next(decode())
     stated = {"video": video.facts, "image": images.facts, "dicom": dicom.facts}.get(_kind(path))
     return Clip(decode, path, stated(path) if stated else Facts())
@@ -305,6 +337,8 @@ def _is_folder(path: Path) -> bool:
     Raises:
         UnreadableError: if it is neither, or not there.
     """
+    if isinstance(path, Address):
+        return remote.is_folder(path)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -412,6 +446,29 @@ def _search(
             yield from _search(entry, visited, left_out, masks, bool(below))
         elif entry in sources:
             yield entry
+
+
+def _search_remote(
+    folder: Address, left_out: list[Path], masks: list[Path] | None
+) -> Iterator[Path]:
+    """The sources below an address, as far as names tell, in natural order."""
+
+    def order(file: Path) -> tuple[Any, ...]:
+        below = file.relative_to(folder)
+        return tuple(natural_key(Path(part)) for part in below.parts)
+
+    for file in sorted(remote.files_under(folder), key=order):
+        within = file.relative_to(folder)
+        if any(part[0] == "." or part.casefold() in _NEVER for part in within.parts):
+            continue
+        if file.suffix.lower() not in _SUFFIXES:
+            left_out.append(file)
+        elif masks is not None and (
+            _MASK.fullmatch(file.stem) or any(map(_MASKS.fullmatch, within.parts[:-1]))
+        ):
+            masks.append(file)
+        else:
+            yield file
 
 
 def _files_in(folder: Path, visited: set[Path]) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from queue import Full, Queue
@@ -16,7 +17,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from PIL import Image
 
 from ..errors import one_line
-from ..files import expanded
+from ..files import Address, expanded
+from . import remote
 from .cleaning import Cleaner
 from .clip import Clip, Frame, OnDamage
 from .reading import find, read, sample, wanted_at, warn
@@ -142,7 +144,8 @@ def name_sources(
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         root = expanded(path)
         for source in find(root, on_damage=on_damage, masks=masks):
-            sources.setdefault(source.resolve(), (named(source, root), root))
+            real = source if isinstance(source, Address) else source.resolve()
+            sources.setdefault(real, (named(source, root), root))
     return list(sources.values())
 
 
@@ -155,7 +158,7 @@ def path_of(source: Source) -> Path:
 
 def files_of(source: Path) -> list[Path]:
     """The file that a source is, or the files of a folder of frames, hidden ones left out."""
-    if not source.is_dir():
+    if isinstance(source, Address) or not source.is_dir():
         return [source]
     return sorted(file for file in source.iterdir() if not file.name.startswith("."))
 
@@ -171,8 +174,23 @@ def inputs_of(paths: Iterable[str | Path]) -> Iterator[Path]:
     yield from masks
 
 
+@contextmanager
+def here(source: Path) -> Iterator[Path]:
+    """A source on this machine: itself, or a copy for a while of what is in object storage."""
+    if not isinstance(source, Address):
+        yield source
+        return
+    with remote.fetched(source) as local:
+        yield local
+
+
 def state_of(source: Path) -> list[list[Any]]:
-    """Name, size and modification time (ns) of each file of a source: whether it has changed."""
+    """Name, size and modification time (ns) of each file of a source: whether it has changed.
+
+    Of one in object storage size and version, as the storage has them.
+    """
+    if isinstance(source, Address):
+        return [remote.state_of(source)]
     # a dangling link has none; decoding it says so
     files = [file for file in files_of(source) if file.exists()]
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
