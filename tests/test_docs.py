@@ -27,6 +27,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = {"README.md", "answers.md", "beam.md", "datasets.md", "finetune.md", "index.md", "reading.md"}
 #: Pages whose Python is run elsewhere, or why it is not.
 ELSEWHERE = {
+    "data.md": "tests/data/test_dataset.py, on stills of 32 x 32",
+    "outlining.md": "tests/segmentation, on made-up masks",
     "results.md": "a network of another package, and a store of the shared videos; the figures "
     "beside them are what came of running it",
 }
