@@ -21,7 +21,7 @@ commands = Heading(help="Adapt one to classes of your own")
 TASKS = ["classification"]
 #: Those that outline, whose `finetune` is in `training.downstream.segmentation` and has defaults of
 #: its own; options that mean nothing there are refused by name.
-OUTLINED = ["segmentation"]
+OUTLINED = ["segmentation", "detection"]
 
 
 @commands.command(short_help="Fine-tune a backbone on classes of your own.")
@@ -29,7 +29,7 @@ OUTLINED = ["segmentation"]
     "--data", required=True, type=FILE, help="Folder per class, CSV, or store; images with masks."
 )
 @click.option("-o", "--output", required=True, type=FILE, help="Folder of the model.")
-@click.option("--network", help="Of a segmentation: unet, fpn, deeplabv3plus, …")
+@click.option("--network", help="That outlines: unet, fpn, deeplabv3plus, …; maskrcnn, fasterrcnn.")
 @click.option(
     "--model", type=MODEL, default="resnet18_uscl", show_default=True, help="To begin with."
 )
@@ -38,7 +38,7 @@ OUTLINED = ["segmentation"]
     type=click.Choice([*TASKS, *OUTLINED]),
     default=TASKS[0],
     show_default=True,
-    help="What is to be said of a file; segmentation learns from masks.",
+    help="What is to be said of a file; the last two outline, and learn from masks.",
 )
 @click.option(
     "--train",
@@ -51,6 +51,11 @@ OUTLINED = ["segmentation"]
 @click.option("--subject-pattern", help="Regex whose group is the subject.")
 @click.option("--every-row", is_flag=True, help="Of a CSV: fail if a row has no file.")
 @click.option("--class", "classes", multiple=True, help="One of the only classes; repeat.")
+@click.option(
+    "--layout",
+    type=click.Choice(["busi", "bus-bra", "udiat"]),
+    help="DATA is that collection of lesions, as it is published.",
+)
 @click.option("--exclude", multiple=True, help="File names; repeat. Masks are left out anyway.")
 @rate_option(3.0)
 @click.option("--size", type=click.IntRange(32, 4096), help="By default the backbone's.")
@@ -106,8 +111,10 @@ def finetune(
     options["task"] = task
     if task in OUTLINED:
         options = _of_task(context, task, run, options)
-    elif options.pop("network") is not None:
-        raise DataError("`network` is of a segmentation; a classifier is the backbone's own")
+    else:
+        for name in ("network", "layout"):
+            if options.pop(name) is not None:
+                raise DataError(f"`{name}` is of what outlines (`task=segmentation`); leave it out")
     done = run(data, output, tell=lambda text: click.echo(text, err=True), **options)
     click.echo(str(done))
     click.echo(f"report: {output / 'report.html'}")

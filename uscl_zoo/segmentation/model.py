@@ -26,6 +26,7 @@ from ..inference import batched, infer
 from ..records import from_mapping, read_json
 from ..ultrasound.sources import Look
 from ..ultrasound.transforms import FrameTransform
+from .detectors import build_detector, detect
 from .networks import DETECTORS, SEGMENTERS, build_segmenter, maps_and_textures
 from .regions import Region, components
 
@@ -221,6 +222,13 @@ class Model:
                 sizes.append((frame.height, frame.width))
                 yield transform.resize(frame)
 
+        if said.task == "detection":
+            for place, one in enumerate(detect(self.module, small(), batch_size)):
+                found = trusting(
+                    one.regions(transform.size, sizes[place]), said.trust, sizes[place]
+                )
+                yield Found(found, float(self.statistics.distance(one.textures[None])[0]))
+            return
         done = 0
         for logits, textures in outputs(
             self.module, transform, small(), said.flips, len(said.classes), batch_size
@@ -330,7 +338,10 @@ def load_outliner(folder: str | Path, device: str | torch.device | None = None) 
     said = read_outliner(folder)
     seen = read_statistics(folder / STATISTICS, said)
     state = _weights(folder / HUB_FILE, said)
-    module = build_segmenter(said.network, said.encoder, len(said.classes))
+    if said.task == "detection":
+        module = build_detector(said.network, said.encoder, len(said.classes), said.input)
+    else:
+        module = build_segmenter(said.network, said.encoder, len(said.classes))
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

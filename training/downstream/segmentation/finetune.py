@@ -22,7 +22,7 @@ from uscl_zoo.errors import DataError
 from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep
 from uscl_zoo.names import say
 from uscl_zoo.records import to_plain, write_text
-from uscl_zoo.segmentation.model import Found, Outliner, chances, found_in, trusting
+from uscl_zoo.segmentation.model import Outliner, chances, trusting
 from uscl_zoo.segmentation.networks import check_name
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.transforms import FrameTransform
@@ -37,8 +37,9 @@ from .figures import Case, Figures, judge, measure
 from .fit import Learner, fit
 from .gather import Decoded, gather, opened
 from .outlined import Outlined, find_outlined
+from .published import load
 from .settings import sensible
-from .teaching import Segmentation
+from .teaching import TEACHINGS, Segmentation, Teaching
 from .writing import said_of, with_figures, write_model
 
 WORK, STORE, ABOUT, FINAL = "work", "images", "run.json", "final"
@@ -83,6 +84,7 @@ def finetune(
     task: str = "segmentation",
     network: str | None = None,
     model: str = "resnet18_uscl",
+    layout: str | None = None,
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
@@ -115,9 +117,12 @@ def finetune(
     Args:
         data: a folder of images with masks, or COCO's JSON; see `find_outlined`.
         output: folder of the model.
-        task: `segmentation`: a class a pixel.
-        network: of smp, e.g. `unet`, `fpn` or `deeplabv3plus`; None for the usual one.
+        task: `segmentation`: a class a pixel; `detection`: boxes, and masks in them.
+        network: of smp, e.g. `unet`, `fpn` or `deeplabv3plus`; to detect, `maskrcnn` or
+            `fasterrcnn`, which learns from boxes alone; None for the first.
         model: the encoder, as for `downstream.finetune`.
+        layout: of a public collection as it is published, one of `published.LAYOUTS`; None for
+            images and masks of one's own.
         subject_pattern: whose group is the subject, in each path.
         classes: names of the classes, in the order of the values of the masks.
         exclude: patterns of file names to leave out.
@@ -169,9 +174,17 @@ def finetune(
             notes.append(text)
             tell(text)
 
-        outlined = find_outlined(
-            data, subject_pattern=subject_pattern, classes=classes, exclude=exclude
-        )
+        if layout is None:
+            outlined = find_outlined(
+                data, subject_pattern=subject_pattern, classes=classes, exclude=exclude
+            )
+        elif subject_pattern or classes or exclude:
+            raise DataError(
+                "`layout` knows the subjects and classes of its collection; leave out "
+                "`subject_pattern`, `classes` and `exclude`"
+            )
+        else:
+            outlined = load(layout, data)
         if name is not None:
             outlined = dataclasses.replace(outlined, name=name)
         for text in outlined.notes:
@@ -201,7 +214,7 @@ def finetune(
         )
         about = {"settings": to_plain(settings), "model": model, "images": decoded.digest}
         _go_on(work, {"task": task, **about}, overwrite)
-        lesson = Segmentation(base, decoded, settings, transform, len(outlined.classes), chosen)
+        lesson = TEACHINGS[task](base, outlined, decoded, settings, shape, chosen)
         learner, said, statistics = _train(
             lesson,
             work,
@@ -221,7 +234,7 @@ def finetune(
             ),
         )
         cases, pixels = judged(lesson, learner, outlined, said, statistics)
-        figures = measure(cases, outlined.classes, resamples, seed)
+        figures = measure(cases, outlined.classes, resamples, seed, lesson.masks)
         unit = "subjects" if outlined.subjects else "images"
         count = len(figures.bootstrap.task.subjects)
         said = with_figures(said, figures, f"{outlined.name}, {count} held-out {unit}")
@@ -243,7 +256,7 @@ def finetune(
 
 
 def _train(
-    lesson: Segmentation,
+    lesson: Teaching,
     work: Path,
     progress: bool,
     tell: Callable[[str], None],
@@ -286,30 +299,30 @@ def _pace(learner: Learner) -> float:
 
 
 def judged(
-    lesson: Segmentation,
+    lesson: Teaching,
     learner: Learner,
     outlined: Outlined,
     said: Outliner,
     statistics: Statistics,
-) -> tuple[list[Case], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+) -> tuple[list[Case], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None]:
     """Outline the held-out images, in their own pixels, and compare.
 
     Returns:
-        The images, and of pixels by bins of the probability of a class the count and the hits.
+        The images, and of pixels by bins of the probability of a class the count and the hits; of
+        a detector None.
     """
     decoded = lesson.decoded
     rows = decoded.judged
     cases: list[Case] = []
     counts, hits = np.zeros(_BINS), np.zeros(_BINS)
-    for row, (logits, textures) in zip(
+    for row, (answer, textures) in zip(
         rows.tolist(), lesson.ask(learner.network, rows), strict=True
     ):
         item = decoded.items[row]
         image, _, there = opened(outlined, item)
         size = image.height, image.width
-        found = trusting(found_in(logits, size, said.temperature, lesson.classes), said.trust, size)
+        found = trusting(lesson.found(answer, size, said.temperature), said.trust, size)
         away = float(statistics.distance(textures[None])[0])
-        one = Found(found, away)
         cases.append(
             judge(
                 row,
@@ -318,20 +331,22 @@ def judged(
                 size,
                 decoded.spacing[row],
                 there,
-                one.regions,
+                found,
                 said.confidence,
                 lesson.classes,
                 away,
                 away > said.threshold,
             )
         )
+        if not isinstance(lesson, Segmentation):
+            continue
         small = np.asarray(decoded.labels[row])
-        shares = chances(logits, lesson.transform.size, said.temperature).numpy()
+        shares = chances(answer, lesson.transform.size, said.temperature).numpy()
         for label in range(1, lesson.classes + 1):
             bins = np.minimum((shares[label] * _BINS).astype(int), _BINS - 1).ravel()
             counts += np.bincount(bins, minlength=_BINS)
             hits += np.bincount(bins, weights=(small == label).ravel(), minlength=_BINS)
-    return cases, (counts, hits)
+    return cases, (counts, hits) if isinstance(lesson, Segmentation) else None
 
 
 def _opened(decoded: Decoded, case: Case) -> Image.Image:

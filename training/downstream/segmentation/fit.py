@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from uscl_zoo.segmentation.detectors import body_of
 from uscl_zoo.segmentation.networks import smp
+from uscl_zoo.segmentation.regions import Region
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ...execution import autocast, precision_on
@@ -23,7 +25,7 @@ from ...recipe import Recipe
 from ...runs import load_checkpoint, save_checkpoint
 from ...signals import Interrupted, listening
 from ...trainer import NotFiniteError
-from .augmentation import changed, seeds, transform_of
+from .augmentation import changed, changed_regions, seeds, transform_of
 from .settings import Settings
 
 Rows = npt.NDArray[np.int64]
@@ -86,6 +88,53 @@ class PixelLesson:
         pixels = nn.functional.cross_entropy(logits, target)
         dice: Tensor = self.dice(logits, target)
         return pixels + self.settings.dice * dice
+
+
+class RegionLesson:
+    """Boxes, and masks in them: the losses of torchvision's detector, added up.
+
+    Args:
+        frames: uint8 (N, H, W, 3).
+        regions: of each image, in pixels of the frames.
+        rows: of the images to train on.
+        settings: how.
+        side: height and width of the frames.
+        masks: whether masks are taught, and not boxes alone.
+    """
+
+    def __init__(
+        self,
+        frames: npt.NDArray[np.uint8],
+        regions: Sequence[Sequence[Region]],
+        rows: Rows,
+        settings: Settings,
+        side: tuple[int, int],
+        masks: bool,
+    ) -> None:
+        self.frames, self.regions, self.rows = frames, regions, rows
+        self.settings, self.masks = settings, masks
+        self.change = transform_of(settings, side)
+
+    def loss(self, network: nn.Module, places: Rows, epoch: int, device: torch.device) -> Tensor:
+        """The loss of a batch, a scalar."""
+        # statistics of so few images at a time would be noise
+        for module in body_of(network).modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        drawn = seeds(self.settings, epoch, len(self.rows))
+        images, targets = [], []
+        for row, seed in zip(self.rows[places].tolist(), drawn[places], strict=True):
+            image, target = changed_regions(
+                self.change, self.frames[row], self.regions[row], int(seed), self.masks
+            )
+            images.append(image.to(device).float() / 255)
+            targets.append({key: value.to(device) for key, value in target.items()})
+        with torch.random.fork_rng(devices=[]):
+            # which proposals are taught is drawn
+            torch.manual_seed(int(drawn[places[0]]))
+            with autocast(device, precision_on(device, self.settings.precision)):
+                losses: dict[str, Tensor] = network(images, targets)
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
 @dataclass

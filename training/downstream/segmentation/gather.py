@@ -41,6 +41,7 @@ class Decoded:
         items: N of them, those that could be read.
         frames: uint8 (N, H, W, 3), a memory map.
         labels: uint8 (N, H, W), a memory map.
+        sizes: of each, height and width in its own pixels.
         spacing: of each, height and width of a pixel in mm; None where it does not say.
         present: of each the classes that are in it.
         held_out: bool (N,), whether its subject is held out.
@@ -50,6 +51,7 @@ class Decoded:
     items: tuple[Item, ...]
     frames: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
+    sizes: tuple[tuple[int, int], ...]
     spacing: tuple[tuple[float, float] | None, ...]
     present: tuple[tuple[int, ...], ...]
     held_out: npt.NDArray[np.bool_]
@@ -143,6 +145,7 @@ def gather(
         items=items,
         frames=np.load(folder / FRAMES, mmap_mode="r"),
         labels=np.load(folder / LABELS, mmap_mode="r"),
+        sizes=tuple((height, width) for height, width in about["sizes"]),
         spacing=tuple(None if s is None else (s[0], s[1]) for s in about["spacing"]),
         present=present,
         held_out=out,
@@ -201,6 +204,7 @@ def _decode(
     kept: list[int] = []
     present: list[list[int]] = []
     spacing: list[tuple[float, float] | None] = []
+    sizes: list[tuple[int, int]] = []
     skipped: list[str] = []
 
     def one(item: Item) -> Any:
@@ -211,7 +215,7 @@ def _decode(
             return str(error)
         small = Image.fromarray(drawn).resize((width, height), Image.Resampling.NEAREST)
         there = sorted({region.label for region in regions})
-        return transform.resize(image), np.asarray(small), there, facts.spacing
+        return transform.resize(image), np.asarray(small), there, facts.spacing, drawn.shape
 
     for index, found in enumerate(
         tqdm(
@@ -228,6 +232,7 @@ def _decode(
         frames[place], labels[place] = found[:2]
         present.append(found[2])
         spacing.append(found[3])
+        sizes.append(found[4])
         kept.append(index)
     frames.flush()
     labels.flush()
@@ -238,6 +243,7 @@ def _decode(
         "key": key,
         "kept": kept,
         "present": present,
+        "sizes": sizes,
         "spacing": spacing,
         "skipped": skipped,
     }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from uscl_zoo.errors import DataError
+from uscl_zoo.segmentation.networks import DETECTORS
 
 from ..settings import EFFORTS
 
@@ -77,5 +78,8 @@ def sensible(images: int, network: str, effort: str = "normal", **given: Any) ->
         "epochs": int(np.clip(round(most * np.sqrt(_MANY / max(images, 1))), least, most)),
         "batch_size": next(size for size, from_ in _BATCHES if images >= from_),
     }
+    if network in DETECTORS:
+        # heads of detectors are lost at the rates of a decoder; half precision gains them little
+        chosen |= {"learning_rate": 1e-4, "precision": "float32", "flips": False}
     fixed = {key: value for key, value in given.items() if value is not None}
     return Settings(network=network, **{**chosen, **fixed})

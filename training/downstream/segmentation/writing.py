@@ -176,6 +176,10 @@ def write_model(
         weights_sha256=hashlib.sha256(content).hexdigest(),
         statistics_sha256=hashlib.sha256(known).hexdigest(),
     )
-    write_text(output / CONFIG, json.dumps(config_of(said, network), indent=2) + "\n")
+    if said.task == "segmentation":
+        write_text(output / CONFIG, json.dumps(config_of(said, network), indent=2) + "\n")
+    else:
+        # of an earlier model there: nothing builds a detector of one
+        (output / CONFIG).unlink(missing_ok=True)
     write_text(output / ANSWERS, json.dumps(to_plain(said), indent=1, ensure_ascii=False))
     return said

@@ -215,7 +215,10 @@ def test_options_of_other_tasks_are_refused(images: Path, tmp_path: Path, capsys
         (["segmentation", "--label-smoothing", "0.1"], "--label-smoothing has no meaning with"),
         (["segmentation", "--network", "ynet"], "--network should be one of unet"),
         (["segmentation", "--size", "100"], "--size should be a multiple of 32"),
-        (["classification", "--network", "unet"], "--network is of a segmentation"),
+        (
+            ["classification", "--network", "unet"],
+            "--network is of what outlines",
+        ),
     ):
         with pytest.raises(SystemExit):
             main([*common, *options])
