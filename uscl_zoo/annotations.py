@@ -7,7 +7,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ _UNKNOWN = frozenset(
 _LONG, _MANY = 40, 30
 #: What may stand between the cells of a table that is no CSV.
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+#: Makes one label of the cells of several columns.
+Join = Callable[[Mapping[str, str | None]], str | None]
 
 
 @dataclass(frozen=True)
@@ -80,27 +84,31 @@ def fold(word: str) -> str:
 def read_table(
     path: Path,
     file_column: str,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     subject_column: str | None = None,
     licence_column: str | None = None,
     *,
     where: Mapping[str, str] | None = None,
+    join: Join | None = None,
 ) -> Table:
     """Read annotations from a CSV with a header.
 
     Args:
         path: of the CSV.
         file_column: paths, names or stems of files.
-        label_column: class of the file; `NA`, `unknown` and the like are none, see `known`.
+        label_column: class of the file; `NA`, `unknown` and the like are none, see `known`. Several
+            columns are joined.
         subject_column: whom it shows; without one, and where it is unknown, each row its own.
         licence_column: licence of the file.
         where: values by column that a row must have to be read.
+        join: makes one label of the cells of several columns, by their names.
 
     Raises:
         UnreadableError: if the file is no readable CSV.
         DataError: if a named column is missing, or no row is as `where` asks.
     """
-    named_columns = (file_column, label_column, subject_column, licence_column, *(where or ()))
+    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    named_columns = (file_column, *labels, subject_column, licence_column, *(where or ()))
     try:
         # utf-8-sig: tables exported from spreadsheets begin with a byte-order mark
         # at once or not at all: a pipe in its place would be waited for
@@ -128,16 +136,18 @@ def read_table(
     except (csv.Error, UnicodeDecodeError) as error:
         raise UnreadableError(f"{path}: is not a CSV in UTF-8 ({error})") from error
 
-    return _table(path, lines, file_column, label_column, subject_column, licence_column, where)
+    return _table(path, lines, file_column, labels, subject_column, licence_column, where, join)
 
 
 def read_frame(
     frame: Any,
     path: Path,
     file_column: str,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     subject_column: str | None = None,
     licence_column: str | None = None,
+    *,
+    join: Join | None = None,
 ) -> Table:
     """Take annotations from a data frame, as `read_table` does from a CSV.
 
@@ -148,6 +158,7 @@ def read_frame(
         label_column: see there.
         subject_column: see there.
         licence_column: see there.
+        join: see there.
 
     Raises:
         DataError: if it is none, or a named column is missing.
@@ -158,14 +169,15 @@ def read_frame(
             f"{path}: a table is the path of a CSV or a data frame of pandas or Polars, not "
             f"{type(frame).__name__}"
         )
-    wanted = [file_column, label_column, subject_column, licence_column]
+    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    wanted = [file_column, *labels, subject_column, licence_column]
     for column in filter(None, wanted):
         if column not in columns:
             named = ", ".join(repr(str(one)) for one in columns)
             raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
     cells = {column: [_text(value) for value in frame[column]] for column in wanted if column}
     lines = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-    return _table(path, lines, file_column, label_column, subject_column, licence_column)
+    return _table(path, lines, file_column, labels, subject_column, licence_column, join=join)
 
 
 def _text(value: Any) -> str:
@@ -182,13 +194,19 @@ def _table(
     path: Path,
     lines: Sequence[Mapping[str, str | None]],
     file_column: str,
-    label_column: str | None,
+    labels: Sequence[str],
     subject_column: str | None,
     licence_column: str | None,
     where: Mapping[str, str] | None = None,
+    join: Join | None = None,
 ) -> Table:
     def cell(line: Mapping[str, str | None], column: str | None) -> str | None:
         return ((line[column] or "").strip() or None) if column is not None else None
+
+    def label(line: Mapping[str, str | None]) -> str | None:
+        if join is not None:
+            return join({column: cell(line, column) for column in labels})
+        return known(cell(line, labels[0])) if labels else None
 
     if where:
         lines = [line for line in lines if all(cell(line, c) == v for c, v in where.items())]
@@ -208,7 +226,7 @@ def _table(
         licence = cell(line, licence_column)
         row = Annotation(
             subject=known(cell(line, subject_column)) or one_line(key),
-            label=known(cell(line, label_column)),
+            label=label(line),
             # "CC BY-NC -SA 4.0" and "CC BY-NC-SA 4.0" are one licence
             licence=re.sub(r"\s*-\s*", "-", licence) if licence else None,
         )

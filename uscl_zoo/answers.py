@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,9 @@ OUTLINING = ("segmentation", "detection")
 #: What timm reads.
 CONFIG = "config.json"
 
+#: What a model may say of a frame: one of several classes, a number, or which of several labels.
+CLASSES, NUMBER, LABELS = "classification", "regression", "multilabel"
+
 #: Bytes of statistics: a ResNet-50 has 768 numbers, and their square of 8 bytes.
 _LARGEST = 1 << 26
 
@@ -56,6 +59,11 @@ class Answers:
         flips: whether an answer is the mean over a frame and its mirror image.
         clean: whether frames are cut to the beam and cleaned of what is drawn, as in training.
         grey: whether their brightness alone is kept, as in training.
+        task: what it says: `CLASSES`, `NUMBER` or `LABELS`.
+        cuts: of labels: the probability from which on each is said, by the best F1 among subjects
+            that the network had not seen; none for a half. Of a rare label it is below.
+        spread: of numbers: nine in ten of subjects that the network had not seen lie within this of
+            what it said.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +77,58 @@ class Answers:
     flips: bool = False
     clean: bool = False
     grey: bool = False
+    task: str = CLASSES
+    spread: float = 0.0
+    cuts: tuple[float, ...] = ()
+
+    def of(self, logits: NDArray[Any]) -> Floats:
+        """What the logits (N, outputs) of frames say: probabilities, or numbers as they are."""
+        if self.task == NUMBER:
+            return logits.astype(np.float64)
+        if self.task == LABELS:
+            return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64) / self.temperature)))
+        return softmax(logits, self.temperature)
+
+    def best(self, said: Floats) -> str:
+        """The answer in a word: the most probable class, the labels likelier than not, a number.
+
+        Args:
+            said: of a frame, clip or subject, (outputs,).
+        """
+        if self.task == NUMBER:
+            return f"{said[0]:.6g}"
+        if self.task == LABELS:
+            there = self._there(said)
+            return in_words([c for c, one in zip(self.classes, there, strict=True) if one])
+        return self.classes[int(said.argmax())]
+
+    def is_sure(self, said: Floats) -> bool:
+        """Whether it is sure enough to answer, as far as probabilities tell; of every label.
+
+        Of a number the probabilities say nothing, and the interval is given instead.
+        """
+        if self.task == NUMBER:
+            return True
+        if self.task == LABELS:
+            return bool(np.where(self._there(said), said, 1 - said).min() >= self.confidence)
+        return bool(said.max() >= self.confidence)
+
+    def agree(self, frames: Floats, said: Floats) -> NDArray[np.bool_]:
+        """Which frames say the same as their clip, or a number within `spread` of it.
+
+        Args:
+            frames: (N, outputs).
+            said: of the clip, (outputs,).
+        """
+        if self.task == NUMBER:
+            return np.asarray(np.abs(frames[:, 0] - said[0]) <= self.spread)
+        if self.task == LABELS:
+            return np.asarray((self._there(frames) == self._there(said)).all(axis=1))
+        return np.asarray(frames.argmax(axis=1) == said.argmax())
+
+    def _there(self, said: Floats) -> NDArray[np.bool_]:
+        """Which labels are said."""
+        return np.asarray(said >= (np.array(self.cuts) if self.cuts else 0.5))
 
     def made_for(self, sampling: Mapping[str, Any]) -> Answers:
         """These, of a network trained on frames that were sampled so (`Sampling.settings`)."""
@@ -115,6 +175,11 @@ class Statistics:
         return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
+def in_words(labels: Sequence[str]) -> str:
+    """Several labels as one cell has them; `none` of none."""
+    return "; ".join(labels) or "none"
+
+
 def softmax(logits: NDArray[Any], temperature: float) -> Floats:
     """Probabilities (N, classes) of logits divided by a temperature."""
     scaled = logits.astype(np.float64) / temperature
@@ -149,10 +214,22 @@ def read_model(folder: Path) -> tuple[Card, Answers]:
     card = card_in(folder)
     path = folder / ANSWERS
     answers = from_mapping(Answers, read_json(path), str(path))
-    if answers.classes != card.classes:
+    if answers.classes != card.classes or answers.task != (card.task or CLASSES):
         raise CardError(f"{path}: does not belong to the card of {card.name}, by its classes")
+    fewest = 2 if answers.task == CLASSES else 1
     for key, right, rule in (
-        ("classes", len(set(answers.classes)) == len(answers.classes) > 1, "two or more names"),
+        ("task", answers.task in (CLASSES, NUMBER, LABELS), f"{CLASSES}, {NUMBER} or {LABELS}"),
+        (
+            "classes",
+            len(set(answers.classes)) == len(answers.classes) >= fewest,
+            "two or more names" if fewest > 1 else "one or more names",
+        ),
+        ("spread", answers.spread >= 0, "0 or more"),
+        (
+            "cuts",
+            len(answers.cuts) in (0, len(answers.classes)) and all(0 < c < 1 for c in answers.cuts),
+            "a probability a label",
+        ),
         ("temperature", answers.temperature > 0, "positive"),
         ("confidence", 0 <= answers.confidence <= 1, "a probability"),
         ("threshold", answers.threshold > 0, "positive"),

@@ -222,6 +222,8 @@ class Card:
         limits: known limits, a sentence each.
         metrics: measured figures.
         classes: what the outputs of the classifier stand for; empty for a backbone.
+        task: None where the outputs are classes, of which one is right; `multilabel` where any of
+            them may be, `regression` where they are numbers.
         corpus: fingerprints of the training data; None where nobody took them.
     """
 
@@ -236,6 +238,7 @@ class Card:
     limits: tuple[str, ...]
     metrics: tuple[Metric, ...] = ()
     classes: tuple[str, ...] = ()
+    task: str | None = None
     corpus: Corpus | None = None
 
     @property
@@ -359,7 +362,13 @@ def read_card(path: Path) -> Card:
     )
     check(all(s > 0 for s in card.input.std), "input.std", "should be positive")
     check(
-        len(card.classes) != 1 and len(set(card.classes)) == len(card.classes),
+        card.task in (None, "regression", "multilabel"),
+        "task",
+        "should be regression or multilabel, or left out",
+    )
+    check(
+        (len(card.classes) != 1 or card.task is not None)
+        and len(set(card.classes)) == len(card.classes),
         "classes",
         "should be none, or at least two different ones",
     )

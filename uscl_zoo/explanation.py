@@ -56,6 +56,7 @@ class Explanation:
         cut: whether the clip goes on behind its last frame here.
         clean: whether the network saw its frames cut to the beam, and cleaned.
         guarded: whether there is something to say by whether the clip is unlike.
+        number: whether the scores are numbers of a regression, and the evidence that for more.
     """
 
     source: Path
@@ -73,6 +74,7 @@ class Explanation:
     cut: bool
     clean: bool = False
     guarded: bool = True
+    number: bool = False
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -97,7 +99,8 @@ class Explanation:
         unlike = "; unlike the training images" if self.unlike else ""
         if not self.guarded:
             unlike = "; whether it is like the training images is not known"
-        return f"{self.label}: {kind} {mean:.2f}{unlike}"
+        said = f"{mean:.4g}, and what speaks for more" if self.number else f"{kind} {mean:.2f}"
+        return f"{self.label}: {said}{unlike}"
 
     @property
     def subtitle(self) -> str:
@@ -162,6 +165,8 @@ class Explanation:
 
     def _caption(self, index: int) -> str:
         score = f"{'cosine' if self.label is None else 'p'} {self.scores[index]:.2f}"
+        if self.number:
+            score = f"{self.scores[index]:.4g}"
         if len(self) == 1:
             return score
         time = self.times[index]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from .answers import NUMBER
 from .errors import DataError, MissingDependencyError
 from .explanation import Explanation, check_suffix
 from .inputs import Inputs, one_by_one, several, source_of
@@ -178,6 +179,7 @@ def _explain(
         clean=look.clean,
         guarded=network.statistics is not None,
         cut=cut,
+        number=network.answers is not None and network.answers.task == NUMBER,
     )
 
 

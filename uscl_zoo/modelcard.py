@@ -23,7 +23,13 @@ from .hub import HUB_FILE
 T = TypeVar("T")
 
 #: The figure of a backbone, and of a fine-tuned model.
-FIGURE, CONFUSION = "similarity.png", "confusion.png"
+FIGURE, CONFUSION, ROC, AGREEMENT = "similarity.png", "confusion.png", "roc.png", "agreement.png"
+#: The picture of a fine-tuned model that shows no patient, and what it is, by `Card.task`.
+PICTURES = {
+    None: (CONFUSION, "Confusion matrix"),
+    "multilabel": (ROC, "ROC curves of the labels"),
+    "regression": (AGREEMENT, "What was said against what is right, and the differences"),
+}
 
 #: Channels of the last stage, which are the numbers of an embedding.
 _WIDTHS = {"resnet18": 512, "resnet50": 2048}
@@ -145,10 +151,16 @@ def _backbone(card: Card) -> tuple[str, ...]:
 
 
 def _classifier(card: Card) -> tuple[str, ...]:
+    names = ", ".join(card.classes)
+    says = {
+        None: f"with a classifier; its classes are {names}",
+        "multilabel": f"that gives each of several labels a logit of its own: {names}",
+        "regression": f"whose one output is a number: {names}",
+    }
+    picture, alt = PICTURES[card.task]
     return (
-        f"{card.summary}. A {_spoken(card.architecture)} with a classifier; its classes are "
-        f"{', '.join(card.classes)}.",
-        f"![Confusion matrix]({CONFUSION})",
+        f"{card.summary}. A {_spoken(card.architecture)} {says[card.task]}.",
+        f"![{alt}]({picture})",
         "What it says of held-out data that neither trained nor chose it.",
     )
 
@@ -186,19 +198,24 @@ def _metadata(card: Card) -> str:
         license=hub_licence(card.licence),
         license_name=None if known else re.sub(r"[^a-z0-9.-]+", "-", licence),
         library_name="timm",
-        pipeline_tag="image-classification" if card.classes else "image-feature-extraction",
+        pipeline_tag=_pipeline(card) if card.classes else "image-feature-extraction",
         tags=["timm", "transformers", "uscl-zoo", *(_FIELD if card.is_uscl else ())],
-        eval_results=[_result(metric) for metric in measured] or None,
+        eval_results=[_result(metric, _pipeline(card)) for metric in measured] or None,
     )
     return data.to_yaml()
 
 
-def _result(metric: Metric) -> EvalResult:
+def _pipeline(card: Card) -> str:
+    """What the Hub calls it; of numbers that are told of images it knows nothing."""
+    return "other" if card.task == "regression" else "image-classification"
+
+
+def _result(metric: Metric, task: str) -> EvalResult:
     details: dict[str, object] = {"unit": metric.unit, "protocol": metric.protocol}
     if metric.interval is not None:
         details |= {"interval": list(metric.interval), "interval_kind": metric.interval_kind}
     return EvalResult(
-        task_type="image-classification",
+        task_type=task,
         dataset_name=metric.dataset,
         dataset_type=_slug(metric.dataset),
         metric_type=_slug(metric.metric),

@@ -138,8 +138,9 @@ class Network:
             batch_size: frames at a time.
 
         Returns:
-            Calibrated probabilities (N, classes), or embeddings (N, D) if there are no classes; and
-            distances (N,) from the training images, NaN where there are no statistics of them.
+            Calibrated probabilities (N, classes), numbers (N, 1) of a regression, or embeddings (N,
+            D) if there are no classes; and distances (N,) from the training images, NaN where there
+            are no statistics of them.
 
         Raises:
             DataError: if it has a single output, or gives no vector a frame.
@@ -157,7 +158,7 @@ class Network:
         Raises:
             DataError: if it has a single output.
         """
-        if len(self.classes) == 1:
+        if len(self.classes) == 1 and self.answers is None:
             raise DataError(f"{self.name}: has one output, and so no classes to tell apart")
         wanted: Answer = pooled if not self.classes else logits
         if self.statistics is not None:
@@ -172,6 +173,8 @@ class Network:
             distances = self.statistics.distance(outputs[:, count:])
         if not self.classes:
             return outputs.astype(np.float64), distances
+        if self.answers is not None:
+            return self.answers.of(outputs[:, :count]), distances
         return softmax(outputs[:, :count], self.temperature), distances
 
     def is_unlike(self, distances: Floats) -> bool:

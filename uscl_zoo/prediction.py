@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .answers import Answers, Floats
+from .answers import NUMBER, Answers, Floats
 from .errors import DataError, one_line
 from .files import check_output, expanded, parts_of, written
 from .inputs import Found, Inputs, find, on_disk, whose
@@ -44,14 +44,17 @@ class Answer:
         time: seconds since the source's first frame, NaN where it does not say; None but for a
             frame.
         frames: how many there are.
-        probabilities: calibrated, a class each. Of a clip the mean over its frames, of a subject
-            the mean over its clips.
-        agreement: share of the frames whose most probable class is this one's.
+        probabilities: calibrated, a class or label each; of a regression the number. Of a clip the
+            mean over its frames, of a subject the mean over its clips.
+        agreement: share of the frames that say the same: whose most probable class is this one's;
+            whose labels are; or whose number is within the model's `spread` of this one.
         distance: from the training images, of several frames the median.
         unlike: whether the image is of another kind: the distance is above the model's threshold.
-        best: the most probable class.
-        answer: that class; None for "cannot tell", which is said below the confidence and of images
-            of another kind.
+        best: the most probable class; the labels that are likelier than not, with `; ` between, or
+            `none`; or the number.
+        answer: that; None for "cannot tell", which is said below the confidence (of any label) and
+            of images of another kind.
+        interval: of a regression, where nine in ten of such subjects lie; None otherwise.
     """
 
     unit: str
@@ -66,10 +69,24 @@ class Answer:
     unlike: bool
     best: str
     answer: str | None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def said(self) -> dict[str, float]:
+        """What the CSV has in columns of their own: `p_` and a class or label, or the number."""
+        if self.interval is None:
+            return {f"p_{label}": share for label, share in self.probabilities.items()}
+        low, high = self.interval
+        return {**self.probabilities, "low": low, "high": high}
 
     def __str__(self) -> str:
         name = self.subject if self.source is None else self.source
-        share = f"{self.best} {self.probabilities[self.best]:.2f}"
+        if self.interval is not None:
+            share = "{} [{:.4g}, {:.4g}]".format(self.best, *self.interval)
+        elif self.best in self.probabilities:
+            share = f"{self.best} {self.probabilities[self.best]:.2f}"
+        else:
+            share = ", ".join(f"{label} {p:.2f}" for label, p in self.probabilities.items())
         if self.unlike:
             said = "cannot tell: unlike the training images"
         else:
@@ -123,9 +140,8 @@ class AnswerTable(Tabular, Sequence[Answer]):
         columns["agreement"] = np.array([answer.agreement for answer in self], np.float64)
         columns["distance"] = np.array([answer.distance for answer in self], np.float64)
         columns["unlike_training"] = np.array([answer.unlike for answer in self], np.bool_)
-        for label in self[0].probabilities if self else ():
-            shares = [answer.probabilities[label] for answer in self]
-            columns[f"p_{one_line(label)}"] = np.array(shares, np.float64)
+        for name in self[0].said if self else ():
+            columns[one_line(name)] = np.array([answer.said[name] for answer in self], np.float64)
         return columns
 
 
@@ -221,18 +237,17 @@ class Predictions(Tabular):
 
     def _write_csv(self, path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as stream:
-            write_rows(stream, self.answers.classes, self.frames, self.clips, self.subjects)
+            write_rows(stream, self.frames, self.clips, self.subjects)
 
 
 def write_rows(
     stream: Any,
-    classes: Sequence[str],
     *tables: Sequence[Answer],
     truth: Callable[[Answer], str] | None = None,
 ) -> None:
     """Write answers as CSV to an open stream, a row each; with a column `label` if it is known."""
     writer = csv.writer(stream, lineterminator="\n")
-    names = (f"p_{label}" for label in classes)
+    names = next(([*map(cell, answer.said)] for table in tables for answer in table), [])
     head = ["unit", "source", "subject", "frame", "time_s", "frames", "answer", "best"]
     head += ["agreement", "distance", "unlike_training", *names]
     writer.writerow(head if truth is None else [*head, "label"])
@@ -246,15 +261,19 @@ def write_rows(
                 answer.frame if answer.frame is not None else "",
                 "" if untimed else f"{answer.time:.6g}",
                 answer.frames,
-                cell(answer.answer),
-                cell(answer.best),
+                *(_answered(text, answer) for text in (answer.answer, answer.best)),
                 f"{answer.agreement:.4g}",
                 f"{answer.distance:.4g}",
                 int(answer.unlike),
-                *(f"{answer.probabilities[label]:.6g}" for label in classes),
+                *(f"{value:.6g}" for value in answer.said.values()),
                 *([] if truth is None else [cell(truth(answer))]),
             ]
         )
+
+
+def _answered(text: str | None, answer: Answer) -> str:
+    """A cell: a number is one, though it may begin with a minus."""
+    return text or "" if answer.interval is not None else cell(text)
 
 
 def predict(
@@ -395,7 +414,7 @@ def answer(
 
     Args:
         answers: how.
-        probabilities: of N frames, (N, classes).
+        probabilities: of N frames, (N, classes), as `Answers.of` gives them.
         distances: of N frames.
         owner: the source of each frame, an index.
         number: of each frame within its source.
@@ -403,22 +422,23 @@ def answer(
         sources: files.
         subjects: of each source.
     """
-    top = probabilities.argmax(axis=1)
 
     def make(unit: str, rows: NDArray[np.int64], mean: Floats, **of: Any) -> Answer:
-        best = int(mean.argmax())
+        best = answers.best(mean)
         distance = float(np.median(distances[rows]))
         unlike = distance > answers.threshold
-        sure = bool(mean[best] >= answers.confidence) and not unlike
+        sure = answers.is_sure(mean) and not unlike
+        around = float(mean[0] - answers.spread), float(mean[0] + answers.spread)
         return Answer(
             unit=unit,
             frames=len(rows),
             probabilities={c: float(p) for c, p in zip(answers.classes, mean, strict=True)},
-            agreement=float((top[rows] == best).mean()),
+            agreement=float(answers.agree(probabilities[rows], mean).mean()),
             distance=distance,
             unlike=unlike,
-            best=answers.classes[best],
-            answer=answers.classes[best] if sure else None,
+            best=best,
+            answer=best if sure else None,
+            interval=around if answers.task == NUMBER else None,
             **({"source": None, "frame": None, "time": None} | of),
         )
 

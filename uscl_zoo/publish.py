@@ -25,7 +25,7 @@ from .catalogue import card_named
 from .errors import CardError, DataError, HubError, one_line, reason
 from .files import WriteError, check_folder, expanded, locked, open_file, written_folder
 from .hub import HUB_FILE
-from .modelcard import CONFUSION, FIGURE, config, model_card
+from .modelcard import FIGURE, PICTURES, config, model_card
 from .records import write_text, write_yaml
 
 CONFIG, README = answers.CONFIG, "README.md"
@@ -160,8 +160,9 @@ def build(
         if tuned is None:
             _draw(card, partial / FIGURE)
         else:
-            # the confusion matrix, and none of the pictures of patients
-            _copy_picture(tuned / CONFUSION, partial / CONFUSION)
+            # the confusion matrix or its like, and none of the pictures of patients
+            picture, _ = PICTURES[card.task]
+            _copy_picture(tuned / picture, partial / picture)
             write_yaml(partial / f"{card.name}.yaml", nameless)
             for part in (answers.ANSWERS, answers.STATISTICS):
                 _copy(tuned / part, partial / part)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from .answers import CLASSES, LABELS, NUMBER
 from .blanking import MOST_FRAMES, blank
 from .catalogue import folder_of
 from .errors import DataError, MissingDependencyError, UsclError, one_line, reason
@@ -38,6 +39,12 @@ PICTURED = 24
 # Longest side in pixels of the pictures in a report.
 _LONGEST = 360
 
+# What movement is, by what the network says.
+_UNITS = {
+    CLASSES: "total variation",
+    NUMBER: "change of the number",
+    LABELS: "largest change of a probability",
+}
 # Of an interrupted call.
 _CASES = "cases.jsonl"
 _PARTS = re.compile(re.escape(_CASES))
@@ -61,6 +68,7 @@ class Case:
         before: class probabilities of the clip as it is; empty without a classifier.
         after: and of what is left of it.
         worst: number of the frame that moves farthest.
+        labels: whether the probabilities are of labels, of which any may be there.
     """
 
     source: Path
@@ -74,10 +82,15 @@ class Case:
     before: tuple[float, ...] = ()
     after: tuple[float, ...] = ()
     worst: int = 0
+    labels: bool = False
 
     @property
     def changed(self) -> bool:
-        """Whether another class is the most probable one."""
+        """Whether another class is the most probable one, or a label comes or goes."""
+        if self.labels:
+            return any(
+                (p >= 0.5) != (q >= 0.5) for p, q in zip(self.before, self.after, strict=True)
+            )
         return bool(self.before) and np.argmax(self.before) != np.argmax(self.after)
 
 
@@ -94,6 +107,7 @@ class Shortcuts:
         typical: mean cosine distance between two of the sources, to compare `moved` with; None with
             a classifier, or of a single source.
         skipped: sources that could not be read or cleaned, and why.
+        task: what the network says, see `answers.Answers`.
     """
 
     network: str
@@ -102,6 +116,7 @@ class Shortcuts:
     look: Look
     typical: float | None
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    task: str = CLASSES
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -109,7 +124,9 @@ class Shortcuts:
     @property
     def unit(self) -> str:
         """What `moved` is."""
-        return "total variation" if self.classes else "cosine distance"
+        if not self.classes:
+            return "cosine distance"
+        return _UNITS[self.task]
 
     def summary(self) -> list[tuple[str, str]]:
         """The figures in short: name, value."""
@@ -120,9 +137,10 @@ class Shortcuts:
             ("90 % of files below", f"{np.quantile(moved, 0.9):.2g}"),
             ("largest", f"{moved.max():.2g}"),
         ]
-        if self.classes:
+        if self.classes and self.task != NUMBER:
             changed = sum(case.changed for case in self.cases)
-            lines.append(("another class is most probable", f"{changed} of {len(self.cases)}"))
+            what = "another class is most probable" if self.task == CLASSES else "a label changes"
+            lines.append((what, f"{changed} of {len(self.cases)}"))
         elif self.typical is not None:
             lines.append(("between two files, mean", f"{self.typical:.2g}"))
         unknown = sum(case.beam == UNKNOWN for case in self.cases)
@@ -350,7 +368,8 @@ def _shortcut(
         # the mean over all pairs, of the sum alone: |sum|² = n + sum of the cosines of the pairs
         count = len(cases)
         typical = 1 - (float(np.square(directions).sum()) - count) / (count * (count - 1))
-    result = Shortcuts(network.name, network.classes, cases, look, typical, skipped)
+    task = CLASSES if network.answers is None else network.answers.task
+    result = Shortcuts(network.name, network.classes, cases, look, typical, skipped, task)
     if output is not None:
         result.save(output)
         journal.remove()
@@ -372,21 +391,24 @@ def _judge(network: Network, source: Path, look: Look) -> tuple[Case, NDArray[np
         less.confidence,
         less.blanked,
         less.removed,
-        outside=_distance(means[0], means[1], bool(network.classes)),
-        moved=_distance(means[0], means[2], bool(network.classes)),
+        outside=_distance(means[0], means[1], network),
+        moved=_distance(means[0], means[2], network),
         before=tuple(map(float, means[0])) if network.classes else (),
         after=tuple(map(float, means[2])) if network.classes else (),
         worst=max(
             range(len(less.frames)),
-            key=lambda i: _distance(answers[0][i], answers[2][i], bool(network.classes)),
+            key=lambda i: _distance(answers[0][i], answers[2][i], network),
         ),
+        labels=network.answers is not None and network.answers.task == LABELS,
     )
     return case, means[0] / max(float(np.linalg.norm(means[0])), 1e-12)
 
 
-def _distance(one: NDArray[np.float64], other: NDArray[np.float64], probable: bool) -> float:
-    if probable:
-        return float(np.abs(one - other).sum() / 2)
+def _distance(one: NDArray[np.float64], other: NDArray[np.float64], network: Network) -> float:
+    if network.classes:
+        task = CLASSES if network.answers is None else network.answers.task
+        away = np.abs(one - other)
+        return float(away.sum() / 2 if task == CLASSES else away.max())
     length = np.linalg.norm(one) * np.linalg.norm(other)
     # rounding must not make a distance negative
     return max(0.0, 1 - float(one @ other) / max(float(length), 1e-12))

@@ -26,9 +26,9 @@ from .bootstrap import Floats
 from .contenders import Contender, Form
 from .folds import Folds, some_subjects
 from .infold import SETTINGS, Job, method_recipe, pretrain_within
+from .plates import surest
 from .protocols import BUDGETS, finetuned, knn
 from .regression import features, linear, linear_classifier
-from .report import surest
 from .sample import Sample
 from .scoring import (
     units,

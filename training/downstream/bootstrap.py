@@ -96,10 +96,12 @@ class Score:
         """Whether there is an interval."""
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
+    def __format__(self, form: str) -> str:
+        value, low, high = (format(v, form or ".3f") for v in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]" if self.bounded else value
+
     def __str__(self) -> str:
-        if not self.bounded:
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return format(self, ".3f")
 
 
 @dataclass(frozen=True)

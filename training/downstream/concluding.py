@@ -10,13 +10,14 @@ import numpy as np
 from PIL import Image
 
 from uscl_zoo import shortcuts
+from uscl_zoo.answers import CLASSES, LABELS, NUMBER
 from uscl_zoo.errors import UsclError
 from uscl_zoo.network import Network
 
 from ..fingerprints import Prints, find_pairs
 from ..frames import FrameStore, Video
 from ..pairs import Purpose, stream
-from .bootstrap import Score
+from .bootstrap import LEAST, Score
 from .contenders import RANDOM
 from .metrics import Judged
 from .rivals import IMAGENET, OWN, Standing
@@ -57,53 +58,90 @@ class Conclusion:
     advice: tuple[Advice, ...]
 
 
-def verdict(standing: Standing, subjects: int, whom: str, method: str) -> str:
+def verdict(standing: Standing, subjects: int, whom: str, how: str) -> str:
     """How good it is, against what, and for whom not, in a sentence.
 
     Args:
         standing: beside linear heads.
         subjects: that it was judged on.
         whom: what they are called, `subjects` or `files`.
-        method: how they were kept apart, `held-out` or `left-out`.
+        how: they were kept apart, as `held-out`.
     """
-    judged = standing.judged
-    main, balanced = "macro AUROC", "balanced accuracy"
+    judged, goal = standing.judged, standing.goal
     clips = "" if len(judged) == subjects else f"{len(judged)} files of "
-    good = (
-        f"of {clips}{subjects} {method} {whom}, {_listed(judged.classes)} are told apart with a "
-        f"{balanced} of {standing.score(balanced)} (by chance {1 / len(judged.classes):.2f}) and a "
-        f"{main} of {standing.score(main)}"
-    )
-    own = standing.own
+    good = f"of {clips}{subjects} {how} {whom}, {_good(standing)}"
+    own, main = standing.own, goal.main
     others = [
-        f"{called(rival.name)} {standing.score(main, rival.values).value:.3f}"
+        f"{called(rival.name)} {_figure(standing.score(main, rival.values).value, main)}"
         for rival in standing.rivals
         if rival is not own
     ]
     if own is None:
-        begins = f"This is a linear head on {OWN} that it began with: {good}"
+        begins = f"this is a linear head on the features that it began with: {good}"
         if others:
             begins += f" (heads on {', on '.join(others)})"
-        return f"{begins}; {_weakest(standing)}."
-    ahead = own.behind[main]
+        return _sentence(f"{begins}; {_weakest(standing)}")
+    ahead = standing.ahead(own.gap[main])
     head = f"a linear head on {OWN}"
-    theirs = f"{standing.score(main, own.values).value:.3f}"
-    figures = f"{theirs}, difference {signed(ahead)}"
+    theirs = _figure(standing.score(main, own.values).value, main)
+    figures = f"{theirs}, difference {signed(own.gap[main], main)}"
     if others:
         figures += f"; on {', on '.join(others)}"
     if ahead.bounded and ahead.low > 0:
-        text = f"{good}, and training was worth its while: {head} has a {main} of {figures}"
-    elif ahead.bounded:
+        text = f"{good}, and training was worth its while: {head} has {_a(main)} of {figures}"
+    elif ahead.bounded or standing.goal.support(main, judged) >= LEAST:
+        # all resamples may say the same, as of two that make no error
         worse = "is worse than" if ahead.high < 0 else "did not beat"
         text = f"training {worse} {head} ({main} {figures}): {good}"
     else:
         text = f"{good}; whether training beat {head} ({figures}), so few subjects cannot say"
-    return f"{text[0].upper()}{text[1:]}; {_weakest(standing)}."
+    return _sentence(f"{text}; {_weakest(standing)}")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _a(figure: str) -> str:
+    return f"an {figure}" if figure.startswith("MAE") else f"a {figure}"
+
+
+def _good(standing: Standing) -> str:
+    """How good it is."""
+    judged, score = standing.judged, standing.score
+    if standing.goal.task == NUMBER:
+        knowing_nothing = np.abs(judged.target - np.median(judged.target)).mean()
+        return (
+            f"{judged.classes[0]} is told with a mean absolute error (MAE) of {score('MAE'):.4g} "
+            f"(who always says their median: {knowing_nothing:.4g}) and an R2 of {score('R2')}"
+        )
+    if standing.goal.task == LABELS:
+        return (
+            f"{listed(judged.classes)} are told with a mean AUROC of {score('mean AUROC')} (by "
+            f"chance 0.5) and a mean F1 of {score('mean F1')}"
+        )
+    return (
+        f"{listed(judged.classes)} are told apart with a balanced accuracy of "
+        f"{score('balanced accuracy')} (by chance {1 / len(judged.classes):.2f}) and a macro AUROC "
+        f"of {score('macro AUROC')}"
+    )
 
 
 def _weakest(standing: Standing) -> str:
-    """For whom it is not: the class of which most are missed."""
+    """For whom it is not: whom most are missed of."""
     judged = standing.judged
+    if standing.goal.task == NUMBER:
+        thirds = by_third(judged)
+        worst = max(thirds, key=lambda name: thirds[name][1])
+        whom, error = thirds[worst]
+        return f"it errs most among the {worst} third ({whom}), by {error:.4g}"
+    if standing.goal.task == LABELS:
+        areas = {c: standing.score(f"AUROC of {c}") for c in judged.classes}
+        known = {c: score for c, score in areas.items() if np.isfinite(score.value)}
+        if not known:
+            return "no label is there in some and not in others, to judge it by"
+        least = min(known, key=lambda c: known[c].value)
+        return f"it is worst at {least}, with an AUROC of {known[least]}"
     recalls = {c: standing.score(f"recall of {c}") for c in judged.classes}
     known = {c: score for c, score in recalls.items() if np.isfinite(score.value)}
     least = min(known, key=lambda c: known[c].value)
@@ -115,10 +153,27 @@ def _weakest(standing: Standing) -> str:
     return f"it is worst at {least}: {known[least]} are found, the others mostly called {most}"
 
 
-def signed(score: Score) -> str:
+def by_third(judged: Judged) -> dict[str, tuple[str, float]]:
+    """Of the lowest, middle and highest third of the numbers: from where to where, and the MAE."""
+    truth, said = judged.target[:, 0], judged.probabilities[:, 0]
+    parts = np.array_split(np.argsort(truth, kind="stable"), 3)
+    return {
+        name: (
+            f"{truth[rows].min():.4g} to {truth[rows].max():.4g}",
+            float(np.abs(said - truth)[rows].mean()),
+        )
+        for name, rows in zip(("lowest", "middle", "highest"), parts, strict=True)
+        if len(rows)
+    }
+
+
+def _figure(value: float, figure: str) -> str:
+    return f"{value:.4g}" if figure == "MAE" else f"{value:.3f}"
+
+
+def signed(score: Score, figure: str = "") -> str:
     """A difference in words."""
-    text = f"{score.value:+.3f}"
-    return f"{text} [{score.low:+.3f}, {score.high:+.3f}]" if score.bounded else text
+    return f"{score:+.4g}" if figure == "MAE" else f"{score:+.3f}"
 
 
 def called(name: str) -> str:
@@ -128,7 +183,8 @@ def called(name: str) -> str:
     return "random features" if name.startswith(RANDOM) else name
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names as people say them."""
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
@@ -143,16 +199,19 @@ def more_subjects(standing: Standing, trained: int, whom: str) -> list[Advice]:
         trained: subjects that it was trained on.
         whom: what they are called.
     """
-    gain = standing.learns.get("macro AUROC")
-    if gain is None or not np.isfinite(gain.value):
+    main = standing.goal.main
+    if main not in standing.learns or not np.isfinite(standing.learns[main].value):
         return []
-    half, told = trained // 2, f"{signed(gain)} of macro AUROC"
-    if gain.bounded and gain.low > 0 and gain.value >= WORTH:
+    gain = standing.ahead(standing.learns[main])
+    half, told = trained // 2, f"{signed(gain, main)} of {main}"
+    # what is not worth collecting for: a hundredth, or of an error a twentieth
+    worth = WORTH if standing.goal.rises else 5 * WORTH * abs(standing.values[main][0])
+    if gain.bounded and gain.low > 0 and gain.value >= worth:
         text = (
             f"From {half} to {trained} training {whom} a linear head on {OWN} gained {told}: "
             "collect more; as many again may bring about as much."
         )
-    elif gain.bounded and gain.high < WORTH:
+    elif gain.bounded and gain.high < worth:
         text = (
             f"From {half} to {trained} training {whom} a linear head on {OWN} gained {told}: "
             "more of the same kind will bring little; look at the labels, or for subjects unlike "
@@ -173,28 +232,32 @@ def other_start(standing: Standing) -> list[Advice]:
     for rival in standing.rivals:
         if rival is own or own is None:
             continue
-        ahead = rival.behind["macro AUROC"]
+        main = standing.goal.main
+        ahead = standing.ahead(rival.gap[main])
         if ahead.bounded and ahead.high < 0:
+            worse = Score(-ahead.value, -ahead.high, -ahead.low)
             return [
                 Advice(
                     "Another start",
                     f"A linear head on the features of {rival.name} is better than this by "
-                    f"{signed(negative(ahead))}: begin with it, or leave it at that.",
+                    f"{signed(worse, main)} of {main}: begin with it, or leave it at that.",
                 )
             ]
     return []
 
 
-def negative(score: Score) -> Score:
-    """The difference the other way round."""
-    return Score(-score.value, -score.high, -score.low)
+def errors(standing: Standing) -> list[Advice]:
+    """Where it errs most."""
+    judged, task = standing.judged, standing.goal.task
+    told = {CLASSES: _confused, LABELS: _mislabelled, NUMBER: _misjudged}[task](judged)
+    return [Advice("Where it errs", told)] if told else []
 
 
-def errors(judged: Judged) -> list[Advice]:
+def _confused(judged: Judged) -> str:
     """Which classes are taken for which, most often first."""
     wrong = judged.predicted != judged.target
     if not wrong.any():
-        return []
+        return ""
     pairs, counts = np.unique(
         np.stack([judged.target[wrong], judged.predicted[wrong]]), axis=1, return_counts=True
     )
@@ -207,17 +270,53 @@ def errors(judged: Judged) -> list[Advice]:
             f"{counts[place]} of {own.sum()} {judged.classes[true]} files, of "
             f"{len(np.unique(whose))} subjects, are taken for {judged.classes[said]}"
         )
-    return [Advice("Where it errs", "; ".join(told) + ": the surest of them are pictured below.")]
+    return "; ".join(told) + ": the surest of them are pictured below."
 
 
-def twins(store: FrameStore, videos: Sequence[Video]) -> list[Advice]:
+def _mislabelled(judged: Judged) -> str:
+    """What is missed and said wrongly of the label with most errors."""
+    said = judged.probabilities >= 0.5 if judged.said is None else judged.said
+    missed = ((judged.target == 1) & ~said).sum(axis=0)
+    wrongly = ((judged.target == 0) & said).sum(axis=0)
+    place = int((missed + wrongly).argmax())
+    if not missed[place] + wrongly[place]:
+        return ""
+    there = int((judged.target[:, place] == 1).sum())
+    absent = int((judged.target[:, place] == 0).sum())
+    return (
+        f"{judged.classes[place]} is missed in {missed[place]} of {there} files that have it, and "
+        f"said of {wrongly[place]} of {absent} that have not."
+    )
+
+
+def _misjudged(judged: Judged) -> str:
+    """By how much, and which way, among high and low numbers."""
+    truth, said = judged.target[:, 0], judged.probabilities[:, 0]
+    if len(truth) < 3 or np.ptp(truth) == 0:
+        return ""
+    slope = float(np.polyfit(truth, said - truth, 1)[0])
+    drawn = ""
+    if slope < -0.2:
+        drawn = (
+            f" What is high is told too low and what is low too high (the error falls by "
+            f"{-slope:.2f} for each unit more): it falls back on the mean."
+        )
+    farthest = int(np.abs(said - truth).argmax())
+    return (
+        f"The farthest off is {said[farthest]:.4g} where {truth[farthest]:.4g} is right; the "
+        f"largest errors are pictured below.{drawn}"
+    )
+
+
+def twins(store: FrameStore, trained: Sequence[Video], judged: Sequence[Video]) -> list[Advice]:
     """Files of different subjects that show the same picture, by the middle frame of each.
 
     Args:
         store: of the frames.
-        videos: that were trained on or judged.
+        trained: videos that were trained on.
+        judged: videos that it was judged on, which may be the same in a cross-validation.
     """
-    videos = videos[:PRINTED]
+    videos = list({video.name: video for video in (*judged, *trained)}.values())[:PRINTED]
     rows = [video.first + video.count // 2 for video in videos]
     prints = Prints.of(Image.fromarray(store.frames[row]) for row in rows)
     names = sorted({video.subject for video in videos})
@@ -225,20 +324,24 @@ def twins(store: FrameStore, videos: Sequence[Video]) -> list[Advice]:
     pairs = find_pairs(prints, np.arange(len(videos)), group)
     if not len(pairs):
         return []
-    first, second = ([videos[i] for i in side] for side in (pairs.first, pairs.second))
-    both = list(zip(first, second, strict=True))
-    apart = sum(one.split != other.split for one, other in both)
+    both = [(videos[i], videos[j]) for i, j in zip(pairs.first, pairs.second, strict=True)]
+    sides = {video.name for video in trained}, {video.name for video in judged}
+    # a model that has seen the picture of a file that it is judged on
+    apart = sum(
+        (one.name in sides[0] and other.name in sides[1])
+        or (one.name in sides[1] and other.name in sides[0])
+        for one, other in both
+    )
     unlike = sum(one.label != other.label for one, other in both)
     one, other = both[0]
-    return [
-        Advice(
-            "Near-duplicates",
-            f"{len(both)} pairs of files of different subjects show the same picture, {unlike} of "
-            f"them with different labels{f', {apart} across the split' if apart else ''} (the "
-            f"most alike: {one.name} and {other.name}). Are they one subject? "
-            "`uscl audit DATA` lists all; until then the figures are too good.",
-        )
-    ]
+    text = (
+        f"{len(both)} pairs of files of different subjects show the same picture, {unlike} of them "
+        f"with different labels, {apart} with one trained on and the other judged (the most alike: "
+        f"{one.name} and {other.name}). Are they one subject? `uscl audit DATA` lists all"
+    )
+    if apart:
+        text += "; until then the figures are too good"
+    return [Advice("Near-duplicates", f"{text}.")]
 
 
 def by_blanking(network: Network, videos: Sequence[Video], seed: int) -> list[Advice]:
@@ -259,14 +362,17 @@ def by_blanking(network: Network, videos: Sequence[Video], seed: int) -> list[Ad
     except UsclError as error:
         return [Advice("Shortcuts", f"Not looked for: {error}.")]
     changed = sum(case.changed for case in found.cases)
-    without = sum(case.blanked + case.removed > 0 for case in found.cases)
-    text = (
-        f"With everything outside the beam, text and calipers blanked, the answer for {changed} of "
-        f"{len(found)} files becomes another class"
-    )
-    if not without:
-        text = f"In {len(found)} files there was nothing to blank outside the beam"
-    if changed > SHORTCUT * len(found):
+    moved = float(np.median([case.moved for case in found.cases]))
+    blanked = "With everything outside the beam, text and calipers blanked"
+    if not any(case.blanked + case.removed > 0 for case in found.cases):
+        return [Advice("Shortcuts", f"In {len(found)} files there was nothing to blank.")]
+    if network.answers is not None and network.answers.task == NUMBER:
+        text = f"{blanked}, the number for {len(found)} files moves by {moved:.4g} (median)"
+        much = moved > network.answers.spread / 2
+    else:
+        text = f"{blanked}, the answer for {changed} of {len(found)} files becomes another"
+        much = changed > SHORTCUT * len(found)
+    if much:
         text += (
             ": it may go by what is not ultrasound. `uscl shortcut MODEL FILES` shows where; "
             "training on a store that `uscl prepare` cleaned takes it away"
@@ -295,14 +401,14 @@ def conclude(
         known: whether subjects are known.
         seed: of what is drawn.
     """
-    whom, how = "subjects" if known else "files", "held-out"
+    whom = "subjects" if known else "files"
+    how = "left-out" if {video.name for video in trained} & {v.name for v in judged} else "held-out"
     subjects = [len({video.subject for video in side}) for side in (trained, judged)]
-    every = list({video.name: video for video in (*trained, *judged)}.values())
     advice = [
-        *errors(standing.judged),
+        *errors(standing),
         *other_start(standing),
         *more_subjects(standing, subjects[0], whom),
-        *twins(store, every),
+        *twins(store, trained, judged),
         *by_blanking(network, judged, seed),
     ]
     return Conclusion(verdict(standing, subjects[1], whom, how), standing, tuple(advice))

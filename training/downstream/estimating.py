@@ -15,6 +15,7 @@ from uscl_zoo.card import Input
 from uscl_zoo.inference import batched, infer
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
+from .goal import Goal
 from .judging import look
 from .sample import Sample
 from .settings import Settings
@@ -37,6 +38,7 @@ def estimate(
     blanked: int,
     device: torch.device,
     shape: Input,
+    goal: Goal,
 ) -> float:
     """Seconds that some runs will take, with looking at frames at their end.
 
@@ -49,10 +51,11 @@ def estimate(
         blanked: files whose answers are compared with those for less of them.
         device: to compute on.
         shape: of the input.
+        goal: what is to be said.
     """
     full = int(frames.shape[1])
     widest, settings = max(runs, key=lambda run: len(run[0]))
-    tuner = Tuner(network, frames, widest, settings, device, shape.mean, shape.std)
+    tuner = Tuner(network, frames, widest, settings, device, shape.mean, shape.std, goal)
     counts = Counter(side for run in runs for side in sides_of(*run, full))
     total = END + blanked * BLANKING
     for side, steps in counts.items():

@@ -1,21 +1,25 @@
-"""Fine-tuning on classes of one's own: from a folder or table to a model that answers.
+"""Fine-tuning on classes, labels or numbers of one's own: from a table to a model that answers.
 
 Subjects are split two ways. The *training* ones give the gradient, and in a cross-validation among
 them the temperature and the threshold for other kinds of image; the *held-out* ones are looked at
-once, at the end, and every figure is theirs.
+once, at the end, and every figure is theirs. Or none is held out, and the figures are those of a
+cross-validation over all of them.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -32,18 +36,19 @@ from uscl_zoo.ultrasound.transforms import FrameTransform
 from ..execution import device_named
 from . import report
 from .concluding import BLANKED, Conclusion, conclude
-from .crossing import FOLDS, answer_apart, folds_of, of_a_fold
+from .crossing import FOLDS, Plan, answer_apart, folds_of
 from .estimating import estimate, spoken
 from .gathering import Base, Gathered, backbone, gather
-from .judging import OutOfFold, Verdict, calibrate, judge
+from .judging import Looked, OutOfFold, Verdict, calibrate, for_fold, judge, look
 from .rivals import compare, frames_of, heads
 from .sample import Sample
 from .settings import MEMBERS, Settings, sensible
-from .tasks import TASKS
+from .tasks import TASKS, goal_of
 from .tuning import Tuner, cost_of, fit, merge
 from .writing import card_of, write_model
 
 WORK, STORE, ABOUT, FINAL = "work", "store", "run.json", "final"
+_FOLD = re.compile(r"fold[1-9]\d*(\.npz)?")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def finetune(
     task: str = TASKS[0],
     train: str | None = None,
     file_column: str = "Filename",
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     subject_column: str | None = None,
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
@@ -92,6 +97,7 @@ def finetune(
     rate: float = 3.0,
     size: int | None = None,
     holdout: float = 0.2,
+    folds: int | None = None,
     confidence: float = 0.7,
     effort: str = "normal",
     epochs: int | None = None,
@@ -125,7 +131,7 @@ def finetune(
         task: one of `TASKS`.
         train: `head`, `last` or `all`, see `Settings`; None for `all`, or `last` of a quick look.
         file_column: as for `collect`, like the next six.
-        label_column: of a CSV.
+        label_column: of a CSV; of several labels a column each, or one with lists.
         subject_column: of a CSV.
         subject_pattern: of a folder or CSV.
         classes: the only ones to take.
@@ -134,7 +140,10 @@ def finetune(
         rate: frames a second to take from videos.
         size: height and width of the frames; None for what the backbone was trained on.
         holdout: share of the subjects of each class to be judged on.
-        confidence: probability below which the model will say "cannot tell".
+        folds: of a cross-validation over all subjects, which the figures are from; the model that
+            is kept is trained on all of them. None to hold some out.
+        confidence: probability below which the model will say "cannot tell"; of a number it has
+            no meaning.
         effort: `quick`, `normal` or `best`, see docs/finetune.md.
         epochs: as in `Settings`, like the next three; None to choose.
         batch_size: frames a step.
@@ -158,8 +167,14 @@ def finetune(
         UnknownModelError: if no model is of that name.
         Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
-    if task not in TASKS:
-        raise DataError(f"`task` should be one of {', '.join(TASKS)}, not {task!r}")
+    goal = goal_of(task)
+    given_: dict[str, object] = {"classes": classes, "label_smoothing": label_smoothing}
+    for argument, value in {**given_, "class_weights": class_weights}.items():
+        if value is not None and argument in goal.unfit:
+            raise DataError(f"`{argument}` has no meaning with `task={task}`; leave it out")
+    if folds is not None and folds < FOLDS:
+        raise DataError(f"`folds={folds}`: a cross-validation has {FOLDS} or more")
+    plan = Plan() if folds is None else Plan(folds, whole=True)
     data, output = expanded(data), expanded(output)
     work, chosen = output / WORK, device_named(device)
     if not 0 <= confidence <= 1:
@@ -184,6 +199,8 @@ def finetune(
             work / STORE,
             base,
             note,
+            goal=goal,
+            folds=folds,
             columns={
                 "file_column": file_column,
                 "label_column": label_column,
@@ -206,6 +223,7 @@ def finetune(
             len(given.parts.train),
             effort,
             train,
+            goal.own,
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -214,31 +232,32 @@ def finetune(
             seed=seed,
         )
         about = {"settings": to_plain(settings), "model": model, "store": given.store.digest}
+        about |= {"task": task, "folds": folds}
         _go_on(work, about, overwrite)
-        tuners, apart = _train(base, given, settings, chosen, work, progress, tell)
+        tuners, apart = _train(base, given, settings, plan, chosen, work, progress, tell)
 
-        def measured(tuner: Tuner) -> tuple[Answers, Statistics, Verdict]:
-            labels, shape = given.store.labels, given.shape
-            answers, statistics = calibrate(tuner, apart, labels, shape, confidence, given.rate)
-            answers = answers.made_for(given.store.description["sampling"])
-            held_out = given.parts.held_out
-            known = given.subjects
-            return (
-                answers,
-                statistics,
-                judge(tuner, given.store, held_out, answers, statistics, shape, known, resamples),
+        def measured(tuner: Tuner) -> tuple[Answers, Statistics, list[Looked], Verdict]:
+            answers, statistics = calibrate(
+                tuner, apart, given.outputs, given.shape, confidence, given.rate
             )
+            answers = answers.made_for(given.store.description["sampling"])
+            looked = _look(tuner, given, apart, answers, statistics)
+            rows, known = tuner.train.rows, given.subjects
+            verdict = judge(looked, goal, given.store, rows, known, resamples, seed)
+            return answers, statistics, looked, verdict
 
-        alone = measured(tuners[0])[2] if len(tuners) > 1 else None
+        # of a cross-validation the figures are of its own networks, a single one a fold
+        alone = measured(tuners[0])[-1] if len(tuners) > 1 and not plan.whole else None
         tuner = merge(tuners)
-        answers, statistics, verdict = measured(tuner)
+        answers, statistics, looked, verdict = measured(tuner)
         if alone is not None:
             note(gained(len(tuners), alone, verdict))
         tell("compares it with linear heads on frozen features")
-        conclusion = _conclude(base, given, tuner, answers, statistics, verdict, output.name)
+        pairs = _pairs(given, apart, looked)
+        conclusion = _conclude(base, given, tuner, answers, statistics, pairs, verdict, output.name)
         # without it the folder is no model, so that half of one and half of another never are
         (output / ANSWERS).unlink(missing_ok=True)
-        card = card_of(output, base, given, tuner, verdict, conclusion.standing, licence)
+        card = card_of(output, base, given, tuner, verdict, conclusion.standing, folds, licence)
         history, frames = tuner.progress.history, given.store.frames
         report.write(output, card, verdict, conclusion, history, answers, frames, notes)
         card = write_model(output, card, tuner.network, answers, statistics)
@@ -250,41 +269,47 @@ def _train(
     base: Base,
     given: Gathered,
     settings: Settings,
+    plan: Plan,
     device: torch.device,
     work: Path,
     progress: bool,
     tell: Callable[[str], None],
 ) -> tuple[list[Tuner], OutOfFold]:
     """The networks that are trained on all subjects, and answers of the cross-validation."""
-    labels, shape, frames = given.store.labels, given.shape, given.store.frames
-    sample = Sample.of(given.parts.train, labels)
+    outputs, shape, frames = given.outputs, given.shape, given.store.frames
+    sample = given.sample(given.parts.train)
 
     def build() -> Any:
         network = copy.deepcopy(base.network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            network.reset_classifier(len(labels))
+            network.reset_classifier(len(outputs))
         return network
 
-    briefly = of_a_fold(settings)
-    runs = [(sample.take(own), briefly) for own, _ in folds_of(sample, settings.seed)]
+    briefly = plan.settings(settings)
+    folds = folds_of(sample, settings.seed, plan.folds, given.goal)
+    runs = [(sample.take(own), briefly) for own, _ in folds]
     runs += [(sample, settings)] * settings.members
     judged = sum(video.count for video in (*given.parts.held_out, *given.parts.train))
-    held_out = Sample.of(given.parts.held_out, labels)
+    pairs = [(sample.take(own), sample.take(other)) for own, other in folds]
+    if not plan.whole:
+        pairs = [(sample, given.sample(given.parts.held_out))]
     names = heads(base.name, base.architecture, bool(settings.epochs))
-    embedded = len(names) * len(frames_of([(sample, held_out)])[1])
-    blanked = min(BLANKED, len(given.parts.held_out))
-    seconds = estimate(build(), frames, runs, judged, embedded, blanked, device, shape)
+    embedded = len(names) * len(frames_of(pairs)[1])
+    blanked = min(BLANKED, len(given.parts.held_out or given.parts.train))
+    seconds = estimate(build(), frames, runs, judged, embedded, blanked, device, shape, given.goal)
     tell(
-        f"{len(given.parts.train)} files to train on, {len(given.parts.held_out)} to be judged on; "
-        f"trains {settings.train}, "
+        f"{len(given.parts.train)} files to train on, "
+        + ("each judged by" if plan.whole else f"{len(given.parts.held_out)} to be judged on;")
+        + (" the fold it is left out of;" if plan.whole else "")
+        + f" trains {settings.train}, "
         + (
             f"{settings.epochs} epochs, {settings.batch_size} frames a step"
             if settings.epochs
             else "by regression alone"
         )
         + (f", {settings.members} networks" if settings.members > 1 else "")
-        + f", and {FOLDS} folds of {briefly.epochs}; about {spoken(seconds)} on {device}"
+        + f", and {plan.folds} folds of {briefly.epochs}; about {spoken(seconds)} on {device}"
     )
     total = sum(cost_of(*run, int(frames.shape[1])) for run in runs)
     form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -294,14 +319,51 @@ def _train(
             bar.update(cost)
             bar.set_postfix_str(text, refresh=False)
 
-        apart = answer_apart(build, frames, sample, settings, device, shape, work, tick)
+        apart = answer_apart(
+            build, frames, sample, settings, device, shape, work, tick, plan, given.goal
+        )
         tuners = []
         for member in range(settings.members):
             own = dataclasses.replace(settings, seed=settings.seed + member)
-            tuner = Tuner(build(), frames, sample, own, device, shape.mean, shape.std)
+            tuner = Tuner(build(), frames, sample, own, device, shape.mean, shape.std, given.goal)
             fit(tuner, work / f"{FINAL}{member + 1}", tick)
             tuners.append(tuner)
     return tuners, apart
+
+
+def _look(
+    tuner: Tuner, given: Gathered, apart: OutOfFold, answers: Answers, statistics: Statistics
+) -> list[Looked]:
+    """What is made of the files that are judged, by the network or those of a cross-validation."""
+    if given.parts.held_out:
+        rows = given.sample(given.parts.held_out).rows
+        logits, textures = look(tuner, rows, given.shape)
+        return [Looked(given.parts.held_out, logits, statistics.distance(textures), answers)]
+    clip = tuner.train.clip
+    looked = []
+    for fold in np.unique(apart.fold):
+        own = apart.take(apart.fold == fold)
+        videos = [given.parts.train[i] for i in np.unique(clip[own.place])]
+        fitted = for_fold(answers, given.goal, apart, int(fold))
+        looked.append(Looked(videos, own.logits, own.distance, fitted))
+    return looked
+
+
+def _pairs(
+    given: Gathered, apart: OutOfFold, looked: Sequence[Looked]
+) -> list[tuple[Sample, Sample]]:
+    """Frames that linear heads are fitted on and judged by, as the network was."""
+    sample = given.sample(given.parts.train)
+    if given.parts.held_out:
+        return [(sample, given.sample(given.parts.held_out))]
+    judged = given.sample([video for part in looked for video in part.videos])
+    starts = np.cumsum([0, *(len(part.videos) for part in looked)])
+    pairs = []
+    for fold, (first, last) in enumerate(itertools.pairwise(starts)):
+        train = sample.take(np.sort(apart.place[apart.fold != fold]))
+        test = judged.take(np.flatnonzero((judged.clip >= first) & (judged.clip < last)))
+        pairs.append((train, test))
+    return pairs
 
 
 def _conclude(
@@ -310,16 +372,18 @@ def _conclude(
     tuner: Tuner,
     answers: Answers,
     statistics: Statistics,
+    pairs: list[tuple[Sample, Sample]],
     verdict: Verdict,
     name: str,
 ) -> Conclusion:
     """What it comes to, beside linear heads on the same subjects."""
-    labels, shape, settings = given.store.labels, given.shape, tuner.settings
+    shape, settings = given.shape, tuner.settings
     standing = compare(
         heads(base.name, base.architecture, bool(settings.epochs)),
         base.network,
+        given.goal,
         given.store.frames,
-        [(Sample.of(given.parts.train, labels), Sample.of(given.parts.held_out, labels))],
+        pairs,
         next(unit for unit in verdict.units if unit.unit == "clip"),
         verdict.bootstrap,
         shape,
@@ -333,7 +397,7 @@ def _conclude(
         name=name,
         module=tuner.network,
         transform=FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation),
-        classes=labels,
+        classes=given.outputs,
         answers=answers,
         statistics=statistics,
     )
@@ -341,7 +405,7 @@ def _conclude(
         standing,
         given.store,
         given.parts.train,
-        given.parts.held_out,
+        given.parts.held_out or given.parts.train,
         network,
         known=given.subjects,
         seed=settings.seed,
@@ -350,24 +414,22 @@ def _conclude(
 
 def gained(members: int, alone: Verdict, verdict: Verdict) -> str:
     """What the mean of several networks is worth beside the first of them, in words."""
-    figures = [
-        f"{name} {of['clip'][name].value:.3f}"
-        for name in ("balanced accuracy", "macro AUROC")
-        for of in (verdict.figures, alone.figures)
-    ]
-    return (
-        f"the weights of {members} networks are averaged; by held-out clips {figures[0]}, of the "
-        f"first alone {figures[1]}; {figures[2]}, of the first alone {figures[3]}"
+    names = [name for name in verdict.goal.on_card if name in verdict.figures["clip"]][:2]
+    figures = "; ".join(
+        f"{name} {verdict.figures['clip'][name].value:.4g}, of the first alone "
+        f"{alone.figures['clip'][name].value:.4g}"
+        for name in names
     )
+    return f"the weights of {members} networks are averaged; by held-out clips {figures}"
 
 
 def _is_work(folder: Path) -> bool:
     """Whether a folder is what an interrupted call left: many are named `work`."""
-    folds = {f"fold{number}{kind}" for number in range(1, FOLDS + 1) for kind in ("", ".npz")}
     finals = {f"{FINAL}{number}" for number in range(1, MEMBERS + 1)}
-    own = {STORE, ABOUT, *folds, *finals}
+    own = {STORE, ABOUT, *finals}
     return folder.is_dir() and all(
-        path.name in own or is_ours(path.name) for path in folder.iterdir()
+        path.name in own or _FOLD.fullmatch(path.name) or is_ours(path.name)
+        for path in folder.iterdir()
     )
 
 

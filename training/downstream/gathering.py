@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uscl_zoo import network as door
+from uscl_zoo.answers import CLASSES
 from uscl_zoo.card import ARCHITECTURES, MODELS, Card, Input
 from uscl_zoo.catalogue import model_info
 from uscl_zoo.errors import DataError, one_line
 from uscl_zoo.registry import create_model
 from uscl_zoo.ultrasound.transforms import create_transform
 
-from ..frames import DESCRIPTION, FrameStore
+from ..frames import DESCRIPTION, FrameStore, Video
 from ..parts import Sampling
 from ..prepare import prepare
-from .collection import Split, collect, split
+from .collection import Split, collect, divide, everyone, split
+from .goal import Goal
+from .sample import Sample
 from .seen import Material, seen_by
 
 
@@ -82,6 +85,8 @@ class Gathered:
         shape: of the input.
         rate: frames a second that were sampled.
         name: of the collection.
+        goal: what is to be said of a file.
+        outputs: names of what is said: classes, labels or a number.
     """
 
     store: FrameStore
@@ -90,6 +95,13 @@ class Gathered:
     shape: Input
     rate: float
     name: str
+    goal: Goal
+    outputs: tuple[str, ...]
+
+    def sample(self, videos: Sequence[Video]) -> Sample:
+        """The frames of some of the videos, with what is to be said of them."""
+        texts = [video.label or "" for video in videos]
+        return Sample.of(videos, self.outputs, self.goal.targets(texts, self.outputs))
 
 
 def gather(
@@ -98,6 +110,8 @@ def gather(
     base: Base,
     note: Callable[[str], None],
     *,
+    goal: Goal,
+    folds: int | None,
     columns: dict[str, Any],
     rate: float,
     size: int | None,
@@ -115,6 +129,8 @@ def gather(
         store: folder for the decoded frames; of a store nothing is decoded.
         base: backbone, by which the frames are shaped.
         note: is given what the reader of the figures should know.
+        goal: what is to be said of a file.
+        folds: of a cross-validation over all subjects; None to hold some out.
         columns: arguments of `collect`, by name.
         rate: frames a second to take from videos.
         size: height and width of the frames; None for the backbone's.
@@ -139,10 +155,12 @@ def gather(
                 "folder or CSV"
             )
         frames, subjects = FrameStore(data), True
+        if folds and frames.select("heldout"):
+            note("of a cross-validation no subject is held out: those of the store are not either")
         rate = float(frames.description["sampling"]["rate"])
         shape = dataclasses.replace(shape, size=(3, *frames.frames.shape[1:3]))
     else:
-        collection = collect(data, **columns)
+        collection = collect(data, **columns, goal=goal)
         for text in collection.notes:
             note(text)
         prepared = prepare(
@@ -150,7 +168,7 @@ def gather(
             store,
             collection.annotations.get,
             sampling=Sampling(rate, shape.size[1]),
-            holdout=holdout,
+            holdout=0 if folds or goal.task != CLASSES else holdout,
             seed=seed,
             overwrite=overwrite,
             workers=workers,
@@ -163,16 +181,27 @@ def gather(
         if len(prepared.skipped) > 5:
             note(f"skipped: {len(prepared.skipped) - 5} more")
     name = name or one_line(frames.description["origin"].get("name") or data.resolve().stem)
-    parts = split(frames)
-    for text in warnings_of(parts, frames, base, name):
+    texts = [video.label for video in frames.videos if video.label is not None]
+    given = columns["label_column"] or ()
+    outputs = goal.outputs(texts, [given] if isinstance(given, str) else list(given))
+    if goal.task != CLASSES:
+        # a store of `uscl prepare` may have labels in other words
+        goal.targets(texts, outputs)
+        parts = divide(frames, goal, holdout, seed, none=folds is not None)
+    else:
+        parts = everyone(frames, folds) if folds else split(frames)
+    for text in warnings_of(parts, frames, base, name, goal):
         note(text)
-    return Gathered(frames, parts, subjects, shape, rate, name)
+    return Gathered(frames, parts, subjects, shape, rate, name, goal, outputs)
 
 
-def warnings_of(parts: Split, frames: FrameStore, base: Base, name: str) -> list[str]:
+def warnings_of(
+    parts: Split, frames: FrameStore, base: Base, name: str, goal: Goal | None = None
+) -> list[str]:
     """What makes the figures say less than they seem to."""
     said = []
-    for label in frames.labels:
+    told = goal is None or goal.task == CLASSES
+    for label in frames.labels if told and parts.held_out else ():
         if label not in {video.label for video in parts.held_out}:
             said.append(f"{label}: too few subjects to be judged on")
     content = frames.description["sources_sha256"]
@@ -188,9 +217,10 @@ def warnings_of(parts: Split, frames: FrameStore, base: Base, name: str) -> list
         sources = frames.sources(frames.videos)
         names = (name, *(str(source["name"]) for source in sources))
         texts = tuple(s[key] for s in sources for key in ("url", "citation") if s[key])
-        seen = seen_by(base.card, Material(names, texts, frames, tuple(parts.held_out)))
+        judged = parts.held_out or parts.train
+        seen = seen_by(base.card, Material(names, texts, frames, tuple(judged)))
         if seen.leaks:
-            subjects = {video.subject for video in parts.held_out}
+            subjects = {video.subject for video in judged}
             said.append(
                 f"{seen}: {base.name} was pretrained on it, and of the {len(subjects)} "
                 f"subjects it is judged on, its card names {len(subjects & kept)} as held out"

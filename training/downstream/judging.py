@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from uscl_zoo import prediction
-from uscl_zoo.answers import Answers, Statistics, softmax
+from uscl_zoo.answers import Answers, Statistics
 from uscl_zoo.card import Input
 from uscl_zoo.inference import batched, both_ways, infer, logits_and_textures
 from uscl_zoo.prediction import Answer
@@ -24,7 +25,8 @@ from uscl_zoo.ultrasound.transforms import FrameTransform
 from ..frames import FrameStore, Video
 from ..pairs import Purpose, stream
 from .bootstrap import Bootstrap, Score, Task
-from .metrics import Judged, measure
+from .goal import Goal
+from .metrics import Judged
 from .sample import Rows, Sample
 from .tuning import SURVEYED, Tuner
 
@@ -41,12 +43,26 @@ class OutOfFold:
         target: int64 (N,).
         subject: int64 (N,).
         distance: float64 (N,), from the images that the network was trained on.
+        place: int64 (N,), among the frames to train on.
+        fold: int64 (N,), whose network answered.
     """
 
     logits: npt.NDArray[np.float32]
-    target: Rows
+    target: npt.NDArray[Any]
     subject: Rows
     distance: npt.NDArray[np.float64]
+    place: Rows
+    fold: Rows
+
+    @classmethod
+    def join(cls, parts: Sequence[OutOfFold]) -> OutOfFold:
+        """The frames of all of them."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+    def take(self, chosen: npt.NDArray[Any]) -> OutOfFold:
+        """Some of the frames."""
+        return OutOfFold(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
 
     def weights(self) -> npt.NDArray[np.float64]:
         """Weights (N,) that sum to 1 and count every subject the same, however many frames."""
@@ -75,9 +91,6 @@ def calibrate(
     statistics = survey(tuner, shape)
     answers = Answers(
         classes=classes,
-        temperature=fit_temperature(
-            apart.logits, apart.target, apart.weights(), len(np.unique(apart.subject))
-        ),
         confidence=confidence,
         threshold=threshold_of(apart.distance),
         quantile=QUANTILE,
@@ -85,8 +98,23 @@ def calibrate(
         rate=rate,
         statistics_sha256=hashlib.sha256(pack(statistics)).hexdigest(),
         flips=tuner.settings.flips,
+        task=tuner.goal.task,
+        temperature=1.0,
     )
-    return answers, statistics
+    return dataclasses.replace(answers, **fitted(tuner.goal, apart)), statistics
+
+
+def fitted(goal: Goal, apart: OutOfFold) -> dict[str, Any]:
+    """What is fitted for answers on what was said of subjects while they were left out."""
+    count = len(np.unique(apart.subject))
+    return goal.calibration(apart.logits, apart.target, apart.weights(), count)
+
+
+def for_fold(answers: Answers, goal: Goal, apart: OutOfFold, fold: int) -> Answers:
+    """How logits of one fold become answers, by what the other folds' networks said."""
+    others = apart.take(apart.fold != fold)
+    fit = fitted(goal, others)
+    return dataclasses.replace(answers, threshold=threshold_of(others.distance), **fit)
 
 
 def survey(tuner: Tuner, shape: Input) -> Statistics:
@@ -94,32 +122,6 @@ def survey(tuner: Tuner, shape: Input) -> Statistics:
     rng = stream(tuner.settings.seed, 0, Purpose.VIDEOS)
     rows = np.sort(rng.permutation(tuner.train.rows)[:SURVEYED])
     return Statistics.of(look(tuner, rows, shape)[1])
-
-
-def fit_temperature(
-    logits: npt.NDArray[np.float32], target: Rows, weights: npt.NDArray[np.float64], count: int
-) -> float:
-    """The temperature that minimises the negative log-likelihood.
-
-    The targets are those of Platt (1999): of few subjects that are all told right the plain
-    likelihood would ask for certainty. With `count` subjects and C classes the true class has
-    (count + 1) / (count + C).
-
-    Args:
-        logits: (N, C).
-        target: (N,).
-        weights: (N,), summing to 1.
-        count: how many subjects there are.
-    """
-    classes = logits.shape[1]
-    wanted = np.full(logits.shape, 1 / (count + classes))
-    wanted[np.arange(len(target)), target] = (count + 1) / (count + classes)
-
-    def loss(log: float) -> float:
-        chances = softmax(logits, float(np.exp(log)))
-        return float(-(weights @ (wanted * np.log(chances + 1e-12)).sum(axis=1)))
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
 def threshold_of(distances: npt.NDArray[np.float64], quantile: float = QUANTILE) -> float:
@@ -174,6 +176,7 @@ class Verdict:
         bootstrap: resampled held-out subjects.
         figures: by unit and name.
         labels: by source, and by subject for those of one class.
+        goal: what is said.
     """
 
     frames: list[Answer]
@@ -184,66 +187,91 @@ class Verdict:
     bootstrap: Bootstrap
     figures: dict[str, dict[str, Score]]
     labels: dict[str, str]
+    goal: Goal
 
     def label(self, answer: Answer) -> str:
         """The true class; empty for a subject of several."""
         return self.labels.get(str(answer.source or answer.subject), "")
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What a network makes of videos that it was not trained on.
+
+    Attributes:
+        videos: of a store.
+        logits: float32 (N, outputs), of their frames.
+        distance: float64 (N,), of each from the training images.
+        answers: how logits become answers.
+    """
+
+    videos: Sequence[Video]
+    logits: npt.NDArray[np.float32]
+    distance: npt.NDArray[np.float64]
+    answers: Answers
+
+
 def judge(
-    tuner: Tuner,
+    looked: Sequence[Looked],
+    goal: Goal,
     frames: FrameStore,
-    videos: Sequence[Video],
-    answers: Answers,
-    statistics: Statistics,
-    shape: Input,
+    trained: Rows,
     subjects: bool = True,
     resamples: int = 2000,
+    seed: int = 0,
 ) -> Verdict:
-    """Answer for videos whose class is known, and measure.
+    """Answer for videos of which the truth is known, and measure.
 
     Args:
-        tuner: trained.
+        looked: what was made of them; a part a fold of a cross-validation.
+        goal: what is said.
         frames: the store.
-        videos: of subjects that neither trained nor chose anything.
-        answers: how logits become answers.
-        statistics: of the training images.
-        shape: of the input.
+        trained: rows that were trained on.
         subjects: whether subjects are known.
         resamples: of the bootstrap.
+        seed: of the bootstrap.
     """
-    sample = Sample.of(videos, answers.classes)
-    logits, textures = look(tuner, sample.rows, shape)
-    pictures, clips, people = prediction.answer(
-        answers,
-        softmax(logits, answers.temperature),
-        statistics.distance(textures),
-        owner=sample.clip,
-        number=np.concatenate([np.arange(video.count) for video in videos]),
-        time=frames.times[sample.rows],
-        sources=[Path(video.name) for video in videos],
-        subjects=[video.subject if subjects else None for video in videos],
-    )
+    outputs = looked[0].answers.classes
+    videos = [video for part in looked for video in part.videos]
+    texts = {video.name: video.label or "" for video in videos}
+    sample = Sample.of(videos, outputs, goal.targets(list(texts.values()), outputs))
+    tables: list[list[Answer]] = [[], [], []]
+    for part in looked:
+        rows = Sample.of(part.videos, (), np.zeros(len(part.videos)))
+        found = prediction.answer(
+            part.answers,
+            part.answers.of(part.logits),
+            part.distance,
+            owner=rows.clip,
+            number=np.concatenate([np.arange(video.count) for video in part.videos]),
+            time=frames.times[rows.rows],
+            sources=[Path(video.name) for video in part.videos],
+            subjects=[video.subject if subjects else None for video in part.videos],
+        )
+        for table, more in zip(tables, found, strict=True):
+            table += more
+    pictures, clips, people = tables
     names = tuple(sorted({video.subject for video in videos}))
-    labels = {video.name: video.label or "" for video in videos}
+    labels = dict(texts)
     of_subject: dict[str, set[str]] = {}
     for video in videos:
         of_subject.setdefault(video.subject, set()).add(video.label or "")
     if subjects:
         labels |= {who: min(found) for who, found in of_subject.items() if len(found) == 1}
     owner = {video.name: video.subject for video in videos}
+    within = goal.within(sample.target)
     bootstrap = Bootstrap.draw(
         Task(
-            classes=answers.classes,
-            train=tuner.train.rows,
+            classes=outputs,
+            train=trained,
             test=sample.rows,
-            train_target=tuner.train.target,
-            test_target=sample.target,
+            train_target=np.zeros(len(trained), np.int64),
+            test_target=within,
             test_subject=sample.subject,
             subjects=names,
         ),
         resamples,
-        tuner.settings.seed,
+        seed,
     )
     units = []
     for table in (pictures if len(pictures) > len(clips) else [], clips, people):
@@ -251,15 +279,19 @@ def judge(
         if known:
             whose = [a.subject or owner[str(a.source)] for a in known]
             truth = [labels[str(a.source or a.subject)] for a in known]
+            target = goal.targets(truth, outputs)
             units.append(
                 Judged(
                     unit=known[0].unit,
-                    classes=answers.classes,
+                    classes=outputs,
                     probabilities=np.array([list(a.probabilities.values()) for a in known]),
-                    target=np.array([answers.classes.index(label) for label in truth]),
+                    target=target,
                     subject=np.array([names.index(who) for who in whose]),
-                    answered=np.array([a.answer is not None for a in known]),
+                    answered=np.array(
+                        [goal.holds(a, t) for a, t in zip(known, target, strict=True)]
+                    ),
                     unlike=np.array([a.unlike for a in known]),
+                    said=goal.decided(known, outputs),
                 )
             )
     return Verdict(
@@ -269,6 +301,7 @@ def judge(
         rows=sample.rows,
         units=units,
         bootstrap=bootstrap,
-        figures={unit.unit: measure(unit, bootstrap) for unit in units},
+        figures={unit.unit: goal.measure(unit, bootstrap) for unit in units},
         labels=labels,
+        goal=goal,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,25 +19,29 @@ _CHUNK = 100
 
 @dataclass(frozen=True)
 class Judged:
-    """Frames, clips or subjects whose class is known, and what was said of them.
+    """Frames, clips or subjects of which the truth is known, and what was said of them.
 
     Attributes:
         unit: `frame`, `clip` or `subject`.
-        classes: in the order of the columns.
-        probabilities: (N, classes).
-        target: int64 (N,).
+        classes: in the order of the columns; of a regression the name of the number.
+        probabilities: (N, classes); of a regression numbers.
+        target: int64 (N,); of several labels 0, 1 or NaN, and of numbers themselves, (N, classes).
         subject: int64 (N,), an index into the subjects of the bootstrap.
-        answered: bool (N,), False for "cannot tell".
+        answered: bool (N,), False for "cannot tell"; of numbers whether they are within the
+            interval that was said.
         unlike: bool (N,), flagged as another kind of image.
+        said: bool (N, classes), of several labels those that are said; None for what is at least a
+            half.
     """
 
     unit: str
     classes: tuple[str, ...]
     probabilities: Floats
-    target: npt.NDArray[np.int64]
+    target: npt.NDArray[Any]
     subject: npt.NDArray[np.int64]
     answered: npt.NDArray[np.bool_]
     unlike: npt.NDArray[np.bool_]
+    said: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -45,12 +50,6 @@ class Judged:
     def predicted(self) -> npt.NDArray[np.int64]:
         """The most probable class, int64 (N,)."""
         return np.asarray(self.probabilities.argmax(axis=1))
-
-
-def measure(judged: Judged, bootstrap: Bootstrap) -> dict[str, Score]:
-    """Every figure of `resampled`, with its 95 % interval where there are subjects enough."""
-    figures = resampled(judged, bootstrap)
-    return {name: measured(name, values, judged) for name, values in figures.items()}
 
 
 def resampled(judged: Judged, bootstrap: Bootstrap) -> dict[str, Floats]:
@@ -106,35 +105,20 @@ def over(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def measured(name: str, values: Floats, judged: Judged) -> Score:
+def measured(values: Floats, subjects: int) -> Score:
     """A figure with its interval, if the subjects can give one.
 
-    There is none of fewer than `LEAST` subjects of a class that the figure is about, and none where
-    every resample says the same: of ten that are all right, no resample has a wrong one.
+    There is none of fewer than `LEAST` subjects, and none where every resample says the same: of
+    ten that are all right, no resample has a wrong one.
 
     Args:
-        name: of the figure.
         values: of all subjects and of each resample.
-        judged: that it is computed from.
+        subjects: the fewest that the figure is about.
     """
     score = interval(values)
-    if _subjects(name, judged) < LEAST or score.low == score.high:
+    if subjects < LEAST or score.low == score.high:
         return Score(score.value, np.nan, np.nan)
     return score
-
-
-def _subjects(name: str, judged: Judged) -> int:
-    """The fewest subjects of a class that a figure is about."""
-    counts = {
-        label: len(np.unique(judged.subject[judged.target == i]))
-        for i, label in enumerate(judged.classes)
-    }
-    about = name.partition(" of ")[2]
-    if about in counts:
-        return counts[about]
-    if name.startswith(("macro", "balanced")):
-        return min(filter(None, counts.values()))
-    return len(np.unique(judged.subject))
 
 
 def interval(values: Floats) -> Score:

@@ -14,7 +14,7 @@ from .bootstrap import Bootstrap
 from .evaluate import Evaluation, Outcome
 from .infold import file_name
 from .metrics import Judged
-from .report import draw_confusion, draw_reliability, plain
+from .plates import draw_confusion, draw_reliability, plain
 from .scoring import units
 
 #: The figure that models are drawn by.

@@ -25,8 +25,8 @@ from ..pairs import Purpose, stream
 from .bootstrap import Bootstrap, Floats, Score
 from .contenders import RANDOM, random_network
 from .folds import some_subjects
-from .metrics import Judged, compared, measured
-from .regression import linear
+from .goal import Goal
+from .metrics import Judged
 from .sample import Rows, Sample
 
 IMAGENET = "resnet18_imagenet.mit"
@@ -45,14 +45,14 @@ class Rival:
     Attributes:
         name: whose features.
         judged: clips.
-        values: figures of `metrics.compared`, (resamples + 1,) each.
-        behind: how far the trained network is ahead of it, by figure.
+        values: figures of `Goal.compared`, (resamples + 1,) each.
+        gap: by figure, that of the trained network less its own.
     """
 
     name: str
     judged: Judged
     values: dict[str, Floats]
-    behind: dict[str, Score]
+    gap: dict[str, Score]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Standing:
     """A trained network beside linear heads.
 
     Attributes:
+        goal: what is said.
         judged: its clips.
         values: as of a rival.
         rivals: on its own features first, if it is no linear head itself.
@@ -68,6 +69,7 @@ class Standing:
         absent: rivals whose weights cannot be had, and why.
     """
 
+    goal: Goal
     judged: Judged
     values: dict[str, Floats]
     rivals: tuple[Rival, ...]
@@ -76,7 +78,11 @@ class Standing:
 
     def score(self, figure: str, values: dict[str, Floats] | None = None) -> Score:
         """A figure, of the network unless others are given, with its interval if there is one."""
-        return measured(figure, (values or self.values)[figure], self.judged)
+        return self.goal.score(figure, (values or self.values)[figure], self.judged)
+
+    def ahead(self, score: Score) -> Score:
+        """A difference in the main figure, as more that is better."""
+        return score if self.goal.rises else Score(-score.value, -score.high, -score.low)
 
     @property
     def own(self) -> Rival | None:
@@ -113,6 +119,7 @@ def frames_of(pairs: Pairs) -> tuple[list[tuple[Sample, Sample]], Rows]:
 def compare(
     names: Sequence[str],
     own: Any,
+    goal: Goal,
     frames: npt.NDArray[np.uint8],
     pairs: Pairs,
     judged: Judged,
@@ -128,6 +135,7 @@ def compare(
     Args:
         names: of the rivals, see `heads`.
         own: the network that training began with.
+        goal: what is said.
         frames: uint8 (N, H, W, 3), of the store.
         pairs: frames to train on and to be judged on; several of a cross-validation.
         judged: clips, as the trained network answers for them; `clip` of the frames to be judged on
@@ -141,7 +149,7 @@ def compare(
     """
     parts, rows = frames_of(pairs)
     places = [tuple(np.searchsorted(rows, part.rows) for part in pair) for pair in parts]
-    values = compared(judged, bootstrap)
+    values = goal.compared(judged, bootstrap)
     found: list[Rival] = []
     absent: list[str] = []
     learns: dict[str, Score] = {}
@@ -152,9 +160,10 @@ def compare(
         for (train, test), (place, asked) in zip(parts, places, strict=True):
             kept = np.arange(len(train))
             if draw is not None:
-                half = some_subjects(train.target, train.subject, 0.5, (seed, draw))
+                strata = goal.strata(train.target)
+                half = some_subjects(strata, train.subject, 0.5, (seed, draw))
                 kept = np.flatnonzero(np.isin(train.subject, half))
-            said, _ = linear(
+            said = goal.linear(
                 known[place[kept]],
                 train.target[kept],
                 train.subject[kept],
@@ -166,7 +175,7 @@ def compare(
             np.add.at(count, test.clip, 1)
         every = np.ones(len(judged), bool)
         mean = total / np.maximum(count, 1)[:, None]
-        return replace(judged, probabilities=mean, answered=every, unlike=~every)
+        return replace(judged, probabilities=mean, answered=every, unlike=~every, said=None)
 
     for name in names:
         tick(f"a linear head on {name}")
@@ -181,15 +190,15 @@ def compare(
             list(infer(module.to(device), transform.normalise, batches, precision=precision))
         )
         other = answers(known)
-        theirs = compared(other, bootstrap)
-        ahead = {k: measured(k, values[k] - theirs[k], judged) for k in values}
-        found.append(Rival(name, other, theirs, ahead))
+        theirs = goal.compared(other, bootstrap)
+        gap = {k: goal.score(k, values[k] - theirs[k], judged) for k in values}
+        found.append(Rival(name, other, theirs, gap))
         if name == OWN:
-            draws = [compared(answers(known, draw), bootstrap) for draw in range(HALVES)]
+            draws = [goal.compared(answers(known, draw), bootstrap) for draw in range(HALVES)]
             for figure, whole in theirs.items():
                 half = np.mean([draw[figure] for draw in draws], axis=0)
-                learns[figure] = measured(figure, whole - half, judged)
-    return Standing(judged, values, tuple(found), learns, tuple(absent))
+                learns[figure] = goal.score(figure, whole - half, judged)
+    return Standing(goal, judged, values, tuple(found), learns, tuple(absent))
 
 
 def _network(

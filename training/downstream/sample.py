@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +21,30 @@ class Sample:
 
     Attributes:
         rows: int64 (N,), of the store.
-        target: int64 (N,), class.
+        target: int64 (N,), class; or float32 (N, outputs), see `goal.Goal.targets`.
         clip: int64 (N,), ascending.
         subject: int64 (N,).
     """
 
     rows: Rows
-    target: Rows
+    target: npt.NDArray[Any]
     clip: Rows
     subject: Rows
 
     @classmethod
-    def of(cls, videos: Sequence[Video], classes: Sequence[str]) -> Sample:
-        """The frames of some videos, all of them labelled."""
+    def of(
+        cls,
+        videos: Sequence[Video],
+        classes: Sequence[str],
+        targets: npt.NDArray[Any] | None = None,
+    ) -> Sample:
+        """The frames of some videos, all of them labelled.
+
+        Args:
+            videos: of a store.
+            classes: in the order of the targets.
+            targets: of each video; None for its class.
+        """
         counts = [video.count for video in videos]
         subjects = sorted({video.subject for video in videos})
 
@@ -42,7 +54,11 @@ class Sample:
         starts = [np.arange(video.first, video.first + video.count) for video in videos]
         return cls(
             rows=np.concatenate([np.empty(0, np.int64), *starts]),
-            target=spread([classes.index(video.label or "") for video in videos]),
+            target=(
+                spread([classes.index(video.label or "") for video in videos])
+                if targets is None
+                else np.repeat(targets, counts, axis=0)
+            ),
             clip=spread(range(len(videos))),
             subject=spread([subjects.index(video.subject) for video in videos]),
         )

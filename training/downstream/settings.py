@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,11 @@ PAPER = Settings(
 
 
 def sensible(
-    clips: int, effort: str = "normal", train: str | None = None, **given: Any
+    clips: int,
+    effort: str = "normal",
+    train: str | None = None,
+    own: Mapping[str, Any] | None = None,
+    **given: Any,
 ) -> Settings:
     """Settings for data of some size.
 
@@ -121,6 +126,7 @@ def sensible(
         clips: to train on, stills among them.
         effort: one of `EFFORTS`.
         train: as in `Settings`; None to choose.
+        own: settings of the task that differ from those for classes.
         **given: settings that are fixed; None for one to choose.
 
     Raises:
@@ -145,4 +151,4 @@ def sensible(
         "batch_size": next(size for size, least in _BATCHES if clips >= least),
     }
     fixed = {key: value for key, value in given.items() if value is not None}
-    return Settings(train=train, **{**chosen, **fixed})
+    return Settings(train=train, **{**chosen, **(own or {}), **fixed})

@@ -2,5 +2,23 @@
 
 from __future__ import annotations
 
+from uscl_zoo.errors import DataError
+
+from .amounts import Amounts
+from .goal import Classes, Goal
+from .labelling import Labelling
+
 #: By name; the first is the default.
-TASKS = ("classification",)
+GOALS: dict[str, Goal] = {goal.task: goal for goal in (Classes(), Amounts(), Labelling())}
+TASKS = tuple(GOALS)
+
+
+def goal_of(task: str) -> Goal:
+    """What is said of a file.
+
+    Raises:
+        DataError: if there is no such task.
+    """
+    if task not in GOALS:
+        raise DataError(f"`task` should be one of {', '.join(TASKS)}, not {task!r}")
+    return GOALS[task]

@@ -26,7 +26,7 @@ from ..recipe import Recipe
 from ..runs import load_checkpoint, save_checkpoint
 from ..signals import Interrupted, listening
 from ..trainer import NotFiniteError
-from .regression import choose_penalty, linear_classifier
+from .goal import Classes, Goal
 from .sample import Rows, Sample
 from .settings import Settings
 
@@ -119,6 +119,7 @@ class Tuner:
         device: where to compute.
         mean: of each channel, intensities in 0-1.
         std: of each channel, intensities in 0-1.
+        goal: what is to be said.
 
     Attributes:
         progress: how far it is.
@@ -133,7 +134,9 @@ class Tuner:
         device: torch.device,
         mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         std: tuple[float, float, float] = (0.25, 0.25, 0.25),
+        goal: Goal | None = None,
     ) -> None:
+        self.goal = goal or Classes()
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.frames, self.train = frames, train
         self.settings, self.device = settings, device
@@ -179,10 +182,7 @@ class Tuner:
         self.precision = precision_on(device, settings.precision)
         classes = int(network.num_classes)  # type: ignore[arg-type]
         seen = train.take(train.thin(settings.frames_per_clip))
-        counts = np.bincount(seen.target, minlength=classes)
-        share = np.where(counts > 0, np.maximum(counts, 1.0) ** -settings.class_power, 0.0)
-        share *= counts.sum() / (share @ counts)
-        self.weight = torch.tensor(share, dtype=torch.float32, device=device)
+        self.balance = self.goal.balance(seen.target, classes, settings).to(device)
         self.steps = steps_of(train, settings)
         self.sides = sides_of(train, settings, int(frames.shape[1]))
         self.progress = Progress()
@@ -190,19 +190,19 @@ class Tuner:
 
     def begin(self) -> None:
         """Fit the first classifier, if training begins with one and has not begun."""
-        state = self.progress
-        if not self.settings.probe or state.history or state.epoch or state.step:
+        state, settings = self.progress, self.settings
+        if not settings.probe or state.history or state.epoch or state.step:
             return
         sample = self.train.take(self.train.thin(self.settings.frames_per_clip))
         rng = stream(self.settings.seed, 0, Purpose.VIDEOS)
         sample = sample.take(np.sort(rng.permutation(len(sample))[:SURVEYED]))
-        if len(np.unique(sample.target)) < 2:
-            # a fold of few subjects may hold one class, which no regression tells from nothing
-            return
-        known = self._forward(sample.rows, pooled=True)
-        penalty = choose_penalty(known, sample.target, sample.subject, self.settings.seed)
         network: Any = self.network
-        weight, bias = linear_classifier(known, sample.target, penalty, int(network.num_classes))
+        known = self._forward(sample.rows, pooled=True)
+        outputs, seed = int(network.num_classes), settings.seed
+        fitted = self.goal.head(known, sample.target, sample.subject, outputs, self.balance, seed)
+        if fitted is None:
+            return
+        weight, bias = fitted
         head = network.get_classifier()
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(weight))
@@ -238,12 +238,8 @@ class Tuner:
         images = augment.augment(images, chosen, self.recipe, side or self.side)
         with autocast(self.device, self.precision):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
-        loss = nn.functional.cross_entropy(
-            logits.float(),
-            torch.from_numpy(sample.target[places]).to(self.device),
-            weight=self.weight,
-            label_smoothing=settings.label_smoothing,
-        )
+        target = torch.from_numpy(sample.target[places]).to(self.device)
+        loss = self.goal.loss(logits.float(), target, self.balance, settings)
         value = loss.item()
         if not np.isfinite(value):
             raise NotFiniteError(
@@ -274,6 +270,8 @@ class Tuner:
         """Leave the network as the result: in eval mode, with the averaged weights if there are."""
         if self.average is not None and self.progress.history:
             self.network.load_state_dict(self.average.module.state_dict())
+        head: Any = self.network.get_classifier()  # type: ignore[operator]
+        self.goal.finish(head, self.balance)
         self.network.eval()
 
     def state(self) -> dict[str, Any]:

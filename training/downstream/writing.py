@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import numpy as np
 from torch import nn
 
 from uscl_zoo import checkpoint
-from uscl_zoo.answers import ANSWERS, CONFIG, STATISTICS, Answers, Statistics
+from uscl_zoo.answers import (
+    ANSWERS,
+    CLASSES,
+    CONFIG,
+    LABELS,
+    NUMBER,
+    STATISTICS,
+    Answers,
+    Statistics,
+)
 from uscl_zoo.card import Card, Metric, Source, Training, Weights, read_card
 from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError
@@ -25,20 +35,18 @@ from uscl_zoo.records import to_plain, write_text, write_yaml
 from ..runs import code_version, hardware
 from .bootstrap import Score
 from .gathering import Base, Gathered
+from .goal import Goal
 from .judging import Verdict, pack
 from .rivals import OWN, Standing
 from .tuning import Tuner
 
 #: Held-out subjects at most that a card names: a hundred thousand of anything are not for one.
 MANY = 1000
-
-#: The figures that go on the card; the report has all.
-_ON_CARD = (
-    "balanced accuracy",
-    "macro AUROC",
-    "expected calibration error",
-    "share flagged as unlike",
-)
+_PURPOSE = {
+    CLASSES: "telling {} apart",
+    LABELS: "finding {}",
+    NUMBER: "estimating {}",
+}
 
 
 def card_of(
@@ -48,12 +56,13 @@ def card_of(
     tuner: Tuner,
     verdict: Verdict,
     standing: Standing,
+    folds: int | None,
     licence: str | None,
 ) -> Card:
     """The card, but for the weights' digest."""
     tag = re.sub(r"[^a-z0-9]+", "_", output.resolve().name.lower()).strip("_") or "model"
     frames, parts, subjects, name = given.store, given.parts, given.subjects, given.name
-    classes = frames.labels
+    goal, classes = given.goal, given.outputs
     held = {video.subject for video in parts.held_out}
     unit = "subjects" if subjects else "files"
     count = len(verdict.bootstrap.task.subjects)
@@ -62,7 +71,7 @@ def card_of(
         name=name,
         url=origin.get("url"),
         citation=origin.get("citation"),
-        **frames.summary(parts.train),
+        **(frames.summary(parts.train) | {"classes": _counted(given)}),
     )
     settings, progress = tuner.settings, tuner.progress
     members = f", {settings.members} networks averaged" if settings.members > 1 else ""
@@ -80,21 +89,31 @@ def card_of(
         )
     if not subjects:
         limits.append("Subjects were not known: files of one may be on both sides of the split.")
-    dataset = f"{name}, {count} held-out {unit}"
-    resampling = f"95 %, bootstrap over {count} held-out {unit} within classes"
+    which = "left-out" if folds else "held-out"
+    dataset = f"{name}, {count} {which} {unit}"
+    within = " within classes" if goal.task == CLASSES else ""
+    resampling = f"95 %, bootstrap over {count} {which} {unit}{within}"
+    trained = len({video.subject for video in parts.train})
+    how = f"calibrated by cross-validation of {trained} training {unit}"
+    if folds:
+        how = (
+            f"by cross-validation of {folds} folds, each calibrated by the others; the weights are "
+            "of a network trained on all"
+        )
 
     def interval(score: Score) -> dict[str, Any]:
-        bounds = (round(score.low, 3), round(score.high, 3)) if score.bounded else None
+        bounds = None
+        if score.bounded:
+            bounds = _rounded(score.low, goal), _rounded(score.high, goal)
         return {"interval": bounds, "interval_kind": resampling if bounds else None}
 
     figures = [
         Metric(
             dataset=dataset,
-            protocol=f"fine-tuning ({settings.train}{members}), calibrated by "
-            f"cross-validation of {len({v.subject for v in parts.train})} training {unit}",
+            protocol=f"fine-tuning ({settings.train}{members}), {how}",
             unit=judged.unit,
             metric=metric,
-            value=round(score.value, 3),
+            value=_rounded(score.value, goal),
             compared_with=None,
             command="uscl finetune",
             model=None,
@@ -102,7 +121,7 @@ def card_of(
         )
         for judged in verdict.units
         for metric, score in verdict.figures[judged.unit].items()
-        if metric in _ON_CARD and np.isfinite(score.value)
+        if metric in goal.on_card and np.isfinite(score.value)
     ]
     figures += [
         Metric(
@@ -111,15 +130,16 @@ def card_of(
             "training subjects",
             unit=standing.judged.unit,
             metric=metric,
-            value=round(rival.behind[metric].value, 3),
+            value=_rounded(rival.gap[metric].value, goal),
             compared_with=f"a linear head on {base.name if rival.name == OWN else rival.name}",
             command="uscl finetune",
             model=None,
-            **interval(rival.behind[metric]),
+            **interval(rival.gap[metric]),
         )
         for rival in standing.rivals
-        for metric in _ON_CARD
-        if metric in rival.behind and np.isfinite(rival.behind[metric].value)
+        for metric in goal.on_card
+        # of an error a difference below zero would be read as behind
+        if metric in rival.gap and metric != "MAE" and np.isfinite(rival.gap[metric].value)
     ]
     return Card(
         name=f"{base.model}.{tag}",
@@ -130,7 +150,7 @@ def card_of(
         training=Training(
             method=f"fine-tuning of {base.name}",
             sources=(own, *earlier),
-            labels=classes,
+            labels=classes if goal.task != NUMBER else (),
             # names of files are not for a card
             held_out_subjects=tuple(sorted(held)) if subjects and len(held) <= MANY else (),
             recipe=to_plain(settings),
@@ -142,11 +162,29 @@ def card_of(
             hours=round(progress.seconds / 3600, 3),
         ),
         licence=licence,
-        intended_use=f"Research: telling {', '.join(classes)} apart in images like {name}.",
+        intended_use=f"Research: {_PURPOSE[goal.task].format(', '.join(classes))} in images like "
+        f"{name}.",
         limits=tuple(limits),
         metrics=tuple(figures),
         classes=classes,
+        task=None if goal.task == CLASSES else goal.task,
     )
+
+
+def _rounded(value: float, goal: Goal) -> float:
+    # a number may be of any size
+    return float(f"{value:.4g}") if goal.task == NUMBER else round(value, 3)
+
+
+def _counted(given: Gathered) -> dict[str, int]:
+    """Training files by class, or with a label; of numbers nothing is to be counted."""
+    texts = [video.label or "" for video in given.parts.train]
+    if given.goal.task == NUMBER:
+        return {}
+    if given.goal.task == CLASSES:
+        return dict(sorted(Counter(texts).items()))
+    target = given.goal.targets(texts, given.outputs)
+    return {name: int((target[:, i] == 1).sum()) for i, name in enumerate(given.outputs)}
 
 
 def write_model(

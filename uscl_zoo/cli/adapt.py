@@ -18,13 +18,13 @@ from .output import json_option, painted, say, say_json
 commands = Heading(help="Adapt one to classes of your own")
 
 #: Those of `training.downstream.tasks`, which takes as long to import as torch.
-TASKS = ["classification"]
+TASKS = ["classification", "regression", "multilabel"]
 #: Those that outline, whose `finetune` is in `training.downstream.segmentation` and has defaults of
 #: its own; options that mean nothing there are refused by name.
 OUTLINED = ["segmentation", "detection"]
 
 
-@commands.command(short_help="Fine-tune a backbone on classes of your own.")
+@commands.command(short_help="Fine-tune a backbone on classes, labels or numbers of your own.")
 @click.option(
     "--data", required=True, type=FILE, help="Folder per class, CSV, or store; images with masks."
 )
@@ -38,7 +38,8 @@ OUTLINED = ["segmentation", "detection"]
     type=click.Choice([*TASKS, *OUTLINED]),
     default=TASKS[0],
     show_default=True,
-    help="What is to be said of a file; the last two outline, and learn from masks.",
+    help="What is said of a file: one of several classes, a number, any of several labels; or "
+    "outlines and boxes, from masks.",
 )
 @click.option(
     "--train",
@@ -46,7 +47,11 @@ OUTLINED = ["segmentation", "detection"]
     help="What is not frozen; by default all, of a quick look the last block.",
 )
 @click.option("--file-column", default="Filename", show_default=True, help="Names, stems or paths.")
-@click.option("--label-column", help="Class of the file.")
+@click.option(
+    "--label-column",
+    multiple=True,
+    help="Class or number of the file; of several labels repeat it, or one of lists (A;B).",
+)
 @click.option("--subject-column", help="Patient; a subject is never split.")
 @click.option("--subject-pattern", help="Regex whose group is the subject.")
 @click.option("--every-row", is_flag=True, help="Of a CSV: fail if a row has no file.")
@@ -60,6 +65,11 @@ OUTLINED = ["segmentation", "detection"]
 @rate_option(3.0)
 @click.option("--size", type=click.IntRange(32, 4096), help="By default the backbone's.")
 @click.option("--holdout", type=click.FloatRange(0.01, 0.8), default=0.2, show_default=True)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    help="Judge by a cross-validation over all subjects, and train the model on all.",
+)
 @click.option(
     "--confidence",
     type=click.FloatRange(0, 1),
@@ -92,7 +102,7 @@ OUTLINED = ["segmentation", "detection"]
 def finetune(
     context: click.Context, /, task: str, data: Path, output: Path, **options: Any
 ) -> None:
-    """Fine-tune a backbone on images and videos of classes of your own.
+    """Fine-tune a backbone on images and videos of your own: on classes, labels or numbers.
 
     Writes a model that `uscl predict`, `uscl publish` and timm take, with a report. Subjects are
     split into those to train on and those to be judged on. Run it again after an interruption and
@@ -108,6 +118,7 @@ def finetune(
                 err=True,
             )
     options["classes"] = options["classes"] or None
+    options["label_column"] = options["label_column"] or None
     options["task"] = task
     if task in OUTLINED:
         options = _of_task(context, task, run, options)

@@ -6,11 +6,11 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from ..annotations import Annotation, SubjectPattern, Table, fold, known, read_frame, read_table
 from ..catalogue import refuse_model
@@ -47,17 +47,34 @@ class Collection:
     notes: tuple[str, ...]
 
 
+class Labels(Protocol):
+    """What labels are: classes, numbers, or several labels a file."""
+
+    asked: ClassVar[str]
+
+    def join(
+        self, columns: Sequence[str]
+    ) -> Callable[[Mapping[str, str | None]], str | None] | None:
+        """What makes one label of several columns; None for one as it is."""
+        ...
+
+    def texts(self, labels: Mapping[str, str], data: str) -> dict[str, str]:
+        """Labels by file in one form."""
+        ...
+
+
 def collect(
     data: Path,
     table: Any = None,
     *,
     file_column: str = "Filename",
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     subject_column: str | None = None,
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     every_row: bool = False,
+    goal: Labels | None = None,
 ) -> Collection:
     """Find the labelled images and videos of a folder with a folder per class, or of a CSV.
 
@@ -69,28 +86,30 @@ def collect(
         table: a CSV, or a data frame of pandas or Polars, of the files in the folder; None if
             `data` is one itself, or a folder per class.
         file_column: of the table: paths, names or stems.
-        label_column: of the CSV.
+        label_column: of the CSV; several are joined by the goal.
         subject_column: of the CSV.
         subject_pattern: see `SubjectPattern`.
         classes: the only ones to take, in any case, with `*` for what they have in common; None
             for all.
         exclude: patterns of file names to leave out.
         every_row: whether a row of the CSV without a file is an error.
+        goal: what labels are, where they are no classes.
 
     Raises:
         UnreadableError: if there is no such file or folder, or the CSV cannot be read.
-        DataError: if it does not give at least two classes, or the folders are a division of the
-            data and no classes.
+        DataError: if it does not give what is needed, as at least two classes, or the folders are a
+            division of the data and no classes.
     """
     refuse_model(data)
     notes: list[str] = []
+    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
     pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
     if not data.exists() or (table is not None and not data.is_dir()):
         kind = "folder" if table is not None else "file or folder"
         raise UnreadableError(f"{data}: no such {kind}")
     if table is None and data.is_dir():
         for argument, given in (
-            ("label_column", label_column is not None),
+            ("label_column", bool(labels)),
             ("subject_column", subject_column is not None),
             ("every_row", every_row),
         ):
@@ -98,17 +117,19 @@ def collect(
                 raise DataError(f"{data}: `{argument}` is of a CSV, and this is a folder")
         files = _of_folder(data, pattern, notes)
     else:
-        if label_column is None:
-            raise DataError(f"{data}: `label_column` is missing: which column is the class?")
+        if not labels:
+            asked = "the class" if goal is None else goal.asked
+            raise DataError(f"{data}: `label_column` is missing: which column is {asked}?")
         if subject_column is not None and pattern is not None:
             raise DataError("`subject_column` and `subject_pattern` exclude each other")
-        columns = (file_column, label_column, subject_column)
+        columns = (file_column, labels, subject_column)
+        join = None if goal is None else goal.join(labels)
         if table is None:
-            home, rows = data.parent, read_table(data, *columns)
+            home, rows = data.parent, read_table(data, *columns, join=join)
         elif isinstance(table, (str, Path)):
-            home, rows = data, read_table(expanded(table), *columns)
+            home, rows = data, read_table(expanded(table), *columns, join=join)
         else:
-            home, rows = data, read_frame(table, data / "the data frame", *columns)
+            home, rows = data, read_frame(table, data / "the data frame", *columns, join=join)
         files = _of_table(rows, home, pattern, every_row, notes)
     kept = {
         name: (source, row)
@@ -125,7 +146,13 @@ def collect(
         other.subtract(row.label for _, row in labelled.values() if row.label)
         counted = ", ".join(f"{label} {count}" for label, count in sorted((+other).items()))
         notes.append(f"{len(kept) - len(labelled)} files left out by class ({counted})")
-    if len({fold(row.label or "") for _, row in labelled.values()}) < 2:
+    if goal is not None:
+        texts = goal.texts({n: row.label or "" for n, (_, row) in labelled.items()}, str(data))
+        labelled = {
+            name: (source, dataclasses.replace(row, label=texts[name]))
+            for name, (source, row) in labelled.items()
+        }
+    elif len({fold(row.label or "") for _, row in labelled.values()}) < 2:
         raise DataError(
             f"{data}: has {len(labelled)} files of less than two classes; "
             "give a folder per class, or a CSV and its `label_column`"

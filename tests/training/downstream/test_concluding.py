@@ -9,9 +9,12 @@ import pytest
 
 from uscl_zoo.training.downstream import concluding
 from uscl_zoo.training.downstream.bootstrap import LEAST, Bootstrap, Floats, Task
-from uscl_zoo.training.downstream.metrics import Judged, compared, measure, measured, resampled
+from uscl_zoo.training.downstream.goal import Classes
+from uscl_zoo.training.downstream.metrics import Judged, compared, resampled
 from uscl_zoo.training.downstream.rivals import IMAGENET, OWN, Rival, Standing, heads
 from uscl_zoo.training.frames import FrameStore
+
+GOAL = Classes()
 
 
 def answering(right: float, subjects: int = 60, seed: int = 0) -> tuple[Judged, Bootstrap]:
@@ -34,11 +37,11 @@ def beside(own: float, head: float, subjects: int = 60) -> Standing:
     def rival(name: str, right: float, seed: int) -> Rival:
         other, _ = answering(right, subjects, seed)
         theirs = compared(other, bootstrap)
-        ahead = {k: measured(k, values[k] - theirs[k], judged) for k in values}
+        ahead = {k: GOAL.score(k, values[k] - theirs[k], judged) for k in values}
         return Rival(name, other, theirs, ahead)
 
     rivals = rival(OWN, head, 1), rival(IMAGENET, 0.5, 2)
-    return Standing(judged, values, rivals, {})
+    return Standing(GOAL, judged, values, rivals, {})
 
 
 def said(standing: Standing) -> str:
@@ -67,7 +70,7 @@ def test_training_that_did_not_beat_a_linear_head_is_said_at_once() -> None:
 def test_few_subjects_give_no_interval() -> None:
     for each in (1, 2, LEAST - 1, LEAST):
         judged, bootstrap = answering(0.7, 2 * each, seed=5)
-        figures = measure(judged, bootstrap)
+        figures = GOAL.measure(judged, bootstrap)
         bounded = {name for name, score in figures.items() if score.bounded}
         assert ("balanced accuracy" in bounded) == (each == LEAST), each
         assert "[" not in str(figures["recall of benign"]) or each == LEAST
@@ -76,9 +79,11 @@ def test_few_subjects_give_no_interval() -> None:
 
 def test_subjects_that_all_agree_give_none_either() -> None:
     judged, bootstrap = answering(1.0)
-    figures = measure(judged, bootstrap)
+    figures = GOAL.measure(judged, bootstrap)
     assert str(figures["accuracy"]) == str(figures["macro AUROC"]) == "1.000"
     assert "no class is missed" in said(beside(1.0, 0.6))
+    # nor does their difference have one, and it is none
+    assert said(beside(1.0, 1.0)).startswith("Training did not beat a linear head")
 
 
 def test_a_linear_head_is_not_compared_with_itself() -> None:
@@ -96,24 +101,29 @@ def test_more_subjects_are_asked_for_where_the_last_ones_helped(mean: float, tol
     standing = beside(0.8, 0.8)
     spread = 0.1 if mean == 0.03 else 0.001
     gain: Floats = mean + spread * np.random.default_rng(0).normal(size=201)
-    learns = {"macro AUROC": measured("macro AUROC", gain, standing.judged)}
+    learns = {"macro AUROC": GOAL.score("macro AUROC", gain, standing.judged)}
     standing = dataclasses.replace(standing, learns=learns)
     (advice,) = concluding.more_subjects(standing, 40, "subjects")
     assert told in advice.text and "From 20 to 40 training subjects" in advice.text
 
 
 def test_errors_are_counted_most_frequent_first() -> None:
-    judged, _ = answering(0.7)
-    (advice,) = concluding.errors(judged)
+    standing = beside(0.7, 0.7)
+    judged = standing.judged
+    (advice,) = concluding.errors(standing)
     missed = np.bincount(judged.target[judged.predicted != judged.target])
     assert advice.text.startswith(f"{missed.max()} of 30 {judged.classes[missed.argmax()]} files")
-    assert concluding.errors(answering(1.0)[0]) == []
+    assert concluding.errors(beside(1.0, 0.7)) == []
 
 
 def test_one_picture_of_two_subjects_is_found(small_store: FrameStore) -> None:
-    videos = list(small_store.videos)
-    assert concluding.twins(small_store, videos) == []
-    copy = dataclasses.replace(videos[0], name="copy", subject="another", label="other")
-    (advice,) = concluding.twins(small_store, [*videos, copy])
+    first, *others = small_store.videos
+    assert concluding.twins(small_store, others, [first]) == []
+    copy = dataclasses.replace(first, name="copy", subject="another", label="other")
+    (advice,) = concluding.twins(small_store, [*others, copy], [first])
     assert advice.text.startswith("1 pairs of files of different subjects")
-    assert "1 of them with different labels" in advice.text and "copy" in advice.text
+    assert "1 of them with different labels, 1 with one trained on" in advice.text
+    assert "copy" in advice.text and advice.text.endswith("too good.")
+    # on one side they make no figure better
+    (advice,) = concluding.twins(small_store, [first, copy], others)
+    assert advice.text.endswith("lists all.")

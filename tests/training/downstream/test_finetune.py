@@ -29,8 +29,9 @@ from uscl_zoo.training.downstream.collection import collect, split
 from uscl_zoo.training.downstream.crossing import folds_of
 from uscl_zoo.training.downstream.finetune import finetune
 from uscl_zoo.training.downstream.gathering import Base, warnings_of
-from uscl_zoo.training.downstream.judging import fit_temperature, threshold_of
-from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error, measure
+from uscl_zoo.training.downstream.goal import Classes, fit_temperature
+from uscl_zoo.training.downstream.judging import threshold_of
+from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error
 from uscl_zoo.training.downstream.regression import PENALTIES, fit_predict, linear_classifier
 from uscl_zoo.training.downstream.sample import Sample
 from uscl_zoo.training.downstream.settings import PAPER, Settings, sensible
@@ -368,7 +369,7 @@ def test_rare_classes_weigh_more(small_store: FrameStore, power: float) -> None:
     tuner = make_tuner(small_store, Settings(batch_size=8, class_power=power))
     kept = tuner.train.take(tuner.train.thin(4))
     counts = np.bincount(kept.target)
-    weight = tuner.weight.numpy()
+    weight = tuner.balance.numpy()
     assert weight @ counts == pytest.approx(len(kept))
     assert weight / weight[0] == pytest.approx((counts / counts[0]) ** -power)
 
@@ -408,7 +409,7 @@ def judged_by_chance(seed: int = 0) -> tuple[Judged, Bootstrap]:
 
 def test_figures_are_those_of_scikit_learn() -> None:
     judged, bootstrap = judged_by_chance()
-    figures = measure(judged, bootstrap)
+    figures = Classes().measure(judged, bootstrap)
     expected = balanced_accuracy_score(judged.target, judged.predicted)
     assert figures["balanced accuracy"].value == pytest.approx(expected)
     again = bootstrap.score(bootstrap.balanced_accuracy(judged.predicted))

@@ -13,6 +13,7 @@ import torch
 from uscl_zoo.card import Card, Input
 from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
 from uscl_zoo.training.downstream.collection import split
+from uscl_zoo.training.downstream.goal import Classes
 from uscl_zoo.training.downstream.metrics import Judged
 from uscl_zoo.training.downstream.regression import features, linear
 from uscl_zoo.training.downstream.rivals import MOST, OWN, Standing, compare, frames_of
@@ -44,7 +45,7 @@ def beside(
     shape = Input((3, *store.frames.shape[1:3]), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     where = torch.device("cpu"), "float32", 0
     drawn = Bootstrap.draw(task, 50)
-    return compare(names, network, store.frames, pairs, judged, drawn, shape, *where)
+    return compare(names, network, Classes(), store.frames, pairs, judged, drawn, shape, *where)
 
 
 def test_a_head_is_the_regression_on_frozen_features(
@@ -65,9 +66,9 @@ def test_a_head_is_the_regression_on_frozen_features(
     mean = [chances[asked.clip == i].mean(axis=0) for i in range(len(parts.held_out))]
     np.testing.assert_allclose(own.judged.probabilities, mean, atol=1e-4)
     # the network that says nothing is behind it by all that it says
-    for name, score in own.behind.items():
+    for name, score in own.gap.items():
         assert score.value == pytest.approx(standing.values[name][0] - own.values[name][0])
-    assert own.behind["macro AUROC"].value < 0
+    assert own.gap["macro AUROC"].value < 0
     assert set(standing.learns) == set(own.values)
 
 

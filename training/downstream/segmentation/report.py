@@ -23,7 +23,7 @@ from uscl_zoo.segmentation.overlay import drawn
 from ...plots import literal
 from .. import pages
 from ..bootstrap import Score
-from ..report import draw_curves, plain
+from ..plates import draw_curves, plain
 from .figures import Case, Figures
 
 PAGE, HELD_OUT = "report.html", "heldout.csv"
