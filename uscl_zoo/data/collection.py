@@ -122,6 +122,10 @@ def collect(
             raise DataError(f"{data}: `label_column` is missing: which column is {asked}?")
         if subject_column is not None and pattern is not None:
             raise DataError("`subject_column` and `subject_pattern` exclude each other")
+        if goal is None and len(labels) > 1:
+            raise DataError(
+                f"`label_column` was given {len(labels)} times; several are of `task=multilabel`"
+            )
         columns = (file_column, labels, subject_column)
         join = None if goal is None else goal.join(labels)
         if table is None:
