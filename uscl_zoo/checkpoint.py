@@ -53,12 +53,12 @@ def check_shapes(
             if name in shapes and tuple(shapes[name]) != shape
         ],
     }
-    faults = "; ".join(
+    listed = "; ".join(
         f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names
     )
-    if faults:
+    if listed:
         raise CheckpointError(
-            f"{where}: does not hold the {len(expected)} tensors of {architecture} ({faults})"
+            f"{where}: does not hold the {len(expected)} tensors of {architecture} ({listed})"
         )
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     card = card_named(given.backbone)
     assert card.training.start is not None
-    shipped = float(card.training.recipe.get("start_share", 0))
+    shipped = float(str(card.training.recipe.get("start_share", 0)))
     network = uscl_zoo.create_model(given.backbone, pretrained=True).eval()
     start = uscl_zoo.create_model(card.training.start.name, pretrained=True).state_dict()
     weights = {name: value.clone() for name, value in network.state_dict().items()}
@@ -56,11 +56,12 @@ def main() -> None:
     groups = np.unique(group)
     chosen = np.random.default_rng(0).permutation(groups)[: len(groups) // 2]
     half = np.isin(group, chosen)
-    sides = {"BUSI": slice(None), "half of its groups": half, "the other half": ~half}
+    every = np.ones(len(rows), dtype=bool)
+    sides = {"BUSI": every, "half of its groups": half, "the other half": ~half}
     organs = {}
     for organ in ("liver", "breast"):
-        own = [v for v in corpus.select("heldout") if (v.label or "").startswith(f"{organ} ")]
-        organs[organ] = judged(own)
+        seen = [v for v in corpus.select("heldout") if (v.label or "").startswith(f"{organ} ")]
+        organs[organ] = judged(seen)
     print("| share of the start | images of | neighbours | linear | 10 % |\n" + "| --- " * 5 + "|")
     for share in given.shares:
         toward = (share - shipped) / (1 - shipped)

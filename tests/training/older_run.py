@@ -6,6 +6,9 @@ To be run with the packages of that release, HERE being the folder of this file:
     cd OLD && ln -s ../training uscl_zoo/training && PYTHONPATH=. python HERE/older_run.py OUTPUT
 """
 
+# what it imports is of another release
+# mypy: ignore-errors
+
 from __future__ import annotations
 
 import os

@@ -119,8 +119,8 @@ def sensible(
     """Settings for data of some size.
 
     Everything is trained, in 30 epochs up to 1,000 clips and in fewer the more there are, so that
-    the work grows with their root; batches grow with the data. It begins with the classifier of a
-    regression. `quick` trains the last block alone; `best` averages the weights of three networks.
+    the work grows with their root; batches grow with the data. `quick` trains the last block alone,
+    from the classifier of a regression on; `best` averages the weights of three networks.
 
     Args:
         clips: to train on, stills among them.
@@ -143,8 +143,8 @@ def sensible(
     chosen: dict[str, Any] = {
         # a regression has nothing left to descend to
         "epochs": 0 if train == "head" else epochs,
-        # a classifier that knows something already spoils less of the backbone
-        "probe": True,
+        # where all of the backbone learns as well, a classifier that fits it already holds it back
+        "probe": train != "all",
         "members": MEMBERS if best and train != "head" else 1,
         "batch_statistics": train == "all",
         # of few clips too, an epoch should be some steps
