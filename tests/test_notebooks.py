@@ -23,7 +23,7 @@ def test_it_runs(path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("SHORT", "1")
     monkeypatch.setenv("USCL_ZOO_DATA", str(data.resolve()))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.defpath]))
-    notebook = nbformat.read(path, as_version=4)
+    notebook: Any = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where).execute()
     text = "".join(
