@@ -168,7 +168,13 @@ def test_python_runs(
         (files / "shared").mkdir(exist_ok=True)
         (files / "shared" / "data").symlink_to(shared.resolve())
     if name == "finetune.md":
-        small = {"size": 64, "epochs": 2, "resamples": 100, "workers": 1, "progress": False}
+        small: dict[str, Any] = {
+            "size": 64,
+            "epochs": 2,
+            "resamples": 100,
+            "workers": 1,
+            "progress": False,
+        }
         whole = uscl_zoo.finetune
         monkeypatch.setattr(uscl_zoo, "finetune", functools.partial(whole, **small))
     space: dict[str, Any] = {"image": Image.open(files / "still.png")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from own import CLASSES, write_model
 from PIL import Image
 
+from uscl_zoo.answers import LABELS, NUMBER
 from uscl_zoo.app import panels
 from uscl_zoo.app.examination import SHOWN, drawn, examine, spread
 from uscl_zoo.embedding import embed
@@ -128,7 +130,7 @@ def test_frames_shown_are_spread(count: int, expected: list[int]) -> None:
 def test_panels_tell_what_predict_does(folder: Path, tmp_path: Path) -> None:
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"confidence": 0.0, "threshold": 90.0}, ""),
-        ({"confidence": 1.0, "threshold": 90.0}, "below 1"),
+        ({"confidence": 1.0, "threshold": 90.0}, "less sure than 1"),
         ({"confidence": 0.0, "threshold": 1e-6}, "unlike the training images"),
     )
     for number, (answers, why) in enumerate(cases):
@@ -142,6 +144,22 @@ def test_panels_tell_what_predict_does(folder: Path, tmp_path: Path) -> None:
         for label in CLASSES:
             assert f"<span>{label}</span>" in text
         assert "Not a medical device" in text
+
+
+def test_labels_and_a_number_are_said(folder: Path, network: Network) -> None:
+    assert network.answers is not None
+    said = replace(network.answers, task=LABELS, confidence=0.0)
+    seen = examine(replace(network, answers=said), folder / "clip.gif")
+    text = panels.answered(seen)
+    assert seen.clip is not None
+    assert f'<p class="answer">{seen.clip.best}' in text
+    assert "where a label is said" in text
+    assert panels.frames(seen).count("<img") == SHOWN
+    number = replace(seen.clip, probabilities={"area": 12.0}, best="12", interval=(10.0, 14.5))
+    of_numbers = replace(network, answers=replace(said, classes=("area",), task=NUMBER))
+    text = panels.answered(replace(seen, clip=replace(number, answer="12"), network=of_numbers))
+    assert "area 12 [10, 14.5]" in text
+    assert "nine in ten" in text
 
 
 def test_names_are_no_markup(network: Network, folder: Path, tmp_path: Path) -> None:

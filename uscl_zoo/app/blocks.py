@@ -52,7 +52,8 @@ def build(network: Network, collection: Collection | None, folder: Path) -> Any:
                     panels.beam(seen),
                     panels.neighbours(seen, collection),
                 )
-                best = None if seen.clip is None else seen.clip.best
+                # of several labels, and of a number, none is the one to explain
+                best = seen.clip.best if seen.clip and seen.clip.best in classes else None
                 choice = gradio.update(visible=bool(classes), value=best)
                 waiting = panels.wrapped('<p class="faint">Looking for the evidence …</p>')
                 yield *shown[:1], waiting, *shown[1:], choice

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..answers import CLASSES, NUMBER
 from ..errors import one_line
 from ..explanation import FILMS, STRIP, Explanation
 from ..neighbours import Collection
@@ -64,32 +65,50 @@ def answered(seen: Examination) -> str:
 def _said(clip: Answer, seen: Examination) -> str:
     answers = seen.network.answers
     assert answers is not None
-    share = clip.probabilities[clip.best]
+    whole = _in_short(clip)
     if clip.answer is not None:
-        first = f'<p class="answer">{escape(clip.answer)}, {share:.2f}</p>'
+        first = f'<p class="answer">{escape(whole)}</p>'
     else:
         why = (
             "it is unlike the training images"
             if clip.unlike
-            else f"the most probable class, {escape(clip.best)}, is below {answers.confidence:g}"
+            else f"it is less sure than {answers.confidence:g} of {escape(whole)}"
         )
         first = f'<p class="answer unsure">cannot tell</p><p>Because {why}.</p>'
-    bars = "".join(
-        f"<span>{escape(label)}</span>"
-        f'<span class="bar"><i style="width:{100 * value:.1f}%"></i>'
-        f'<b style="left:{100 * answers.confidence:.1f}%"></b></span>'
-        f"<span>{value:.2f}</span>"
-        for label, value in clip.probabilities.items()
-    )
-    like = "unlike" if clip.unlike else "like"
+    bars, words = "", "A number, and in brackets where nine in ten of such subjects lie."
+    if answers.task != NUMBER:
+        # of labels each has its own
+        marks = answers.cuts or (0.5,) * len(answers.classes)
+        if answers.task == CLASSES:
+            marks = (answers.confidence,) * len(answers.classes)
+        rows = "".join(
+            f"<span>{escape(label)}</span>"
+            f'<span class="bar"><i style="width:{100 * value:.1f}%"></i>'
+            f'<b style="left:{100 * mark:.1f}%"></b></span>'
+            f"<span>{value:.2f}</span>"
+            for (label, value), mark in zip(clip.probabilities.items(), marks, strict=True)
+        )
+        bars = f'<div class="bars">{rows}</div>'
+        words = "Calibrated probabilities; the mark is where " + (
+            "an answer begins." if answers.task == CLASSES else "a label is said."
+        )
+    like = "Unlike" if clip.unlike else "Like"
     rest = (
-        f'<p class="faint">Calibrated probabilities; the mark at {answers.confidence:g} is where '
-        f"an answer begins. {like.capitalize()} the training images: distance {clip.distance:.2f}, "
+        f'<p class="faint">{words} {like} the training images: distance {clip.distance:.2f}, '
         f"unlike above {answers.threshold:.2f}."
     )
     if clip.frames > 1:
         rest += f" {100 * clip.agreement:.0f} % of the frames agree."
-    return f'{first}<div class="bars">{bars}</div>{rest}</p>'
+    return f"{first}{bars}{rest}</p>"
+
+
+def _in_short(one: Answer) -> str:
+    """What is said of a frame or clip, whatever the model says: a class, labels, a number."""
+    if one.interval is not None:
+        (name,) = one.probabilities
+        return "{} {} [{:.4g}, {:.4g}]".format(name, one.best, *one.interval)
+    share = one.probabilities.get(one.best)
+    return one.best if share is None else f"{one.best} {share:.2f}"
 
 
 def frames(seen: Examination) -> str:
@@ -99,7 +118,7 @@ def frames(seen: Examination) -> str:
         words = _when(seen, number)
         if seen.frames:
             one = seen.frames[number]
-            words += f"{one.best} {one.probabilities[one.best]:.2f}"
+            words += _in_short(one)
             words += ", unlike" if one.unlike else ""
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         figures.append(_figure(image, words or "1 frame"))
