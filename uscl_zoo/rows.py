@@ -17,6 +17,7 @@ from .errors import DataError, one_line
 from .files import expanded
 from .ultrasound import images, reading
 from .ultrasound.clip import OnDamage
+from .ultrasound.masks import masks_left_out
 from .ultrasound.sources import Named, name_sources, named
 
 #: Lines of a list in a message.
@@ -320,7 +321,7 @@ def survey(
     _check_lost(table, matched, names, every_row)
     for root in dict.fromkeys(masks.values()):
         if left := [path for path, of in masks.items() if of == root and path not in items]:
-            on_damage(reading.masks_left_out(root, left))
+            on_damage(masks_left_out(root, left))
     found_ = tuple(named(path, area) for path, area in items.items())
     return Survey(found_, matched.rows, (*matched.notes, *report_lost(table, matched.lost)))
 

@@ -23,6 +23,7 @@ from uscl_zoo.files import open_file
 from uscl_zoo.rows import assign, report_lost
 from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
+from uscl_zoo.ultrasound.masks import is_mask
 
 from ..fingerprints import Prints, clusters, find_pairs
 from ..labels import Annotation, read_table, unify
@@ -100,7 +101,7 @@ def _busi(
         for source in sorted(root.iterdir(), key=reading.natural_key):
             if source.suffix.lower() not in image_files.SUFFIXES:
                 continue
-            if reading.is_mask(source):
+            if is_mask(source):
                 masks += 1
                 continue
             name = f"{label}/{source.name}"

@@ -18,6 +18,7 @@ from ..errors import DataError, UnreadableError, one_line
 from ..files import expanded
 from ..rows import absolute, survey
 from ..ultrasound import reading
+from ..ultrasound.masks import is_mask, masks_left_out
 from ..ultrasound.sources import Named, named
 
 #: Folders of a division of a data set, which are no classes, and what they are called in words.
@@ -225,9 +226,9 @@ def _of_folder(
         )
     files: dict[str, tuple[Path, Annotation]] = {}
     folders = [entry for entry in reading.entries(data) if entry.is_dir()]
-    masks = [folder for folder in folders if reading.is_mask(folder)]
+    masks = [folder for folder in folders if is_mask(folder)]
     if masks:
-        notes.append(reading.masks_left_out(data, masks))
+        notes.append(masks_left_out(data, masks))
     for folder in (folder for folder in folders if folder not in masks):
         try:
             sources = reading.find([folder], on_damage=notes.append)

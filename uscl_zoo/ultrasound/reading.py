@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..errors import DataError, UnreadableError, one_line, reason
 from ..files import Address, expanded, open_file
 from . import dicom, images, remote, video
 from .clip import Clip, DamageWarning, Facts, Frame, OnDamage, Wanted
+from .masks import MASKS, counted, is_mask, is_mask_name, masks_left_out, some
 
 __all__ = ["DamageWarning", "Frame", "find", "iterate", "read", "sample"]
 
@@ -32,24 +33,6 @@ _NEVER = frozenset(
         *("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found"),
         *("system volume information", "desktop.ini", "dicomdir", "ehthumbs.db", "thumbs.db"),
     }
-)
-
-# Files left out whose names are listed.
-_NAMED = 5
-
-# How masks are named: `mask` is the word of nothing else, the others have something before them.
-_MASK = re.compile(
-    r"(?:.*[\W_])?masks?(?![a-z]).*"
-    r"|.+[\W_](?:gts?|ground[\W_]?truths?|seg|segmentations?|annotations?|labels?)"
-    r"(?:[\W_]+\d+[\W_]*)*",
-    re.IGNORECASE | re.DOTALL,
-)
-# `imageMask`, in this case alone
-_CAMEL_MASK = re.compile(r".*[a-z0-9](?:Masks?|GT)(?:[\W_]*\d+)?", re.DOTALL)
-_MASKS = re.compile(
-    r"(?:.*[\W_])?masks?(?:[\W_]*\d+)?|masks?[\W_].*"
-    r"|gts?|ground[\W_]?truths?|seg|segmentations?|annotations?|labels?",
-    re.IGNORECASE | re.DOTALL,
 )
 
 # How files begin, and where, by what reads them.
@@ -112,7 +95,7 @@ def find(
         left_out: list[Path] = []
         drawn: list[Path] = []
         # in a folder of masks that is named itself, they are what is wanted
-        beside = None if _MASKS.fullmatch(path.name) else drawn
+        beside = None if MASKS.fullmatch(path.name) else drawn
         if not _is_folder(path):
             own = [path]
         elif isinstance(path, Address):
@@ -121,7 +104,7 @@ def find(
             own = list(_search(path, set(), left_out, beside))
         if not own and drawn and masks is None:
             raise DataError(
-                f"{path}: the folder holds nothing but masks ({_some(path, drawn)}); who wants "
+                f"{path}: the folder holds nothing but masks ({some(path, drawn)}); who wants "
                 "them names the files themselves"
             )
         if not own and not drawn:
@@ -129,8 +112,8 @@ def find(
         if left_out:
             on_damage(
                 one_line(
-                    f"{path}: {_counted(left_out)} left out, being neither image nor video nor "
-                    f"DICOM: {_some(path, left_out)}"
+                    f"{path}: {counted(left_out)} left out, being neither image nor video nor "
+                    f"DICOM: {some(path, left_out)}"
                 )
             )
         if masks is not None:
@@ -141,34 +124,6 @@ def find(
             real = str(source) if isinstance(source, Address) else os.path.realpath(source)
             sources.setdefault(real, source)
     return list(sources.values())
-
-
-def masks_left_out(folder: Path, masks: Sequence[Path]) -> str:
-    """A line that says which files of a folder are left out as masks."""
-    return one_line(
-        f"{folder}: {_counted(masks)} left out, being masks by name: {_some(folder, masks)}"
-    )
-
-
-def _counted(files: Sequence[Path]) -> str:
-    return f"{len(files):,} files are" if len(files) > 1 else "1 file is"
-
-
-def _some(folder: Path, files: Sequence[Path]) -> str:
-    names = [file.relative_to(folder).as_posix() for file in files[:_NAMED]]
-    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
-    return f"{', '.join(names)}{more}"
-
-
-def is_mask(path: Path) -> bool:
-    """Whether a file or folder is of masks, by its name."""
-    if path.is_dir():
-        return bool(_MASKS.fullmatch(path.name))
-    return _is_mask_name(path.stem)
-
-
-def _is_mask_name(stem: str) -> bool:
-    return bool(_MASK.fullmatch(stem) or _CAMEL_MASK.fullmatch(stem))
 
 
 def iterate(
@@ -428,7 +383,7 @@ def _search(
     left_out += [entry for entry in own if entry not in folders and entry not in sources]
     below: list[Path] = []
     if masks is not None:
-        drawn = {entry for entry in sources if _is_mask_name(entry.stem)}
+        drawn = {entry for entry in sources if is_mask_name(entry.stem)}
         masks += sorted(drawn, key=natural_key)
         sources -= drawn
         below = [entry for entry in own if entry in folders and is_mask(entry)]
@@ -464,7 +419,7 @@ def _search_remote(
         if file.suffix.lower() not in _SUFFIXES:
             left_out.append(file)
         elif masks is not None and (
-            _MASK.fullmatch(file.stem) or any(map(_MASKS.fullmatch, within.parts[:-1]))
+            is_mask_name(file.stem) or any(map(MASKS.fullmatch, within.parts[:-1]))
         ):
             masks.append(file)
         else:
@@ -487,7 +442,7 @@ def _files_in(folder: Path, visited: set[Path]) -> Iterator[Path]:
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder in natural order, without their masks."""
     files = [entry for entry in entries(folder) if entry.suffix.lower() in images.SUFFIXES]
-    if _MASKS.fullmatch(folder.name):
+    if MASKS.fullmatch(folder.name):
         return files
     # a folder of nothing else is only here if it was named itself
     return [file for file in files if not is_mask(file)] or files

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from uscl_zoo.errors import DataError, UnreadableError, one_line
 from uscl_zoo.ultrasound import reading
+from uscl_zoo.ultrasound.masks import is_mask
 
 from ..datasets import load as load_labelled
 from .masks import legend_of, survey
@@ -39,8 +40,7 @@ def _busi(data: Path) -> _Found:
     labelled = load_labelled("busi", data).collection
     folders = {source.parent for source in labelled.sources.values()}
     drawn = {
-        folder: [path for path in reading.entries(folder) if reading.is_mask(path)]
-        for folder in folders
+        folder: [path for path in reading.entries(folder) if is_mask(path)] for folder in folders
     }
     by_stem: dict[tuple[Path, str], list[Path]] = {}
     for folder, own in drawn.items():
