@@ -365,8 +365,8 @@ def _cases(judged: Judged, task: str) -> tuple[dict[int, str], dict[int, str]]:
             chance = judged.probabilities[i, place]
             texts[i] = f"{judged.classes[place]} {chance:.2f}\n{there}"
         order = [int(i) for i in np.argsort(worst, kind="stable") if known[i].any()]
-        said: Any = judged.probabilities >= 0.5 if judged.said is None else judged.said
-        missed = (known & (said != (np.nan_to_num(judged.target) > 0))).any(axis=1)
+        called: Any = judged.probabilities >= 0.5 if judged.said is None else judged.said
+        missed = (known & (called != (np.nan_to_num(judged.target) > 0))).any(axis=1)
         right = [i for i in order if not missed[i]][:_ROW]
         wrong = [i for i in order[::-1] if missed[i]][:_ROW]
         return {i: texts[i] for i in right}, {i: texts[i] for i in wrong}
