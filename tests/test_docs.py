@@ -14,6 +14,7 @@ import click
 import numpy as np
 import pytest
 import yaml
+from own import write_model
 from PIL import Image
 
 import uscl_zoo
@@ -136,7 +137,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     frames, _ = lung_clip(seconds=1, rate=5, size=(160, 160))
     first = Image.fromarray(frames[0])
-    first.save(folder / "still.png")
+    for name in ("still.png", "a.png"):
+        first.save(folder / name)
     (folder / "study").mkdir()
     # read as what they are, whatever their names
     for name in ("scan.dcm", "study/IM_0001"):
@@ -167,6 +169,8 @@ def test_python_runs(
         shared: Path = request.getfixturevalue("data")
         (files / "shared").mkdir(exist_ok=True)
         (files / "shared" / "data").symlink_to(shared.resolve())
+    if name == "answers.md":
+        write_model(files / "model")
     if name == "finetune.md":
         small: dict[str, Any] = {
             "size": 64,
@@ -177,7 +181,8 @@ def test_python_runs(
         }
         whole = uscl_zoo.finetune
         monkeypatch.setattr(uscl_zoo, "finetune", functools.partial(whole, **small))
-    space: dict[str, Any] = {"image": Image.open(files / "still.png")}
+    image = Image.open(files / "still.png")
+    space: dict[str, Any] = {"image": image, "array": np.asarray(image), "images": [image] * 3}
     for number, code in enumerate(blocks(page, "python")):
         exec(compile(code, f"{name}, block {number}", "exec"), space)
     if name == "README.md":

@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -166,6 +165,7 @@ def _pooled(todo: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, str | No
     # Any other start imports torch anew, which takes as long as decoding fifty videos. A fork would
     # inherit the locks of torch's threads, but decoding calls nothing of torch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    others = {process.pid for process in multiprocessing.active_children()}
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         futures = {pool.submit(_decode, *job): job for job in todo}
         try:
@@ -173,9 +173,11 @@ def _pooled(todo: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, str | No
                 outcome = future.result()
                 yield futures.pop(future), outcome
         except BrokenProcessPool:
-            # Ctrl-C ends the workers as well, and may reach this process last
-            time.sleep(0.3)
+            pass  # what is left is read again
         except BaseException:
+            for process in multiprocessing.active_children():
+                if process.pid not in others:
+                    process.terminate()  # a long video is not waited for
             pool.shutdown(cancel_futures=True)
             raise
     # what was done before the others were lost
@@ -186,8 +188,8 @@ def _pooled(todo: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, str | No
 
 def _end_with_parent() -> None:
     """End this worker once the process that feeds it is killed: it would wait for ever."""
-    # at Ctrl-C, which reaches all, it ends without a traceback of its own
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Ctrl-C reaches all: the parent answers it and ends this one, which would else look killed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
