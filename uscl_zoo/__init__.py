@@ -109,4 +109,4 @@ if not TYPE_CHECKING:  # to a type checker it would say that there is any name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PARTS, "__version__"})
+    return sorted({*__all__, *_PARTS, "__version__", "__doc__", "__file__"})
