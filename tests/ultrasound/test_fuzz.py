@@ -37,6 +37,7 @@ from pydicom import Dataset, uid
 from test_dicom import encode, make, make_encoded, make_rle, write
 
 from uscl_zoo.errors import one_line
+from uscl_zoo.ultrasound import images
 from uscl_zoo.ultrasound.clip import MAX_PIXELS
 
 SECONDS = 10
@@ -399,6 +400,15 @@ def _webp(path: Path) -> Path:
     data[at : at + 4] = (0x0FFFFFFF | data[at + 3] >> 4 << 28).to_bytes(4, "little")
     path.write_bytes(data)
     return path
+
+
+@pytest.mark.parametrize("settings", [{}, {"lossless": True}, {"exif": b"Exif\0\0II*\0"}])
+def test_a_webp_states_its_canvas_before_it_is_decoded(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (321, 65)).save(path, **settings)
+    assert images._canvas_of_webp(path.read_bytes()[:30]) == (321, 65)
 
 
 def _gif(path: Path, size: tuple[int, int], frames: int) -> Path:

@@ -255,6 +255,28 @@ def _check_work(stream: BinaryIO, head: bytes) -> None:
             jpeg.check_work(jpeg.describe(stream.read()))
     elif head.startswith(b"GIF8"):
         _check_gif(stream)
+    elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        # some releases of Pillow ask for the memory of all of it before they look at its size
+        stream.seek(0)
+        width, height = _canvas_of_webp(stream.read(30))
+        if width * height > 2 * MAX_PIXELS:
+            raise ValueError(f"many more pixels than the {MAX_PIXELS:,} that are read")
+
+
+def _canvas_of_webp(head: bytes) -> tuple[int, int]:
+    """Width and height by the first 30 bytes, (0, 0) where they do not say."""
+
+    def number(start: int, end: int) -> int:
+        return int.from_bytes(head[start:end], "little")
+
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return number(24, 27) + 1, number(27, 30) + 1
+    if kind == b"VP8L":
+        return (number(21, 25) & 0x3FFF) + 1, (number(21, 25) >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF
+    return 0, 0
 
 
 def _check_gif(stream: BinaryIO) -> None:
