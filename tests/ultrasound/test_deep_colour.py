@@ -205,7 +205,15 @@ def test_ffmpeg_reads_the_same(way: str, bits: int, channels: int, tmp_path: Pat
     path.write_bytes(write(picture(bits, channels)))
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-        judged = frame.to_ndarray(format="gray16le" if channels == 2 else "rgb48le")
+        if channels == 2:
+            # as it was decoded, grey and alpha in turn: made grey by swscale, some pixel of some
+            # runs has its highest bit set
+            assert frame.format.name == "ya16be"
+            row = frame.planes[0].line_size // 2
+            plane = np.frombuffer(bytes(frame.planes[0]), ">u2").reshape(-1, row)
+            judged = plane[:24, : 2 * 40 : 2]
+        else:
+            judged = frame.to_ndarray(format="rgb48le")
     judged = judged.reshape(24, 40, -1) / (2**bits - 1) * 255
     assert np.abs(read(path)[0][0] - judged).max() <= 1.5
 
