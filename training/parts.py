@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -167,8 +167,11 @@ def _pooled(todo: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, str | No
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     others = {process.pid for process in multiprocessing.active_children()}
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-        futures = {pool.submit(_decode, *job): job for job in todo}
+        futures: dict[Future[str | None], _Job] = {}
         try:
+            # a worker may be killed before the last is submitted
+            for job in todo:
+                futures[pool.submit(_decode, *job)] = job
             for future in as_completed(list(futures)):
                 outcome = future.result()
                 yield futures.pop(future), outcome
