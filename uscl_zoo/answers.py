@@ -285,6 +285,34 @@ class HasStatistics(Protocol):
         ...
 
 
+def verified_bytes(path: Path, sha256: str, lost: str = "", most: int = _LARGEST) -> bytes:
+    """A file of a model's folder, taken from one reading: what is checked is what is used.
+
+    Args:
+        path: of the file.
+        sha256: as the model says it.
+        lost: what its absence means, to be said.
+        most: bytes; a longer file is another.
+
+    Raises:
+        DataError: if it cannot be read.
+        DigestError: if it is another.
+    """
+    try:
+        with open_file(path) as stream:
+            content = stream.read(most + 1)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({reason(error)}){lost}; copy the model's folder again"
+        ) from error
+    if (actual := hashlib.sha256(content).hexdigest()) != sha256:
+        raise DigestError(
+            f"{path}: is not the file the model was written with: expected SHA-256 "
+            f"{sha256}, found {actual}; copy the model's folder again"
+        )
+    return content
+
+
 def read_statistics(path: Path, answers: HasStatistics) -> Statistics:
     """The statistics of the training images of a model.
 
@@ -293,20 +321,8 @@ def read_statistics(path: Path, answers: HasStatistics) -> Statistics:
         DigestError: if it is not the one the model was written with.
         CheckpointError: if it holds something else.
     """
-    try:
-        # taken from one reading, so that what is checked is what is used
-        with open_file(path) as stream:
-            content = stream.read(_LARGEST + 1)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({reason(error)}), and without it nothing says which images "
-            "are unlike the training images; copy the model's folder again"
-        ) from error
-    if (actual := hashlib.sha256(content).hexdigest()) != answers.statistics_sha256:
-        raise DigestError(
-            f"{path}: is not the file the model was written with: expected SHA-256 "
-            f"{answers.statistics_sha256}, found {actual}; copy the model's folder again"
-        )
+    lost = ", and without it nothing says which images are unlike the training images"
+    content = verified_bytes(path, answers.statistics_sha256, lost)
     try:
         tensors: dict[str, Tensor] = load(content)
         mean, precision = (tensors[name].double().numpy() for name in ("mean", "precision"))

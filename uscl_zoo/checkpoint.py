@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .catalogue import folder_of as folder_of
 from .errors import CheckpointError
 from .files import written
 

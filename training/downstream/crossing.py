@@ -27,9 +27,10 @@ from uscl_zoo.files import written
 
 from .goal import Classes, Goal
 from .judging import OutOfFold, look, survey
+from .loop import fit
 from .sample import Rows, Sample
 from .settings import Settings
-from .tuning import Tuner, cost_of, fit
+from .tuning import Tuner, cost_of
 
 #: Two, each of which learns from half of the subjects in half of the epochs, cost half a network.
 FOLDS, EPOCHS = 2, 0.5

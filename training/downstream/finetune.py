@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,12 +24,12 @@ from tqdm import tqdm
 
 from uscl_zoo.answers import ANSWERS, Answers, Statistics
 from uscl_zoo.card import Card
-from uscl_zoo.checkpoint import folder_of
+from uscl_zoo.catalogue import folder_of
 from uscl_zoo.errors import DataError
-from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep
+from uscl_zoo.files import check_folder, expanded, locked
 from uscl_zoo.names import say
 from uscl_zoo.network import Network
-from uscl_zoo.records import to_plain, write_text
+from uscl_zoo.records import to_plain
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..execution import device_named
@@ -40,15 +39,18 @@ from .crossing import FOLDS, Plan, answer_apart, folds_of
 from .estimating import estimate, spoken
 from .gathering import Base, Gathered, backbone, gather
 from .judging import Looked, OutOfFold, Verdict, calibrate, for_fold, judge, look
+from .loop import fit
 from .rivals import compare, frames_of, heads
 from .sample import Sample
 from .settings import MEMBERS, Settings, sensible
 from .tasks import TASKS, goal_of
-from .tuning import Tuner, cost_of, fit, merge
+from .tuning import Tuner, cost_of, merge
+from .work import go_on, is_work
 from .writing import card_of, write_model
 
-WORK, STORE, ABOUT, FINAL = "work", "store", "run.json", "final"
-_FOLD = re.compile(r"fold[1-9]\d*(\.npz)?")
+WORK, STORE, FINAL = "work", "store", "final"
+# What an interrupted call leaves.
+_LEFT = re.compile(rf"{STORE}|{FINAL}[1-{MEMBERS}]|fold[1-9]\d*(\.npz)?")
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def finetune(
     if (output / ANSWERS).exists() and not overwrite:
         raise DataError(f"{output}: holds a model already; add `overwrite=True` or choose another")
     home = folder_of(model)
-    if work.exists() and not _is_work(work):
+    if work.exists() and not is_work(work, _LEFT):
         raise DataError(f"{work}: is not of an interrupted call; move it, or choose another folder")
     ours = (output / ANSWERS).is_file() or work.exists()
     check_folder(output, ours, [data, *([home] if home else [])])
@@ -233,7 +235,7 @@ def finetune(
         )
         about = {"settings": to_plain(settings), "model": model, "store": given.store.digest}
         about |= {"task": task, "folds": folds}
-        _go_on(work, about, overwrite)
+        go_on(work, about, overwrite, STORE)
         tuners, apart = _train(base, given, settings, plan, chosen, work, progress, tell)
 
         def measured(tuner: Tuner) -> tuple[Answers, Statistics, list[Looked], Verdict]:
@@ -421,32 +423,3 @@ def gained(members: int, alone: Verdict, verdict: Verdict) -> str:
         for name in names
     )
     return f"the weights of {members} networks are averaged; by held-out clips {figures}"
-
-
-def _is_work(folder: Path) -> bool:
-    """Whether a folder is what an interrupted call left: many are named `work`."""
-    finals = {f"{FINAL}{number}" for number in range(1, MEMBERS + 1)}
-    own = {STORE, ABOUT, *finals}
-    return folder.is_dir() and all(
-        path.name in own or _FOLD.fullmatch(path.name) or is_ours(path.name)
-        for path in folder.iterdir()
-    )
-
-
-def _go_on(work: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Leave what an interrupted call of the same run did, and nothing of another's."""
-    sweep(work)
-    path = work / ABOUT
-    if overwrite or not path.is_file():
-        work.mkdir(parents=True, exist_ok=True)
-        for old in work.iterdir():
-            if old.name != STORE:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        write_text(path, json.dumps(about, indent=1))
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before != json.loads(json.dumps(about)):
-        raise DataError(
-            f"{work}: holds an interrupted run with other data or settings; make that call again, "
-            "or add `overwrite=True`"
-        )

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +19,8 @@ from .. import augment
 from ..execution import autocast, precision_on
 from ..pairs import Purpose, cut, stream
 from ..recipe import Recipe
-from ..runs import load_checkpoint, save_checkpoint
-from ..signals import Interrupted, listening
-from ..trainer import NotFiniteError
 from .goal import Classes, Goal
+from .loop import Learner, Progress
 from .sample import Rows, Sample
 from .settings import Settings
 
@@ -34,8 +28,6 @@ from .settings import Settings
 SMALLEST = 128
 #: Frames at most of which the first classifier is fitted.
 SURVEYED = 1000
-# Of checkpoints: pretraining's are 1.
-_FORMAT = 2
 
 
 def trained_modules(network: nn.Module, train: str) -> list[nn.Module]:
@@ -89,26 +81,7 @@ def _batches(settings: Settings) -> Recipe:
     return Recipe(batch_size=settings.batch_size, smallest_batch=least)
 
 
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        epoch: the one in progress, from 0.
-        step: steps finished within it.
-        total: of the loss over the steps of this epoch.
-        seconds: so far, over all sittings.
-        history: a row an epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    total: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-class Tuner:
+class Tuner(Learner):
     """Fine-tuning of one network; every draw is a function of (seed, epoch).
 
     Args:
@@ -125,6 +98,8 @@ class Tuner:
         progress: how far it is.
     """
 
+    form = 2
+
     def __init__(
         self,
         network: nn.Module,
@@ -136,6 +111,7 @@ class Tuner:
         std: tuple[float, float, float] = (0.25, 0.25, 0.25),
         goal: Goal | None = None,
     ) -> None:
+        super().__init__(settings)
         self.goal = goal or Classes()
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.frames, self.train = frames, train
@@ -185,7 +161,6 @@ class Tuner:
         self.balance = self.goal.balance(seen.target, classes, settings).to(device)
         self.steps = steps_of(train, settings)
         self.sides = sides_of(train, settings, int(frames.shape[1]))
-        self.progress = Progress()
         self._drawn: tuple[int, Sample, list[Rows], augment.Draws] | None = None
 
     def begin(self) -> None:
@@ -209,29 +184,19 @@ class Tuner:
             head.bias.copy_(torch.from_numpy(bias))
 
     @property
-    def finished(self) -> bool:
-        """Whether the last epoch is done."""
-        return self.progress.epoch >= self.settings.epochs
-
-    @property
     def side(self) -> int:
         """Side in pixels of the images of the next step."""
-        return self.sides[self.progress.epoch * self.steps + self.progress.step]
+        return self.sides[self.done]
 
-    def step(self, side: int | None = None) -> None:
-        """Do the next step.
+    def cost(self, step: int) -> float:
+        """What a step of all costs beside one of full size."""
+        return (self.sides[step] / int(self.frames.shape[1])) ** 2
 
-        Args:
-            side: of its images; None for what the settings say of it.
-
-        Raises:
-            NotFiniteError: before anything is updated, if the loss is not finite.
-        """
+    def loss(self, side: int | None = None) -> Tensor:
+        """The loss of the next step, a scalar."""
         state, settings = self.progress, self.settings
         sample, batches, draws = self._draw(state.epoch)
         places = batches[state.step % len(batches)]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate() * group["times"]
         self._training()
         images = augment.to_float(self._gather(sample.rows[places]))
         chosen = draws[torch.from_numpy(places)].to(self.device)
@@ -239,32 +204,12 @@ class Tuner:
         with autocast(self.device, self.precision):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
         target = torch.from_numpy(sample.target[places]).to(self.device)
-        loss = self.goal.loss(logits.float(), target, self.balance, settings)
-        value = loss.item()
-        if not np.isfinite(value):
-            raise NotFiniteError(
-                f"the loss is {value} in epoch {state.epoch + 1}, step {state.step + 1}; "
-                "lower the learning rate"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        return self.goal.loss(logits.float(), target, self.balance, settings)
+
+    def updated(self) -> None:
+        """Have the average follow."""
         if self.average is not None:
             self.average.update_parameters(self.network)
-        state.step += 1
-        state.total += value
-
-    def close_epoch(self) -> None:
-        """Note the loss and begin the next epoch."""
-        state = self.progress
-        state.history.append(
-            {
-                "epoch": float(state.epoch + 1),
-                "learning_rate": self._learning_rate(),
-                "loss": state.total / max(state.step, 1),
-            }
-        )
-        state.epoch, state.step, state.total = state.epoch + 1, 0, 0.0
 
     def finish(self) -> None:
         """Leave the network as the result: in eval mode, with the averaged weights if there are."""
@@ -276,12 +221,9 @@ class Tuner:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
-        return {
-            "format": _FORMAT,
+        return self.kept() | {
             "network": self._kept(self.network),
             "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": dataclasses.asdict(self.progress),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -304,14 +246,6 @@ class Tuner:
         if self.settings.batch_statistics:
             for module in self.modules:
                 module.train()
-
-    def _learning_rate(self) -> float:
-        settings, state = self.settings, self.progress
-        done = (state.epoch + state.step / self.steps) / settings.epochs
-        if done < settings.warmup:
-            return float(settings.learning_rate * max(done / settings.warmup, 1e-3))
-        after = min((done - settings.warmup) / (1 - settings.warmup), 1.0)
-        return float(settings.learning_rate * (1 + np.cos(np.pi * after)) / 2)
 
     def _draw(self, epoch: int) -> tuple[Sample, list[Rows], augment.Draws]:
         if self._drawn is None or self._drawn[0] != epoch:
@@ -359,57 +293,3 @@ def merge(tuners: Sequence[Tuner]) -> Tuner:
             if tensor.is_floating_point():
                 tensor.copy_(torch.stack([tensor, *(state[name] for state in states)]).mean(0))
     return first
-
-
-def fit(
-    tuner: Tuner, work: Path | None = None, tick: Callable[[float, str], object] | None = None
-) -> Progress:
-    """Train to the end and leave the network as the result.
-
-    Args:
-        tuner: to train, from where it is or where a checkpoint was left.
-        work: folder for a checkpoint an epoch, and to save itself in when asked to stop.
-        tick: is given what a step cost, in steps of images of full size, and how it goes.
-
-    Raises:
-        Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
-        NotFiniteError: if the loss is not finite.
-    """
-    state, epochs = tuner.progress, tuner.settings.epochs
-    if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
-        kept = load_checkpoint(work, _FORMAT)
-        if kept is not None:
-            tuner.restore(kept)
-            state = tuner.progress
-    tuner.begin()
-    full = int(tuner.frames.shape[1])
-    told = tick or (lambda cost, text: None)
-    done = tuner.sides[: state.epoch * tuner.steps + state.step]
-    told(sum((side / full) ** 2 for side in done), "")
-    with listening() as asked:
-        while not tuner.finished:
-            while state.step < tuner.steps:
-                clock, cost = time.perf_counter(), (tuner.side / full) ** 2
-                tuner.step()
-                state.seconds += time.perf_counter() - clock
-                told(cost, f"epoch {state.epoch + 1}/{epochs}, loss {state.total / state.step:.3f}")
-                if asked:
-                    saved = ""
-                    if work is not None:
-                        save_checkpoint(work, tuner.state())
-                        saved = ", saved; the same command continues it"
-                    raise Interrupted(
-                        f"stopped by {asked[0]} in epoch {state.epoch + 1} of {epochs}{saved}"
-                    )
-            tuner.close_epoch()
-            if work is not None and _worth_saving(tuner):
-                save_checkpoint(work, tuner.state())
-    tuner.finish()
-    return state
-
-
-def _worth_saving(tuner: Tuner) -> bool:
-    """Whether an epoch is worth a checkpoint: not of a run of seconds."""
-    state = tuner.progress
-    return tuner.finished or state.seconds / max(state.epoch, 1) > 1

@@ -75,20 +75,9 @@ def card_of(
     )
     settings, progress = tuner.settings, tuner.progress
     members = f", {settings.members} networks averaged" if settings.members > 1 else ""
-    limits = ["Not a medical device; not for diagnosis or treatment."]
-    limits.append(
-        f"Fine-tuned on {own.frames} frames of {own.subjects} {unit}; other probes, vendors and "
-        "populations are untested."
-    )
-    earlier: tuple[Source, ...] = ()
-    if base.card is not None:
-        earlier = base.card.training.sources
-        limits.append(
-            f"Begun from {base.name}, whose licence ({base.card.licence or 'not stated'}) binds "
-            "these weights."
-        )
-    if not subjects:
-        limits.append("Subjects were not known: files of one may be on both sides of the split.")
+    what = f"{own.frames} frames of {own.subjects} {unit}"
+    limits = limits_of(what, base, None if subjects else "files")
+    earlier = () if base.card is None else base.card.training.sources
     which = "left-out" if folds else "held-out"
     dataset = f"{name}, {count} {which} {unit}"
     within = " within classes" if goal.task == CLASSES else ""
@@ -174,6 +163,30 @@ def card_of(
 def _rounded(value: float, goal: Goal) -> float:
     # a number may be of any size
     return float(f"{value:.4g}") if goal.task == NUMBER else round(value, 3)
+
+
+def limits_of(what: str, base: Base, several: str | None) -> list[str]:
+    """What any fine-tuned model says of its limits.
+
+    Args:
+        what: it was trained on.
+        base: what it began from.
+        several: what one subject may have several of, where subjects were not known.
+    """
+    limits = [
+        "Not a medical device; not for diagnosis or treatment.",
+        f"Fine-tuned on {what}; other probes, vendors and populations are untested.",
+    ]
+    if base.card is not None:
+        limits.append(
+            f"Begun from {base.name}, whose licence ({base.card.licence or 'not stated'}) binds "
+            "these weights."
+        )
+    if several is not None:
+        limits.append(
+            f"Subjects were not known: {several} of one may be on both sides of the split."
+        )
+    return limits
 
 
 def _counted(given: Gathered) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,10 +16,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from ..answers import ANSWERS, OUTLINING, STATISTICS, Statistics, read_statistics, task_of
+from ..answers import (
+    ANSWERS,
+    OUTLINING,
+    STATISTICS,
+    Statistics,
+    read_statistics,
+    task_of,
+    verified_bytes,
+)
 from ..card import Input, Metric, Training
-from ..errors import CardError, CheckpointError, DataError, DigestError, reason
-from ..files import expanded, open_file
+from ..errors import CardError, CheckpointError, DataError
+from ..files import expanded
 from ..hub import HUB_FILE
 from ..inference import batched, infer
 from ..records import from_mapping, read_json
@@ -359,18 +366,7 @@ def load_outliner(folder: str | Path, device: str | torch.device | None = None) 
 
 
 def _weights(path: Path, said: Outliner) -> dict[str, Tensor]:
-    try:
-        with open_file(path) as stream:
-            content = stream.read(_LARGEST + 1)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({reason(error)}); copy the model again"
-        ) from error
-    if (found := hashlib.sha256(content).hexdigest()) != said.weights_sha256:
-        raise DigestError(
-            f"{path}: is not the file the model was written with: expected SHA-256 "
-            f"{said.weights_sha256}, found {found}; copy the model's folder again"
-        )
+    content = verified_bytes(path, said.weights_sha256, most=_LARGEST)
     try:
         state: dict[str, Tensor] = load_tensors(content)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingDependencyError
+from ..ultrasound import morphology
 
 Mask = NDArray[np.bool_]
 #: A class a pixel, uint8: 0 is the background, and n the n-th class.
@@ -78,18 +78,8 @@ class Region:
 
 
 def opencv() -> Any:
-    """OpenCV, which connects pixels and walks around them.
-
-    Raises:
-        MissingDependencyError: if it is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingDependencyError(
-            "outlines need OpenCV: pip install 'uscl-zoo[segmentation]'"
-        ) from error
-    return cv2
+    """OpenCV, which connects pixels and walks around them."""
+    return morphology.opencv("outlining", "segmentation")
 
 
 def region_of(mask: Mask, label: int, score: float = 1.0) -> Region | None:

@@ -29,8 +29,12 @@ def brightest(picture: Pixels) -> Pixels:
     return brightest
 
 
-def opencv() -> Any:
+def opencv(what: str = "detecting the beam", extra: str = "clean") -> Any:
     """OpenCV, imported when it is needed.
+
+    Args:
+        what: needs it, in the words of the error.
+        extra: that brings it.
 
     Raises:
         MissingDependencyError: if it is not installed.
@@ -39,6 +43,6 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise MissingDependencyError(
-            "detecting the beam needs OpenCV: pip install 'uscl-zoo[clean]'"
+            f"{what} needs OpenCV: pip install 'uscl-zoo[{extra}]'"
         ) from error
     return cv2

@@ -31,11 +31,12 @@ from uscl_zoo.training.downstream.finetune import finetune
 from uscl_zoo.training.downstream.gathering import Base, warnings_of
 from uscl_zoo.training.downstream.goal import Classes, fit_temperature
 from uscl_zoo.training.downstream.judging import threshold_of
+from uscl_zoo.training.downstream.loop import fit
 from uscl_zoo.training.downstream.metrics import Judged, auroc, calibration_error
 from uscl_zoo.training.downstream.regression import PENALTIES, fit_predict, linear_classifier
 from uscl_zoo.training.downstream.sample import Sample
 from uscl_zoo.training.downstream.settings import PAPER, Settings, sensible
-from uscl_zoo.training.downstream.tuning import Tuner, cost_of, fit, merge, sides_of, steps_of
+from uscl_zoo.training.downstream.tuning import Tuner, cost_of, merge, sides_of, steps_of
 from uscl_zoo.training.frames import FrameStore
 from uscl_zoo.training.signals import Interrupted
 

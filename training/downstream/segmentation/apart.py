@@ -25,9 +25,10 @@ from uscl_zoo.segmentation.model import Trust
 from ...pairs import Purpose, stream
 from ..crossing import EPOCHS, FOLDS, folds_of
 from ..judging import QUANTILE, threshold_of
+from ..loop import fit
 from ..sample import Sample
 from ..tuning import SURVEYED
-from .fit import Rows, fit
+from .fit import Rows
 from .gather import Decoded
 from .settings import Settings
 from .teaching import Teaching
@@ -75,7 +76,7 @@ def survey(task: Teaching, network: nn.Module, rows: Rows) -> Statistics:
     return Statistics.of(np.stack([textures for _, textures in task.ask(network, chosen)]))
 
 
-def calibrate(task: Teaching, work: Path, tick: Callable[[str], object]) -> Calibration:
+def calibrate(task: Teaching, work: Path, tick: Callable[[float, str], object]) -> Calibration:
     """Train a network a fold, and fit on what each says of the subjects left out.
 
     Args:
@@ -99,12 +100,11 @@ def calibrate(task: Teaching, work: Path, tick: Callable[[str], object]) -> Cali
         if kept.is_file():
             with np.load(kept) as arrays:
                 parts.append(dict(arrays))
-            for _ in range(settings.epochs * learner.steps):
-                tick("")
+            tick(float(settings.epochs * learner.steps), "")
             continue
 
-        def told(text: str, number: int = number) -> None:
-            tick(text and f"fold {number}/{FOLDS}, {text}")
+        def told(cost: float, text: str, number: int = number) -> None:
+            tick(cost, text and f"fold {number}/{FOLDS}, {text}")
 
         fit(learner, work / f"fold{number}", told)
         seen = survey(task, learner.network, own)

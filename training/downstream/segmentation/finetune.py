@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from uscl_zoo.answers import ANSWERS, Statistics
-from uscl_zoo.checkpoint import folder_of
+from uscl_zoo.catalogue import folder_of
 from uscl_zoo.errors import DataError
-from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep
+from uscl_zoo.files import check_folder, expanded, locked
 from uscl_zoo.names import say
-from uscl_zoo.records import to_plain, write_text
+from uscl_zoo.records import to_plain
 from uscl_zoo.segmentation.model import Outliner, chances, trusting
 from uscl_zoo.segmentation.networks import check_name
 from uscl_zoo.ultrasound import reading
@@ -31,10 +30,12 @@ from ...execution import device_named
 from ..crossing import FOLDS
 from ..estimating import spoken
 from ..gathering import backbone
+from ..loop import fit
+from ..work import go_on, is_work
 from . import report
 from .apart import calibrate, folds, of_a_fold, survey
 from .figures import Case, Figures, judge, measure
-from .fit import Learner, fit
+from .fit import LessonLearner
 from .gather import Decoded, gather, opened
 from .outlined import Outlined, find_outlined
 from .published import load
@@ -42,7 +43,9 @@ from .settings import sensible
 from .teaching import TEACHINGS, Segmentation, Teaching
 from .writing import said_of, with_figures, write_model
 
-WORK, STORE, ABOUT, FINAL = "work", "images", "run.json", "final"
+WORK, STORE, FINAL = "work", "images", "final"
+# What an interrupted call leaves.
+_LEFT = re.compile(rf"{STORE}|{FINAL}|fold[1-9]\d*(\.npz)?")
 #: Steps that are measured, after one that is not.
 _STEPS = 2
 #: Bins of the reliability of pixels.
@@ -161,7 +164,7 @@ def finetune(
         raise DataError(f"`size` should be a multiple of 32, as the encoder halves it; not {size}")
     if (output / ANSWERS).exists() and not overwrite:
         raise DataError(f"{output}: holds a model already; add `overwrite=True` or choose another")
-    if work.exists() and not _is_work(work):
+    if work.exists() and not is_work(work, _LEFT):
         raise DataError(f"{work}: is not of an interrupted call; move it, or choose another folder")
     home = folder_of(model)
     ours = (output / ANSWERS).is_file() or work.exists()
@@ -213,7 +216,7 @@ def finetune(
             seed=seed,
         )
         about = {"settings": to_plain(settings), "model": model, "images": decoded.digest}
-        _go_on(work, {"task": task, **about}, overwrite)
+        go_on(work, {"task": task, **about}, overwrite, STORE)
         lesson = TEACHINGS[task](base, outlined, decoded, settings, shape, chosen)
         learner, said, statistics = _train(
             lesson,
@@ -261,7 +264,7 @@ def _train(
     progress: bool,
     tell: Callable[[str], None],
     describe: Callable[..., Outliner],
-) -> tuple[Learner, Outliner, Statistics]:
+) -> tuple[LessonLearner, Outliner, Statistics]:
     """The network that is trained on all subjects, what it says of itself, and its images."""
     decoded, settings = lesson.decoded, lesson.settings
     rows = decoded.train
@@ -280,8 +283,8 @@ def _train(
     form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=total, disable=not progress or not total, bar_format=form) as bar:
 
-        def tick(text: str) -> None:
-            bar.update(1)
+        def tick(cost: float, text: str) -> None:
+            bar.update(cost)
             bar.set_postfix_str(text, refresh=False)
 
         calibration = calibrate(lesson, work, tick)
@@ -289,7 +292,7 @@ def _train(
     return learner, describe(learner, calibration), survey(lesson, learner.network, rows)
 
 
-def _pace(learner: Learner) -> float:
+def _pace(learner: LessonLearner) -> float:
     """Seconds a step takes, by some that are thrown away with their network."""
     learner.step()
     began = time.perf_counter()
@@ -300,7 +303,7 @@ def _pace(learner: Learner) -> float:
 
 def judged(
     lesson: Teaching,
-    learner: Learner,
+    learner: LessonLearner,
     outlined: Outlined,
     said: Outliner,
     statistics: Statistics,
@@ -352,31 +355,3 @@ def judged(
 def _opened(decoded: Decoded, case: Case) -> Image.Image:
     source = decoded.items[case.row].source
     return next(reading.iterate(source, on_damage=lambda message: None)).image
-
-
-def _is_work(folder: Path) -> bool:
-    """Whether a folder is what an interrupted call left: many are named `work`."""
-    parts = {f"fold{number}{kind}" for number in range(1, FOLDS + 1) for kind in ("", ".npz")}
-    own = {STORE, ABOUT, FINAL, *parts}
-    return folder.is_dir() and all(
-        path.name in own or is_ours(path.name) for path in folder.iterdir()
-    )
-
-
-def _go_on(work: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Leave what an interrupted call of the same run did, and nothing of another's."""
-    sweep(work)
-    path = work / ABOUT
-    if overwrite or not path.is_file():
-        work.mkdir(parents=True, exist_ok=True)
-        for old in work.iterdir():
-            if old.name != STORE:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        write_text(path, json.dumps(about, indent=1))
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before != json.loads(json.dumps(about)):
-        raise DataError(
-            f"{work}: holds an interrupted run with other data or settings; make that call again, "
-            "or add `overwrite=True`"
-        )

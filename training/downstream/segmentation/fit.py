@@ -1,12 +1,8 @@
-"""The loop that trains a network that outlines, one step after another."""
+"""What a network that outlines is taught, step by step."""
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,15 +18,11 @@ from uscl_zoo.ultrasound.transforms import FrameTransform
 from ...execution import autocast, precision_on
 from ...pairs import Purpose, cut, stream
 from ...recipe import Recipe
-from ...runs import load_checkpoint, save_checkpoint
-from ...signals import Interrupted, listening
-from ...trainer import NotFiniteError
+from ..loop import Learner, Progress
 from .augmentation import changed, changed_regions, seeds, transform_of
 from .settings import Settings
 
 Rows = npt.NDArray[np.int64]
-#: Of checkpoints; those of classification are 2.
-_FORMAT = 3
 
 
 class Lesson(Protocol):
@@ -137,26 +129,7 @@ class RegionLesson:
         return torch.stack([loss.float() for loss in losses.values()]).sum()
 
 
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        epoch: the one in progress, from 0.
-        step: steps finished within it.
-        total: of the loss over the steps of this epoch.
-        seconds: so far, over all sittings.
-        history: a row an epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    total: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-class Learner:
+class LessonLearner(Learner):
     """Training of one network; every draw is a function of (seed, epoch).
 
     Args:
@@ -169,9 +142,12 @@ class Learner:
         progress: how far it is.
     """
 
+    form = 3
+
     def __init__(
         self, network: nn.Module, lesson: Lesson, encoder: nn.Module, device: torch.device
     ) -> None:
+        super().__init__(lesson.settings)
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.lesson, self.device = lesson, device
         self.settings = settings = lesson.settings
@@ -187,57 +163,17 @@ class Learner:
             fused=True,
         )
         self.steps = len(self._batches(0))
-        self.progress = Progress()
 
-    @property
-    def finished(self) -> bool:
-        """Whether the last epoch is done."""
-        return self.progress.epoch >= self.settings.epochs
-
-    def step(self) -> None:
-        """Do the next step.
-
-        Raises:
-            NotFiniteError: before anything is updated, if the loss is not finite.
-        """
-        state = self.progress
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * group["times"]
+    def loss(self, side: int | None = None) -> Tensor:
+        """The loss of the next step, a scalar; its images have one size alone."""
         self.network.train()
-        places = self._batches(state.epoch)[state.step % self.steps]
-        loss = self.lesson.loss(self.network, places, state.epoch, self.device)
-        value = loss.item()
-        if not np.isfinite(value):
-            raise NotFiniteError(
-                f"the loss is {value} in epoch {state.epoch + 1}, step {state.step + 1}; "
-                "lower the learning rate"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        state.step += 1
-        state.total += value
-
-    def close_epoch(self) -> None:
-        """Note the loss and begin the next epoch."""
-        state = self.progress
-        state.history.append(
-            {
-                "epoch": float(state.epoch + 1),
-                "learning_rate": self.learning_rate,
-                "loss": state.total / max(state.step, 1),
-            }
-        )
-        state.epoch, state.step, state.total = state.epoch + 1, 0, 0.0
+        epoch = self.progress.epoch
+        places = self._batches(epoch)[self.progress.step % self.steps]
+        return self.lesson.loss(self.network, places, epoch, self.device)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; draws need nothing, they are keyed."""
-        return {
-            "format": _FORMAT,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": dataclasses.asdict(self.progress),
-        }
+        return self.kept() | {"network": self.network.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
@@ -245,65 +181,8 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the encoder, at the next step."""
-        settings, state = self.settings, self.progress
-        done = (state.epoch + state.step / self.steps) / settings.epochs
-        if done < settings.warmup:
-            return float(settings.learning_rate * max(done / settings.warmup, 1e-3))
-        after = min((done - settings.warmup) / (1 - settings.warmup), 1.0)
-        return float(settings.learning_rate * (1 + np.cos(np.pi * after)) / 2)
-
     def _batches(self, epoch: int) -> list[Rows]:
         size = min(self.settings.batch_size, len(self.lesson.rows))
         order = stream(self.settings.seed, epoch, Purpose.ORDER).permutation(len(self.lesson.rows))
         # no batch of one, whose statistics would be its own
         return cut(order, Recipe(batch_size=max(size, 2), smallest_batch=min(4, max(size, 2))))
-
-
-def fit(
-    learner: Learner, work: Path | None = None, tick: Callable[[str], object] | None = None
-) -> Progress:
-    """Train to the last epoch, going on from a checkpoint if there is one.
-
-    Args:
-        learner: what is trained; left in eval mode.
-        work: folder for checkpoints; None for none.
-        tick: called after each step, with what to say.
-
-    Raises:
-        Interrupted: after SIGINT or SIGTERM, with everything saved.
-        NotFiniteError: if the loss is not finite.
-    """
-    told = tick or (lambda text: None)
-    if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
-        kept = load_checkpoint(work, _FORMAT)
-        if kept is not None:
-            learner.restore(kept)
-    state, epochs = learner.progress, learner.settings.epochs
-    for _ in range(state.epoch * learner.steps + state.step):
-        told("")
-    saved = time.monotonic()
-    with listening() as asked:
-        while not learner.finished:
-            while state.step < learner.steps:
-                clock = time.perf_counter()
-                learner.step()
-                state.seconds += time.perf_counter() - clock
-                mean = state.total / state.step
-                told(f"epoch {state.epoch + 1}/{epochs}, loss {mean:.3f}")
-                if asked:
-                    where = f"stopped by {asked[0]} in epoch {state.epoch + 1} of {epochs}"
-                    if work is not None:
-                        save_checkpoint(work, learner.state())
-                        where += ", saved; the same command continues it"
-                    raise Interrupted(where)
-            learner.close_epoch()
-            # a checkpoint is a hundred megabytes: not every second
-            if work is not None and (learner.finished or time.monotonic() - saved > 60):
-                save_checkpoint(work, learner.state())
-                saved = time.monotonic()
-    learner.network.eval()
-    return state

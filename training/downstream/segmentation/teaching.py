@@ -28,7 +28,7 @@ from ..gathering import Base
 from . import coco
 from .calibrating import fit_temperature, trust_of
 from .figures import match
-from .fit import Learner, PixelLesson, RegionLesson, Rows
+from .fit import LessonLearner, PixelLesson, RegionLesson, Rows
 from .gather import Decoded
 from .outlined import Outlined
 from .settings import Settings
@@ -71,7 +71,7 @@ class Teaching:
         """Whether it gives masks, and not boxes alone."""
         return True
 
-    def learner(self, rows: Rows, settings: Settings) -> Learner:
+    def learner(self, rows: Rows, settings: Settings) -> LessonLearner:
         """A network with the weights of the backbone, to be taught some images."""
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class Segmentation(Teaching):
 
     task = "segmentation"
 
-    def learner(self, rows: Rows, settings: Settings) -> Learner:
+    def learner(self, rows: Rows, settings: Settings) -> LessonLearner:
         """As for `Teaching`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -121,7 +121,7 @@ class Segmentation(Teaching):
         lesson = PixelLesson(
             decoded.frames, decoded.labels, rows, settings, self.transform, self.classes
         )
-        return Learner(network, lesson, network.encoder, self.device)
+        return LessonLearner(network, lesson, network.encoder, self.device)
 
     def ask(self, network: nn.Module, rows: Rows) -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
         """Logits (classes + 1, h, w) and textures (D,) of images, one after the other."""
@@ -204,7 +204,7 @@ class Detection(Teaching):
         own = coco.regions(self.decoded.items[row].annotations, size)
         return [one for one in (shrunk(region, size, (height, width)) for region in own) if one]
 
-    def learner(self, rows: Rows, settings: Settings) -> Learner:
+    def learner(self, rows: Rows, settings: Settings) -> LessonLearner:
         """As for `Teaching`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -215,7 +215,7 @@ class Detection(Teaching):
         lesson = RegionLesson(
             self.decoded.frames, self.regions, rows, settings, self.transform.size, self.masks
         )
-        return Learner(network, lesson, body_of(network), self.device)
+        return LessonLearner(network, lesson, body_of(network), self.device)
 
     def ask(self, network: nn.Module, rows: Rows) -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
         """What was detected, and textures (D,) of images, one after the other."""

@@ -23,10 +23,10 @@ from uscl_zoo.segmentation.model import Outliner
 from ...runs import code_version, hardware
 from ..gathering import Base
 from ..judging import QUANTILE, pack
-from ..writing import MANY
+from ..writing import MANY, limits_of
 from .apart import Calibration
 from .figures import Figures
-from .fit import Learner
+from .fit import LessonLearner
 from .gather import Decoded
 from .outlined import Outlined
 
@@ -38,7 +38,7 @@ def said_of(
     base: Base,
     outlined: Outlined,
     decoded: Decoded,
-    learner: Learner,
+    learner: LessonLearner,
     calibration: Calibration,
     shape: Input,
     *,
@@ -64,20 +64,9 @@ def said_of(
         licences={} if outlined.licence is None else {outlined.licence: len(rows)},
     )
     unit = "subjects" if outlined.subjects else "images"
-    limits = ["Not a medical device; not for diagnosis or treatment."]
-    limits.append(
-        f"Fine-tuned on {len(rows)} images of {own.subjects} {unit}; other probes, vendors and "
-        "populations are untested."
-    )
-    earlier: tuple[Source, ...] = ()
-    if base.card is not None:
-        earlier = base.card.training.sources
-        limits.append(
-            f"Begun from {base.name}, whose licence ({base.card.licence or 'not stated'}) binds "
-            "these weights."
-        )
-    if not outlined.subjects:
-        limits.append("Subjects were not known: images of one may be on both sides of the split.")
+    trained = f"{len(rows)} images of {own.subjects} {unit}"
+    limits = limits_of(trained, base, None if outlined.subjects else "images")
+    earlier = () if base.card is None else base.card.training.sources
     held = sorted(set(decoded.subjects(decoded.judged)))
     settings, progress = learner.settings, learner.progress
     what = ", ".join(outlined.classes)

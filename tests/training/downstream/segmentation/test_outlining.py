@@ -27,7 +27,7 @@ from uscl_zoo.errors import DataError, DigestError
 from uscl_zoo.segmentation import model as models
 from uscl_zoo.segmentation.prediction import outline
 from uscl_zoo.training.downstream.segmentation import finetune as house
-from uscl_zoo.training.downstream.segmentation.fit import Learner
+from uscl_zoo.training.downstream.segmentation.fit import LessonLearner
 from uscl_zoo.training.downstream.segmentation.gather import gather
 from uscl_zoo.training.downstream.segmentation.outlined import find_outlined
 from uscl_zoo.training.signals import Interrupted
@@ -176,7 +176,7 @@ def test_what_tells_classes_refuses_a_model_that_outlines(outliner: Path, images
 def test_an_interrupted_run_ends_with_the_same_weights(
     images: Path, outliner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Learner.step
+    step = LessonLearner.step
     count = 0
 
     def interrupted(self: Any) -> None:
@@ -186,7 +186,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         if count == 12:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Learner, "step", interrupted)
+    monkeypatch.setattr(LessonLearner, "step", interrupted)
     with pytest.raises(Interrupted, match="continues it"):
         house.finetune(images, tmp_path / "model", **SMALL)
     assert not (tmp_path / "model" / "predict.json").exists()

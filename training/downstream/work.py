@@ -1,0 +1,58 @@
+"""The folder in which a long call keeps what it has done, until it is finished."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from uscl_zoo.errors import DataError
+from uscl_zoo.files import is_ours, sweep
+from uscl_zoo.records import write_text
+
+#: What tells the call from another.
+ABOUT = "run.json"
+
+
+def is_work(folder: Path, own: re.Pattern[str]) -> bool:
+    """Whether a folder is what an interrupted call left: many are named `work`.
+
+    Args:
+        folder: may be missing.
+        own: the names of what such a call leaves.
+    """
+    return folder.is_dir() and all(
+        path.name == ABOUT or own.fullmatch(path.name) or is_ours(path.name)
+        for path in folder.iterdir()
+    )
+
+
+def go_on(work: Path, about: dict[str, Any], overwrite: bool, store: str) -> None:
+    """Leave what an interrupted call of the same run did, and nothing of another's.
+
+    Args:
+        work: the folder, made if need be.
+        about: what tells the run from another, of plain values.
+        overwrite: begin anew.
+        store: name of the frames within it, which stay.
+
+    Raises:
+        DataError: if it holds another run.
+    """
+    sweep(work)
+    path = work / ABOUT
+    if overwrite or not path.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        for old in work.iterdir():
+            if old.name != store:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        write_text(path, json.dumps(about, indent=1))
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != json.loads(json.dumps(about)):
+        raise DataError(
+            f"{work}: holds an interrupted run with other data or settings; make that call again, "
+            "or add `overwrite=True`"
+        )
