@@ -21,7 +21,7 @@ from PIL import Image
 
 from uscl_zoo import weights_cache
 from uscl_zoo.card import Card
-from uscl_zoo.catalogue import model_info, packaged_cards
+from uscl_zoo.catalogue import card_named, model_info, packaged_cards
 from uscl_zoo.cli import cli, main
 from uscl_zoo.descriptions import table
 
@@ -332,7 +332,11 @@ def test_list_says_who_may_use_what(capsys: pytest.CaptureFixture[str]) -> None:
     assert "beside ImageNet" not in imagenet
     assert "in a product: yes, under CC-BY-4.0" in default
     assert "has seen: BUS-BRA (breast; 1,598 images" in default
-    assert "ahead of resnet18_imagenet.mit: +0.073 [+0.056, +0.091] macro AUROC" in default
+    first = next(m for m in card_named("resnet18_uscl.open").metrics if m.compared_with)
+    assert first.interval is not None
+    low, high = first.interval
+    figure = f"{first.value:+.3f} [{low:+.3f}, {high:+.3f}] macro AUROC"
+    assert low > 0 and f"ahead of resnet18_imagenet.mit: {figure}" in default
     assert "in a product: no: CC-BY-NC-SA-4.0 forbids commercial use" in pocus
     assert "has seen: POCUS lung ultrasound (lung; 108 videos" in pocus
     assert "level with random initialisation, mean of 3 seeds: +0.219 [-0.008, +0.367]" in pocus

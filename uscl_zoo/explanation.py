@@ -6,17 +6,16 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .drawing import FAINT, INK, RULE, Box, Page, coloured
-from .errors import DataError, MissingDependencyError, one_line
+from .errors import DataError, one_line
 from .files import check_output, expanded, written
+from .films import pyav, write_film
 from .ultrasound.beam import UNKNOWN, Beam
 from .ultrasound.sources import files_of
 
@@ -154,7 +153,7 @@ class Explanation:
                     partial, "GIF", save_all=True, append_images=rest, duration=steps, loop=0
                 )
             else:
-                self._write_mp4(partial)
+                write_film(partial, self._film(density=2), self._frame_rate)
         return path
 
     @property
@@ -224,21 +223,6 @@ class Explanation:
         page.text((left, 42), f"{first}; {second}", 12, FAINT)
         page.text((left, 60), rest, 12, FAINT)
 
-    def _write_mp4(self, path: Path) -> None:
-        av = _pyav(path)
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = None
-            for page in self._film(density=2):
-                if stream is None:
-                    rate = Fraction(self._frame_rate).limit_denominator(1000)
-                    stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
-                    stream.width, stream.height = page.size
-                    # what every player and browser shows
-                    stream.pix_fmt = "yuv420p"
-                container.mux(stream.encode(av.VideoFrame.from_image(page)))
-            assert stream is not None
-            container.mux(stream.encode())
-
 
 def check_suffix(path: str | Path) -> Path:
     """Make sure, before the work is done, that `Explanation.save` can write to a path.
@@ -251,19 +235,8 @@ def check_suffix(path: str | Path) -> Path:
     if path.suffix.lower() not in (STRIP, *FILMS):
         raise DataError(f"{path}: the name should end in {STRIP}, {' or '.join(FILMS)}")
     if path.suffix.lower() == ".mp4":
-        _pyav(path)
+        pyav(path)
     return path
-
-
-def _pyav(path: Path) -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path}: MP4 needs PyAV; install it by: pip install 'uscl-zoo[explain]', "
-            "or name a .gif"
-        ) from error
-    return av
 
 
 def _bar(page: Page, box: Box) -> None:

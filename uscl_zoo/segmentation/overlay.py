@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,32 +133,6 @@ def write_gif(path: Path, images: Iterable[Image.Image], rate: float) -> None:
             for part in GifImagePlugin.getdata(image, duration=step, disposal=1):
                 stream.write(part)
         stream.write(b";")
-
-
-def write_film(path: Path, images: Iterable[Image.Image], rate: float) -> None:
-    """Write pictures of one size as MP4, by PyAV."""
-    import av
-
-    picture: Any = av.VideoFrame
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream: Any = None
-        for image in images:
-            if stream is None:
-                speed = Fraction(rate).limit_denominator(1000)
-                stream = container.add_stream("libx264", rate=speed, options={"crf": "20"})
-                stream.width, stream.height = image.size
-                stream.pix_fmt = "yuv420p"
-            container.mux(stream.encode(picture.from_image(image)))
-        container.mux(stream.encode())
-
-
-def can_film() -> bool:
-    """Whether PyAV is there."""
-    try:
-        import av  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def rate_of(times: NDArray[np.float64], usual: float) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .. import films
 from ..annotations import SubjectPattern, known
 from ..errors import CardError, DataError, UnreadableError, one_line
 from ..files import begins_with, check_folder, expanded, written_folder
@@ -150,8 +151,8 @@ class Outlines:
         rate = overlay.rate_of(np.array([frame.time for frame in own]), said.rate)
         overlay.write_gif(Path(f"{mask}.gif"), masks, rate)
         film = (overlay.reduced(image) for image in pictures)
-        if overlay.can_film():
-            overlay.write_film(Path(f"{picture}.mp4"), film, rate)
+        if films.can_film():
+            films.write_film(Path(f"{picture}.mp4"), film, rate)
         else:
             first, *rest = list(film)
             step = round(1000 / rate)
