@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_pretrain import RECIPE, assert_same
+from short_runs import RECIPE, assert_same
 
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training import execution, feed

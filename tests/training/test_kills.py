@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FULL, files_of
-from test_pretrain import RECIPE, assert_same, run
+from short_runs import RECIPE, assert_same, run
 
 from uscl_zoo.cli import main
 from uscl_zoo.records import write_yaml

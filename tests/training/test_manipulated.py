@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_pretrain import RECIPE, run
+from short_runs import RECIPE, run
 
 from uscl_zoo.errors import UsclError
 from uscl_zoo.records import write_yaml

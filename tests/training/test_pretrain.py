@@ -19,6 +19,7 @@ import torch.nn.functional as F
 import yaml
 from conftest import draw_clip, files_of, write_clip
 from PIL import Image
+from short_runs import CPU, RECIPE, StopAfter, assert_same, run
 from torch import Tensor
 
 from uscl_zoo.errors import CardError, CheckpointError, DataError
@@ -42,28 +43,6 @@ from uscl_zoo.training.trainer import NotFiniteError, Trainer
 from uscl_zoo.training.views import mix
 
 pytestmark = pytest.mark.usefixtures("narrow")
-CPU = Execution(torch.device("cpu"))
-#: Twelve training videos in three steps an epoch.
-RECIPE = Recipe(
-    epochs=3,
-    batch_size=4,
-    smallest_batch=2,
-    constant_epochs=1,
-    validate_every=2,
-    projection_dim=16,
-    # bf16 where a processor has it
-    precision="float32",
-    seed=11,
-)
-
-
-def run(store: FrameStore, folder: Path, recipe: Recipe = RECIPE, **changes: Any) -> dict[str, Any]:
-    """Pretrain on the CPU and return the last checkpoint; without pictures unless wanted."""
-    given: dict[str, Any] = {"execution": CPU, "progress": False, "pictures": False}
-    pretrain(recipe, store, folder, **(given | changes))
-    state = load_checkpoint(folder)
-    assert state is not None
-    return dict(state)
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +58,6 @@ def finished(
 def steps_of(state: dict[str, Any]) -> int:
     """How many steps the optimiser has done."""
     return int(state["optimizer"]["state"][0]["step"])
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Equal to the last bit, in whatever containers; wall-clock times aside."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            if key != "seconds":
-                assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{where}[{i}]")
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
 
 
 # ---------------------------------------------------------------------------- rates and views
@@ -387,20 +348,6 @@ def points(folder: Path, name: str) -> list[int]:
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return [event.step for event in events.Scalars(name)]
-
-
-class StopAfter(list[str]):
-    """Stands in for the list of signals: a signal arrives after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        if self.left == 0:
-            self.append("SIGTERM")
-        return len(self) > 0
 
 
 #: Each way to depart from the released code.

@@ -13,7 +13,7 @@ import timm
 import torch
 from conftest import SUBJECT
 from safetensors.torch import load_file
-from test_pretrain import CPU, RECIPE, StopAfter, assert_same, run
+from short_runs import CPU, RECIPE, StopAfter, assert_same, run
 from torch import Tensor
 
 from uscl_zoo.checkpoint import write_backbone
