@@ -138,10 +138,10 @@ def _groups(
     sources = [known.sources[row] for row in rows]
     if table is not None:
         files = {Path(source): [PurePath(source).as_posix()] for source in dict.fromkeys(sources)}
-        found = assign(table, files)
-        for note in found.notes:
+        assigned = assign(table, files)
+        for note in assigned.notes:
             tell(note)
-        labels = [found.rows.get(Path(source)) for source in sources]
+        labels = [assigned.rows.get(Path(source)) for source in sources]
         return _Grouped([row.label if row and row.label else "no label" for row in labels]), "label"
     folders = [PurePath(source).parent.name for source in sources]
     if known.subjects is not None and len(set(folders)) < 2:
@@ -158,9 +158,9 @@ def _layout(features: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
             "a map needs scikit-learn; install it by: pip install 'uscl-zoo[training]'"
         ) from error
     perplexity = min(30.0, (len(features) - 1) / 3)
-    found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
-    low, high = found.min(axis=0), found.max(axis=0)
-    shares = (found - low) / np.maximum(high - low, 1e-9)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
+    low, high = places.min(axis=0), places.max(axis=0)
+    shares = (places - low) / np.maximum(high - low, 1e-9)
     return np.asarray(np.rint(shares * _SIDE), np.int64)
 
 
@@ -249,23 +249,23 @@ function draw() {
 function show(event) {
   const box = canvas.getBoundingClientRect();
   const x = event.clientX - box.left, y = event.clientY - box.top;
-  let best = 20 * 20, found = null;
+  let best = 20 * 20, nearest = null;
   for (const point of data.points) {
     if (hidden.has(point.g)) continue;
     const [px, py] = at(point), away = (px - x) ** 2 + (py - y) ** 2;
-    if (away < best) { best = away; found = point; }
+    if (away < best) { best = away; nearest = point; }
   }
-  if (found === near) return;
-  near = found; draw(); shown.hidden = !found;
-  if (!found) return;
+  if (nearest === near) return;
+  near = nearest; draw(); shown.hidden = !nearest;
+  if (!nearest) return;
   shown.replaceChildren();
-  if (found.p) {
+  if (nearest.p) {
     const image = document.createElement("img");
-    image.src = "data:image/jpeg;base64," + found.p; image.alt = found.n; shown.append(image);
+    image.src = "data:image/jpeg;base64," + nearest.p; image.alt = nearest.n; shown.append(image);
   } else shown.append("(not in reach) ");
-  const group = data.by === "folder" ? "" : data.groups[found.g] + ": ";
-  shown.append(group + found.n);
-  const [px, py] = at(found), left = px > box.width / 2, up = py > box.height / 2;
+  const group = data.by === "folder" ? "" : data.groups[nearest.g] + ": ";
+  shown.append(group + nearest.n);
+  const [px, py] = at(nearest), left = px > box.width / 2, up = py > box.height / 2;
   shown.style.left = left ? "" : px + 12 + "px";
   shown.style.right = left ? box.width - px + 12 + "px" : "";
   shown.style.top = up ? "" : py + 8 + "px";

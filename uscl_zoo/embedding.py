@@ -195,8 +195,8 @@ def embed_to(
     with parts_of(output, NAMES) as folder:
         network = load(model, device)
         look = network.look(rate, clean)
-        told = [digest(network.module), repr(network.transform), look, pool == "frame"]
-        parts = Parts(folder, json.dumps([release(), *told]))
+        settings = [digest(network.module), repr(network.transform), look, pool == "frame"]
+        parts = Parts(folder, json.dumps([release(), *settings]))
         return _embed_by_parts(
             output,
             parts,
@@ -238,14 +238,14 @@ def _embed_by_parts(
         workers=workers,
         progress=progress,
     )
-    found = [i for i, source in enumerate(sources) if parts.has(source)]
-    if not found:
+    there = [i for i, source in enumerate(sources) if parts.has(source)]
+    if not there:
         raise _none_readable(sources, skipped)
 
     def blocks() -> Iterator[Embeddings]:
-        return parts.blocks([sources[i] for i in found], whose and [whose[i] for i in found])
+        return parts.blocks([sources[i] for i in there], whose and [whose[i] for i in there])
 
-    rows, width = parts.size([sources[i] for i in found])
+    rows, width = parts.size([sources[i] for i in there])
     if pool == "subject":
         result = average_subjects(blocks())
         write(output, lambda: iter([result]), skipped)
@@ -253,7 +253,7 @@ def _embed_by_parts(
     else:
         write(output, blocks, skipped)
     parts.remove()
-    return Written(output, rows, width, len(found), resumed, skipped, notes)
+    return Written(output, rows, width, len(there), resumed, skipped, notes)
 
 
 def embed_frames(
@@ -300,20 +300,20 @@ def _survey(
             "pool 'subject' needs subjects: from a table, a list, or a pattern of names"
         )
     table = subjects if isinstance(subjects, Table) else None
-    found = find(given, table, every_row=every_row)
-    notes = list(found.notes)
-    if not found.sources:
+    gathered = find(given, table, every_row=every_row)
+    notes = list(gathered.notes)
+    if not gathered.sources:
         raise DataError("there is nothing to embed: name a file or folder, or give an image")
     if subjects is None:
-        return found.sources, None, ()
+        return gathered.sources, None, ()
     if table is not None:
-        unknown = [name.name for name in found.names if name.path not in found.rows]
+        unknown = [name.name for name in gathered.names if name.path not in gathered.rows]
         if unknown:
             notes.append(
                 f"{len(unknown)} files have no row in {table.path}, each its own subject; "
                 f"the first: {unknown[0]}"
             )
-    return found.sources, own_subjects(found.names, whose(subjects, found)), tuple(notes)
+    return gathered.sources, own_subjects(gathered.names, whose(subjects, gathered)), tuple(notes)
 
 
 def _none_readable(sources: Sequence[Source], skipped: list[tuple[Path, str]]) -> DataError:

@@ -136,17 +136,17 @@ def _explain(
     network: Network, look: Look, source: Source, label: str | None, progress: bool
 ) -> Explanation:
     whole = source if isinstance(source, Clip) else read(source)
-    found = look.cleaner(source).beam if look.clean else beam(whole)
-    if found.kind == UNKNOWN or found.confidence < DOUBTFUL:
-        height, width = found.mask.shape
-        everywhere = np.ones_like(found.mask)
-        found = replace(found, mask=everywhere, kind=UNKNOWN, box=(0, 0, width, height))
+    detected = look.cleaner(source).beam if look.clean else beam(whole)
+    if detected.kind == UNKNOWN or detected.confidence < DOUBTFUL:
+        height, width = detected.mask.shape
+        everywhere = np.ones_like(detected.mask)
+        detected = replace(detected, mask=everywhere, kind=UNKNOWN, box=(0, 0, width, height))
     opened = look.at(source)
     resized: list[NDArray[np.uint8]] = []
     drawn: list[Image.Image] = []
     times: list[float] = []
     path = path_of(source)
-    cutting = _Cutting(_cropped(found) if look.clean else found, path)
+    cutting = _Cutting(_cropped(detected) if look.clean else detected, path)
     for frame in islice(opened, MOST_FRAMES):
         resized.append(network.transform.resize(frame.image))
         drawn.append(cutting(frame.image))
@@ -174,7 +174,7 @@ def _explain(
         frames=drawn,
         heat=heat,
         outside=outside,
-        beam=found,
+        beam=detected,
         rate=look.rate,
         clean=look.clean,
         guarded=network.statistics is not None,
@@ -183,37 +183,37 @@ def _explain(
     )
 
 
-def _cropped(found: Beam) -> Beam:
+def _cropped(detected: Beam) -> Beam:
     """A beam in pixels of its own box, to which frames have been cut."""
-    left, top, right, bottom = found.box
-    mask = found.mask[top:bottom, left:right]
-    return replace(found, mask=mask, box=(0, 0, right - left, bottom - top))
+    left, top, right, bottom = detected.box
+    mask = detected.mask[top:bottom, left:right]
+    return replace(detected, mask=mask, box=(0, 0, right - left, bottom - top))
 
 
 def _source(item: Any, called: str) -> Source:
     """The one source that is meant: a folder of stills is as many as it holds, not a clip."""
     if not isinstance(item, (str, Path)):
         return source_of(item, called)
-    found = [source.path for source, _ in name_sources(item)]
-    if len(found) != 1:
+    sources = [source.path for source, _ in name_sources(item)]
+    if len(sources) != 1:
         raise DataError(
-            f"{item}: holds {len(found)} sources, which are no clip; explain one of them, as "
-            f"{found[0]}"
+            f"{item}: holds {len(sources)} sources, which are no clip; explain one of them, as "
+            f"{sources[0]}"
         )
-    return found[0]
+    return sources[0]
 
 
 class _Cutting:
     """Cuts frames and maps to the box of the beam, and blanks them outside the beam."""
 
-    def __init__(self, found: Beam, source: Path) -> None:
+    def __init__(self, detected: Beam, source: Path) -> None:
         self.source = source
-        left, top, right, bottom = found.box
-        self.mask = found.mask
-        self.box = found.box
+        left, top, right, bottom = detected.box
+        self.mask = detected.mask
+        self.box = detected.box
         scale = min(_LONGEST / max(right - left, bottom - top), 1)
         self.size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
-        inside = Image.fromarray(found.mask[top:bottom, left:right])
+        inside = Image.fromarray(detected.mask[top:bottom, left:right])
         self.inside = inside.convert("L").resize(self.size, Image.Resampling.BILINEAR)
 
     def __call__(self, image: Image.Image) -> Image.Image:

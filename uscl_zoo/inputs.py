@@ -28,13 +28,13 @@ _WANTED = "an image is a path, a Pillow image, an array or a tensor"
 
 
 @dataclass(frozen=True)
-class Found:
+class Gathered:
     """The sources in what was handed over.
 
     Attributes:
         sources: files and folders, and what is in memory.
         names: what each is called.
-        items: which of the things handed over each was found in, by number.
+        items: which of the things handed over each came in, by number.
         count: of the things handed over.
         rows: annotations by path, of those that have a row in the table.
         notes: what of the table had to be bent, in words.
@@ -48,7 +48,7 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def find(given: Inputs, table: Table | None = None, *, every_row: bool = False) -> Found:
+def find(given: Inputs, table: Table | None = None, *, every_row: bool = False) -> Gathered:
     """The sources in whatever was handed over; folders among it are searched.
 
     Args:
@@ -70,22 +70,22 @@ def find(given: Inputs, table: Table | None = None, *, every_row: bool = False) 
         surveyed = survey(items, table, every_row=every_row)
         names = list(surveyed.sources)
         paths: list[Source] = [name.path for name in names]
-        return Found(paths, names, [0] * len(names), 1, surveyed.rows, surveyed.notes)
-    found: dict[Any, tuple[Source, Named, int]] = {}
+        return Gathered(paths, names, [0] * len(names), 1, surveyed.rows, surveyed.notes)
+    clips: dict[Any, tuple[Source, Named, int]] = {}
     for number, item in enumerate(items):
         if isinstance(item, (str, Path)):
             refuse_model(item)
             for name, _ in name_sources(item):
                 # of a file that is named twice one is enough; of an image in memory nobody knows
                 real = name.path if is_address(name.path) else name.path.resolve()
-                found.setdefault(real, (name.path, name, number))
+                clips.setdefault(real, (name.path, name, number))
         else:
             called = f"image {number}" if len(items) > 1 else "image"
             clip = source_of(item, called)
             assert isinstance(clip, Clip)
-            found[number] = clip, Named(Path(called), called, called), number
-    sources, named, numbers = zip(*found.values(), strict=True) if found else ((), (), ())
-    return Found(list(sources), list(named), list(numbers), len(items))
+            clips[number] = clip, Named(Path(called), called, called), number
+    sources, named, numbers = zip(*clips.values(), strict=True) if clips else ((), (), ())
+    return Gathered(list(sources), list(named), list(numbers), len(items))
 
 
 def one_by_one(given: Inputs) -> list[Any]:
@@ -99,15 +99,15 @@ def one_by_one(given: Inputs) -> list[Any]:
     Raises:
         DataError: if it is none of these, or an array could be one image or three.
     """
-    found = several(given)
-    if found is None:
+    items = several(given)
+    if items is None:
         return [given]
     if isinstance(given, np.ndarray) and given.ndim == 3 and len(given) == 3:
         raise DataError(
             f"an array {given.shape} is one image with its channels first or three grey ones: give "
             "`np.moveaxis(array, 0, -1)` of the one, or `array[..., None]` of the three"
         )
-    return found
+    return items
 
 
 def several(given: Inputs) -> list[Any] | None:
@@ -194,41 +194,41 @@ def on_disk(given: Inputs) -> list[str | Path]:
 
 
 def whose(
-    subjects: Any, found: Found, asked: Callable[[Named], Any] = lambda name: name.name
+    subjects: Any, gathered: Gathered, asked: Callable[[Named], Any] = lambda name: name.name
 ) -> list[str | None]:
     """Whom each source shows; None of whom nobody knows.
 
     Args:
         subjects: a pattern, see `annotations.SubjectPattern`; a table; a mapping by path or file
             name; a function; or a list, whom each of the things handed over shows. None of none.
-        found: the sources.
+        gathered: the sources.
         asked: what a function is given of a source.
 
     Raises:
         DataError: if a pattern is none, or finds nobody in a name; if a list is not as long.
     """
-    names = found.names
-    told: Iterable[Any]
+    names = gathered.names
+    reported: Iterable[Any]
     if subjects is None:
-        told = [None] * len(names)
+        reported = [None] * len(names)
     elif isinstance(subjects, Table):
-        rows = (found.rows.get(name.path) for name in names)
-        told = (row.subject if row else None for row in rows)
+        rows = (gathered.rows.get(name.path) for name in names)
+        reported = (row.subject if row else None for row in rows)
     elif isinstance(subjects, str):
         pattern = SubjectPattern(subjects)
-        told = (pattern(name.within) for name in names)
+        reported = (pattern(name.within) for name in names)
     elif isinstance(subjects, Mapping):
-        told = (subjects.get(str(n.path), subjects.get(n.path.name)) for n in names)
+        reported = (subjects.get(str(n.path), subjects.get(n.path.name)) for n in names)
     elif callable(subjects):
-        told = (subjects(asked(name)) for name in names)
+        reported = (subjects(asked(name)) for name in names)
     else:
         one_each = list(subjects)
-        if len(one_each) != found.count:
+        if len(one_each) != gathered.count:
             raise DataError(
-                f"`subjects` names {len(one_each)}, and {found.count} files or images were given"
+                f"`subjects` names {len(one_each)}, and {gathered.count} files or images were given"
             )
-        told = (one_each[item] for item in found.items)
-    return [known(one) for one in told]
+        reported = (one_each[item] for item in gathered.items)
+    return [known(one) for one in reported]
 
 
 def _is_grey_stack(array: Any) -> bool:

@@ -102,15 +102,15 @@ class Collection:
         """
         cosines = self.features @ _unit(vector.astype(np.float32)[None])[0]
         own = without.resolve() if without is not None else None
-        found: dict[str, int] = {}
+        nearest: dict[str, int] = {}
         for row in np.argsort(-cosines, kind="stable"):
             source = self.sources[row]
-            if own is not None and source not in found:
+            if own is not None and source not in nearest:
                 file = self.file(int(row))
                 if file is not None and file.resolve() == own:
                     continue
-            found.setdefault(source, int(row))
-            if len(found) == count:
+            nearest.setdefault(source, int(row))
+            if len(nearest) == count:
                 break
         return [
             Neighbour(
@@ -119,7 +119,7 @@ class Collection:
                 float(cosines[row]),
                 self.picture(row, network.look()) if pictures else None,
             )
-            for source, row in found.items()
+            for source, row in nearest.items()
         ]
 
     def file(self, row: int) -> Path | None:
@@ -186,20 +186,20 @@ def read_embeddings(path: str | Path) -> Collection:
     """
     path = check_suffix(path)
     try:
-        found = _READERS[path.suffix.lower()](path)
+        embedded = _READERS[path.suffix.lower()](path)
     except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, csv.Error) as error:
         if isinstance(error, UsclError):
             raise
         raise UnreadableError(
             f"{path}: holds no embeddings of `uscl embed` ({reason(error)})"
         ) from error
-    features, count = found.features, len(found.sources)
-    columns = (features, found.frames, found.counts, found.subjects or found.sources)
+    features, count = embedded.features, len(embedded.sources)
+    columns = (features, embedded.frames, embedded.counts, embedded.subjects or embedded.sources)
     if features.ndim != 2 or not count or {len(column) for column in columns} != {count}:
         raise UnreadableError(f"{path}: holds no embeddings of `uscl embed`")
     if not np.isfinite(features).all():
         raise UnreadableError(f"{path}: some of its embeddings are no numbers; embed again")
-    return dataclasses.replace(found, features=_unit(features))
+    return dataclasses.replace(embedded, features=_unit(features))
 
 
 def _is_of(collection: Collection, network: Network) -> bool:
@@ -331,14 +331,14 @@ def neighbours(
     without = None if path is None else embedded.sources[0]
     (vector,) = embedded.features
     drawn = output is not None
-    found = known.nearest(vector, network, count, without=without, pictures=drawn)
+    nearest = known.nearest(vector, network, count, without=without, pictures=drawn)
     if output is not None:
         seen = network.look(rate, clean).at(find(image).sources[0])
         with closing(seen):
             first = next(seen).image
         with written(output) as partial:
-            _picture(first, path_name(embedded.sources[0]), found).save(partial, "PNG")
-    return Nearest(found, known.checked)
+            _picture(first, path_name(embedded.sources[0]), nearest).save(partial, "PNG")
+    return Nearest(nearest, known.checked)
 
 
 def path_name(path: Path) -> str:
@@ -346,10 +346,10 @@ def path_name(path: Path) -> str:
     return "/".join(path.parts[-2:])
 
 
-def _picture(image: Image.Image, name: str, found: Sequence[Neighbour]) -> Image.Image:
+def _picture(image: Image.Image, name: str, nearest: Sequence[Neighbour]) -> Image.Image:
     """The image, and the nearest to it in rows of five."""
     across, size, step, left, top = 5, 176, 204, 28, 48
-    lines = -(-len(found) // across)
+    lines = -(-len(nearest) // across)
     page = Page(2 * left + across * size + (across - 1) * (step - size), top + 250 + lines * 232)
     page.text((left, 26), "nearest images, by the cosine of their embeddings", 20)
 
@@ -364,7 +364,7 @@ def _picture(image: Image.Image, name: str, found: Sequence[Neighbour]) -> Image
         page.text((x, y + size + 28), _short(less), 12, FAINT)
 
     put(image, left, top, name, "the image that was given")
-    for number, one in enumerate(found):
+    for number, one in enumerate(nearest):
         x, y = left + number % across * step, top + 242 + number // across * 232
         whose = f", {one.subject}" if one.subject and one.subject not in one.name else ""
         put(one.picture, x, y, one.name, f"{one.cosine:.3f}{whose}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .answers import NUMBER, Answers, Floats
 from .errors import DataError, one_line
 from .files import check_output, expanded, parts_of, written
-from .inputs import Found, Inputs, find, on_disk, whose
+from .inputs import Gathered, Inputs, find, on_disk, whose
 from .names import cell
 from .network import Network, load
 from .parts import NAMES, Parts, Row
@@ -111,8 +111,8 @@ class AnswerTable(Tabular, Sequence[Answer]):
     def __getitem__(self, place: slice) -> AnswerTable: ...
 
     def __getitem__(self, place: int | slice) -> Answer | AnswerTable:
-        found = self._rows[place]
-        return AnswerTable(found) if isinstance(found, tuple) else found
+        rows = self._rows[place]
+        return AnswerTable(rows) if isinstance(rows, tuple) else rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -175,12 +175,12 @@ class Predictions(Tabular):
         return self.clips[number]
 
     def __repr__(self) -> str:
-        told = sum(answer.answer is not None for answer in self.clips)
+        answered = sum(answer.answer is not None for answer in self.clips)
         unlike = sum(answer.unlike for answer in self.clips)
         left = f", {len(self.skipped)} skipped" if self.skipped else ""
         return (
-            f"Predictions({len(self.clips)} files: {told} answered, {unlike} unlike the training "
-            f"images{left})"
+            f"Predictions({len(self.clips)} files: {answered} answered, {unlike} unlike the "
+            f"training images{left})"
         )
 
     def columns(self) -> dict[str, Any]:
@@ -324,27 +324,27 @@ def predict(
         output = check_suffix(output)
         closed = [] if isinstance(model, Network) else [model]
         check_output(output, inputs_of(on_disk(images)), closed, BEGINS[output.suffix.lower()])
-    found = find(images)
-    if not found.sources:
+    gathered = find(images)
+    if not gathered.sources:
         raise DataError("there is nothing to classify: name a file or folder, or give an image")
     # a wrong pattern should not cost an hour of work
-    told = whose(subjects, found, lambda name: name.path)
+    reported = whose(subjects, gathered, lambda name: name.path)
     how: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     skipped: list[tuple[Path, str]] = []
     if output is None:
         network, answers = _classifier(model, device, confidence)
         look = network.look(rate, clean)
-        rows = run(network, found.sources, look, skipped, answer=network.wanted, **how)
+        rows = run(network, gathered.sources, look, skipped, answer=network.wanted, **how)
         with contextlib.closing(rows):
-            return _predictions(network, answers, found, told, list(rows), skipped)
+            return _predictions(network, answers, gathered, reported, list(rows), skipped)
     with parts_of(output, NAMES) as folder:
         network, answers = _classifier(model, device, confidence)
         look = network.look(rate, clean)
         key = [release(), digest(network.module), repr(network.transform), look, network.flips]
         parts = Parts(folder, json.dumps(["answers", *key]))
-        sources = [path_of(source) for source in found.sources]
+        sources = [path_of(source) for source in gathered.sources]
         skipped = complete(parts, network, sources, look, network.wanted, **how)
-        result = _predictions(network, answers, found, told, [*parts.rows(sources)], skipped)
+        result = _predictions(network, answers, gathered, reported, [*parts.rows(sources)], skipped)
         result.save(output)
         parts.remove()
     return result
@@ -368,14 +368,14 @@ def _classifier(
 def _predictions(
     network: Network,
     answers: Answers,
-    found: Found,
+    gathered: Gathered,
     subjects: Sequence[str | None],
     rows: Sequence[Row],
     skipped: list[tuple[Path, str]],
 ) -> Predictions:
     if not rows:
         raise DataError(
-            f"none of {len(found.sources)} files can be read; {skipped[0][0]}: {skipped[0][1]}"
+            f"none of {len(gathered.sources)} files can be read; {skipped[0][0]}: {skipped[0][1]}"
         )
     probabilities, distances = network.said(np.concatenate([row.features for row in rows]))
     sizes = [len(row.features) for row in rows]
@@ -386,7 +386,7 @@ def _predictions(
         owner=np.repeat([row.source for row in rows], sizes),
         number=np.concatenate([np.arange(size) for size in sizes]),
         time=np.concatenate([row.times for row in rows]),
-        sources=[path_of(source) for source in found.sources],
+        sources=[path_of(source) for source in gathered.sources],
         subjects=subjects,
     )
     return Predictions(

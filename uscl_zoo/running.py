@@ -175,8 +175,8 @@ def complete(
 
 def digest(network: nn.Module) -> str:
     """SHA-256 of all that a network's answers depend on: its kind, and every tensor."""
-    found = hashlib.sha256(type(network).__name__.encode())
+    digest = hashlib.sha256(type(network).__name__.encode())
     for name, tensor in network.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -65,10 +65,10 @@ def test_frames_are_shown_as_they_go_in(folder: Path, network: Network) -> None:
 
 def test_beam_and_overlays(folder: Path, network: Network) -> None:
     seen = examine(network, folder / "clip.gif")
-    assert seen.found is not None
-    assert seen.found.sure
-    assert seen.found.beam.kind == "curved"
-    assert len(seen.found.pictures) == SHOWN
+    assert seen.detected is not None
+    assert seen.detected.sure
+    assert seen.detected.beam.kind == "curved"
+    assert len(seen.detected.pictures) == SHOWN
 
 
 def test_drawn_shows_rim_overlay_and_darkness() -> None:
@@ -97,7 +97,7 @@ def test_frames_of_several_sizes_have_no_one_beam(network: Network, tmp_path: Pa
     pages = [Image.new("L", size, 90) for size in ((64, 64), (80, 64))]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     seen = examine(network, tmp_path / "pages.tif")
-    assert seen.found is None
+    assert seen.detected is None
     assert len(seen.times) == 2
     assert "several sizes" in panels.beam(seen)
 

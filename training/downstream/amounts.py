@@ -68,15 +68,15 @@ class Amounts(Goal):
 
     def texts(self, labels: Mapping[str, str], data: str) -> dict[str, str]:
         """See `Goal`; two different numbers at least."""
-        found = {}
+        amounts = {}
         for file, label in labels.items():
             try:
-                found[file] = f"{number(label):.10g}"
+                amounts[file] = f"{number(label):.10g}"
             except DataError as error:
                 raise DataError(f"{data}: {file}: {error}") from error
-        if len(set(found.values())) < 2:
-            raise DataError(f"{data}: has {len(found)} files of less than two different numbers")
-        return found
+        if len(set(amounts.values())) < 2:
+            raise DataError(f"{data}: has {len(amounts)} files of less than two different numbers")
+        return amounts
 
     def outputs(self, labels: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
         """One: what the column is called."""
@@ -184,8 +184,8 @@ class Amounts(Goal):
 
     def compared(self, judged: Judged, bootstrap: Bootstrap) -> dict[str, Floats]:
         """MAE and R2."""
-        found = self.resampled(judged, bootstrap)
-        return {name: found[name] for name in ("MAE", "R2")}
+        intervals = self.resampled(judged, bootstrap)
+        return {name: intervals[name] for name in ("MAE", "R2")}
 
 
 def _ridge(known: Features, target: Floats, subject: Rows) -> tuple[StandardScaler, Ridge]:

@@ -112,13 +112,14 @@ def _good(standing: Standing) -> str:
     if standing.goal.task == NUMBER:
         knowing_nothing = np.abs(judged.target - np.median(judged.target)).mean()
         return (
-            f"{judged.classes[0]} is told with a mean absolute error (MAE) of {score('MAE'):.4g} "
-            f"(who always says their median: {knowing_nothing:.4g}) and an R2 of {score('R2')}"
+            f"{judged.classes[0]} is predicted with a mean absolute error (MAE) of "
+            f"{score('MAE'):.4g} (who always says their median: "
+            f"{knowing_nothing:.4g}) and an R2 of {score('R2')}"
         )
     if standing.goal.task == LABELS:
         return (
-            f"{listed(judged.classes)} are told with a mean AUROC of {score('mean AUROC')} (by "
-            f"chance 0.5) and a mean F1 of {score('mean F1')}"
+            f"{listed(judged.classes)} are recognised with a mean AUROC of "
+            f"{score('mean AUROC')} (by chance 0.5) and a mean F1 of {score('mean F1')}"
         )
     return (
         f"{listed(judged.classes)} are told apart with a balanced accuracy of "
@@ -150,7 +151,7 @@ def _weakest(standing: Standing) -> str:
     place = judged.classes.index(least)
     said = judged.predicted[(judged.target == place) & (judged.predicted != place)]
     most = judged.classes[int(np.bincount(said).argmax())]
-    return f"it is worst at {least}: {known[least]} are found, the others mostly called {most}"
+    return f"it is worst at {least}: {known[least]} are recognised, the others mostly called {most}"
 
 
 def by_third(judged: Judged) -> dict[str, tuple[str, float]]:
@@ -203,23 +204,23 @@ def more_subjects(standing: Standing, trained: int, whom: str) -> list[Advice]:
     if main not in standing.learns or not np.isfinite(standing.learns[main].value):
         return []
     gain = standing.ahead(standing.learns[main])
-    half, told = trained // 2, f"{signed(gain, main)} of {main}"
+    half, gained = trained // 2, f"{signed(gain, main)} of {main}"
     # what is not worth collecting for: a hundredth, or of an error a twentieth
     worth = WORTH if standing.goal.rises else 5 * WORTH * abs(standing.values[main][0])
     if gain.bounded and gain.low > 0 and gain.value >= worth:
         text = (
-            f"From {half} to {trained} training {whom} a linear head on {OWN} gained {told}: "
+            f"From {half} to {trained} training {whom} a linear head on {OWN} gained {gained}: "
             "collect more; as many again may bring about as much."
         )
     elif gain.bounded and gain.high < worth:
         text = (
-            f"From {half} to {trained} training {whom} a linear head on {OWN} gained {told}: "
+            f"From {half} to {trained} training {whom} a linear head on {OWN} gained {gained}: "
             "more of the same kind will bring little; look at the labels, or for subjects unlike "
             "these."
         )
     else:
         text = (
-            f"From {half} to {trained} training {whom} a linear head on {OWN} gained {told}, "
+            f"From {half} to {trained} training {whom} a linear head on {OWN} gained {gained}, "
             "which does not say whether more will help; for a narrower interval judge on more "
             "(`holdout`, or `folds`)."
         )
@@ -249,8 +250,8 @@ def other_start(standing: Standing) -> list[Advice]:
 def errors(standing: Standing) -> list[Advice]:
     """Where it errs most."""
     judged, task = standing.judged, standing.goal.task
-    told = {CLASSES: _confused, LABELS: _mislabelled, NUMBER: _misjudged}[task](judged)
-    return [Advice("Where it errs", told)] if told else []
+    text = {CLASSES: _confused, LABELS: _mislabelled, NUMBER: _misjudged}[task](judged)
+    return [Advice("Where it errs", text)] if text else []
 
 
 def _confused(judged: Judged) -> str:
@@ -261,16 +262,16 @@ def _confused(judged: Judged) -> str:
     pairs, counts = np.unique(
         np.stack([judged.target[wrong], judged.predicted[wrong]]), axis=1, return_counts=True
     )
-    told = []
+    mistakes = []
     for place in np.argsort(-counts, kind="stable")[:2]:
         true, said = pairs[:, place]
         own = judged.target == true
         whose = judged.subject[own & (judged.predicted == said)]
-        told.append(
+        mistakes.append(
             f"{counts[place]} of {own.sum()} {judged.classes[true]} files, of "
             f"{len(np.unique(whose))} subjects, are taken for {judged.classes[said]}"
         )
-    return "; ".join(told) + ": the surest of them are pictured below."
+    return "; ".join(mistakes) + ": the surest of them are pictured below."
 
 
 def _mislabelled(judged: Judged) -> str:
@@ -298,7 +299,7 @@ def _misjudged(judged: Judged) -> str:
     drawn = ""
     if slope < -0.2:
         drawn = (
-            f" What is high is told too low and what is low too high (the error falls by "
+            f" What is high is judged too low and what is low too high (the error falls by "
             f"{-slope:.2f} for each unit more): it falls back on the mean."
         )
     farthest = int(np.abs(said - truth).argmax())
@@ -358,20 +359,20 @@ def by_blanking(network: Network, videos: Sequence[Video], seed: int) -> list[Ad
     if not there:
         return [Advice("Shortcuts", "Not looked for: the files are no longer where they were.")]
     try:
-        found = shortcuts.shortcut(network, there, progress=False)
+        blanking = shortcuts.shortcut(network, there, progress=False)
     except UsclError as error:
         return [Advice("Shortcuts", f"Not looked for: {error}.")]
-    changed = sum(case.changed for case in found.cases)
-    moved = float(np.median([case.moved for case in found.cases]))
+    changed = sum(case.changed for case in blanking.cases)
+    moved = float(np.median([case.moved for case in blanking.cases]))
     blanked = "With everything outside the beam, text and calipers blanked"
-    if not any(case.blanked + case.removed > 0 for case in found.cases):
-        return [Advice("Shortcuts", f"In {len(found)} files there was nothing to blank.")]
+    if not any(case.blanked + case.removed > 0 for case in blanking.cases):
+        return [Advice("Shortcuts", f"In {len(blanking)} files there was nothing to blank.")]
     if network.answers is not None and network.answers.task == NUMBER:
-        text = f"{blanked}, the number for {len(found)} files moves by {moved:.4g} (median)"
+        text = f"{blanked}, the number for {len(blanking)} files moves by {moved:.4g} (median)"
         much = moved > network.answers.spread / 2
     else:
-        text = f"{blanked}, the answer for {changed} of {len(found)} files becomes another"
-        much = changed > SHORTCUT * len(found)
+        text = f"{blanked}, the answer for {changed} of {len(blanking)} files becomes another"
+        much = changed > SHORTCUT * len(blanking)
     if much:
         text += (
             ": it may go by what is not ultrasound. `uscl shortcut MODEL FILES` shows where; "

@@ -41,7 +41,7 @@ def of_columns(cells: Mapping[str, str | None]) -> str | None:
     Raises:
         DataError: if a cell says neither that it is there nor that it is not.
     """
-    told = []
+    labels = []
     for name, cell in cells.items():
         text = known(cell)
         if text is None:
@@ -49,8 +49,8 @@ def of_columns(cells: Mapping[str, str | None]) -> str | None:
         word = text.casefold()
         if word not in THERE | ABSENT:
             raise DataError(f"column {name!r} has {text!r}; should be 1 or 0, yes or no, or empty")
-        told.append(f"{_plain(name)}={int(word in THERE)}")
-    return ";".join(told) or None
+        labels.append(f"{_plain(name)}={int(word in THERE)}")
+    return ";".join(labels) or None
 
 
 def _plain(name: str) -> str:
@@ -64,14 +64,14 @@ def parsed(text: str) -> dict[str, bool | None]:
     Returns:
         Whether each is there; of a list, what is not in it is not there, which `spread` adds.
     """
-    found: dict[str, bool | None] = {}
+    present: dict[str, bool | None] = {}
     for part in filter(None, map(str.strip, _BETWEEN.split(text))):
         name, sign, value = part.rpartition("=")
         if sign and value in "01":
-            found[name] = value == "1"
+            present[name] = value == "1"
         elif fold(part) not in NONE:
-            found[part] = True
-    return found
+            present[part] = True
+    return present
 
 
 def spread(texts: Mapping[str, str]) -> dict[str, str]:
@@ -92,9 +92,9 @@ def spread(texts: Mapping[str, str]) -> dict[str, str]:
     result = {}
     for file, row in rows.items():
         own = {spelling[fold(name)]: there for name, there in row.items()}
-        told = own if columns else {name: own.get(name, False) for name in names}
+        recorded = own if columns else {name: own.get(name, False) for name in names}
         result[file] = ";".join(
-            f"{name}={int(bool(there))}" for name, there in sorted(told.items())
+            f"{name}={int(bool(there))}" for name, there in sorted(recorded.items())
         )
     return result
 
@@ -204,8 +204,8 @@ class Labelling(Goal):
             scaled = said.astype(np.float64) / float(np.exp(log))
             return float((share * (np.logaddexp(0, scaled) - wanted * scaled)).sum())
 
-        found = minimize_scalar(loss, bounds=(-3, 3), method="bounded")
-        temperature = float(np.exp(found.x))
+        fitted = minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+        temperature = float(np.exp(fitted.x))
         chances = 1 / (1 + np.exp(-said.astype(np.float64) / temperature))
         cuts = []
         for place in range(said.shape[1]):
@@ -262,8 +262,10 @@ class Labelling(Goal):
 
     def compared(self, judged: Judged, bootstrap: Bootstrap) -> dict[str, Floats]:
         """AUROC and F1."""
-        found = self.resampled(judged, bootstrap)
-        return {name: v for name, v in found.items() if name.startswith(("mean", "AUROC", "F1"))}
+        intervals = self.resampled(judged, bootstrap)
+        return {
+            name: v for name, v in intervals.items() if name.startswith(("mean", "AUROC", "F1"))
+        }
 
 
 def best_cut(chances: Floats, there: npt.NDArray[np.bool_], weights: Floats) -> float:

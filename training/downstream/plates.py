@@ -30,7 +30,7 @@ _CURVES = "Learning curve: loss of the training frames, augmented, and the learn
 #: What is to be seen in the pictures, in the order of the page, by task.
 CAPTIONS: dict[str, dict[str, str]] = {
     CLASSES: {
-        VERDICT: _AGAINST.format("macro AUROC", "the share of each class that is found"),
+        VERDICT: _AGAINST.format("macro AUROC", "the share of each class that is recognised"),
         CASES: "Clips that did not train it: the surest right ones, and in red the surest wrong "
         "ones.",
         CONFUSION: "Confusion matrix: shares of the true class, and counts of clips.",
@@ -184,7 +184,7 @@ def _draw_whom(axes: Any, standing: Standing) -> None:
             if own is not None:
                 _interval(axes, standing.score(name, own.values), place + 0.18, _GREY)
             _interval(axes, standing.score(name), place, _BLUE)
-        what = "share of the class that is found" if goal.task == CLASSES else "AUROC by label"
+        what = "share of the class that is recognised" if goal.task == CLASSES else "AUROC by label"
         axes.set(xlabel=what, xlim=(-0.02, 1.02))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -371,15 +371,15 @@ def _cases(judged: Judged, task: str) -> tuple[dict[int, str], dict[int, str]]:
         wrong = [i for i in order[::-1] if missed[i]][:_ROW]
         return {i: texts[i] for i in right}, {i: texts[i] for i in wrong}
     sure, hit = judged.probabilities.max(axis=1), judged.predicted == judged.target
-    found = []
+    cells = []
     for chosen in (hit, ~hit):
         texts = {}
         for i in surest(judged, chosen, _ROW).tolist():
             texts[i] = f"{judged.classes[judged.predicted[i]]} {sure[i]:.2f}"
             if not hit[i]:
                 texts[i] += f"\nis {judged.classes[judged.target[i]]}"
-        found.append(texts)
-    return found[0], found[1]
+        cells.append(texts)
+    return cells[0], cells[1]
 
 
 def draw_cases(judged: Judged, verdict: Verdict, frames: npt.NDArray[np.uint8]) -> Figure:

@@ -34,7 +34,7 @@ _DRAWN: RGB = (255, 64, 160)
 
 
 @dataclass(frozen=True)
-class Found:
+class Detected:
     """The beam of a clip, and what the scanner drew over it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Examination:
         numbers: which frames these are.
         times: float64 (T,), seconds; NaN where the source does not say.
         clean: whether they had been cut to the beam and cleaned before.
-        found: beam and overlays; None where frames are of several sizes.
+        detected: beam and overlays; None where frames are of several sizes.
         neighbours: the nearest images of a collection.
         cut: whether the clip goes on behind its last frame here.
         notes: what of the file could not be used.
@@ -78,7 +78,7 @@ class Examination:
     numbers: list[int]
     times: NDArray[np.float64]
     clean: bool
-    found: Found | None
+    detected: Detected | None
     neighbours: list[Neighbour] = field(default_factory=list)
     cut: bool = False
     notes: list[str] = field(default_factory=list)
@@ -133,7 +133,7 @@ def examine(
         numbers=numbers,
         times=np.array(times),
         clean=look.clean,
-        found=shown.found(numbers),
+        detected=shown.detected(numbers),
         neighbours=neighbours,
         cut=cut,
         notes=notes,
@@ -187,12 +187,12 @@ class _Shown:
         self.pictures.append(drawn(frame.image, inside, whole))
         return cleaned
 
-    def found(self, numbers: list[int]) -> Found | None:
+    def detected(self, numbers: list[int]) -> Detected | None:
         if self.cleaner is None:
             return None
         share = float(np.mean(self.shares)) if self.shares else 0.0
         pictures = [self.pictures[number] for number in numbers]
-        return Found(self.cleaner.beam, self.cleaner.sure, share, pictures)
+        return Detected(self.cleaner.beam, self.cleaner.sure, share, pictures)
 
 
 def drawn(image: Image.Image, inside: Mask, overlay: Mask) -> Image.Image:

@@ -134,18 +134,22 @@ def frames(seen: Examination) -> str:
 def beam(seen: Examination) -> str:
     """The beam and the overlays that were detected."""
     head = "<h3>Beam and overlays</h3>"
-    if seen.found is None:
+    if seen.detected is None:
         return wrapped(f'{head}<p class="faint">Its frames are of several sizes: no one beam.</p>')
-    found = seen.found
-    if not found.sure:
-        kind = "No edge of a beam was found" if found.beam.kind == UNKNOWN else "The beam is unsure"
-        said = f"{kind} (confidence {found.beam.confidence:.2f}); frames stay as they are."
+    detected = seen.detected
+    if not detected.sure:
+        kind = (
+            "No edge of a beam was detected"
+            if detected.beam.kind == UNKNOWN
+            else "The beam is unsure"
+        )
+        said = f"{kind} (confidence {detected.beam.confidence:.2f}); frames stay as they are."
     else:
-        left, top, right, bottom = found.beam.box
+        left, top, right, bottom = detected.beam.box
         said = (
-            f"{found.beam.kind.capitalize()} beam, confidence {found.beam.confidence:.2f}, "
+            f"{detected.beam.kind.capitalize()} beam, confidence {detected.beam.confidence:.2f}, "
             f"{right - left} × {bottom - top} pixels; lettering, calipers and the like cover "
-            f"{100 * found.overlays:.1f} % of it."
+            f"{100 * detected.overlays:.1f} % of it."
         )
     keys = (
         '<span class="key" style="background:rgb(64,224,128)"></span> rim of the beam, '
@@ -159,7 +163,7 @@ def beam(seen: Examination) -> str:
     )
     figures = [
         _figure(picture, _when(seen, number))
-        for number, picture in zip(seen.numbers, found.pictures, strict=True)
+        for number, picture in zip(seen.numbers, detected.pictures, strict=True)
     ]
     return wrapped(f'{head}<p class="faint">{said} {keys}. {use}</p>{_strip(figures)}')
 

@@ -256,7 +256,7 @@ def neighbours(
     """
     from .. import neighbours as nearness
 
-    found = nearness.neighbours(
+    answer = nearness.neighbours(
         features,
         file,
         model,
@@ -266,13 +266,13 @@ def neighbours(
         clean=clean,
         device=device,
     )
-    if not found.checked:
+    if not answer.checked:
         message = "none of its files is in reach, so nobody can tell whether they are of"
         say(f"uscl: {features}: {message} {model}", err=True)
     if as_json:
-        say_json([one.plain() for one in found.nearest])
+        say_json([one.plain() for one in answer.nearest])
         return
-    for one in found.nearest:
+    for one in answer.nearest:
         whose = f", {one.subject}" if one.subject else ""
         say(one_line(f"{one.cosine:6.3f}  {one.source}{whose}"), indent=8)
     if output is not None:

@@ -90,7 +90,7 @@ class Images(Dataset[tuple[Any, int]], Tabular):
         self.folder = expanded(folder)
         self.transform, self.clip = transform, clip
         self.look = Look(rate, clean)
-        found = collect(
+        collection = collect(
             self.folder,
             table,
             file_column=file_column,
@@ -101,15 +101,15 @@ class Images(Dataset[tuple[Any, int]], Tabular):
             exclude=list(exclude),
             every_row=every_row,
         )
-        for note in found.notes:
+        for note in collection.notes:
             warnings.warn(note, DamageWarning, stacklevel=2)
-        rows = unify(found.annotations)
-        self.names = list(found.sources)
-        self.files = [found.sources[name] for name in self.names]
+        rows = unify(collection.annotations)
+        self.names = list(collection.sources)
+        self.files = [collection.sources[name] for name in self.names]
         self.labels = [rows[name].label or "" for name in self.names]
         self.subjects = [rows[name].subject for name in self.names]
         self.classes = tuple(sorted(set(self.labels)))
-        self.knows_subjects = found.subjects
+        self.knows_subjects = collection.subjects
         self._annotations = rows
 
     @property
