@@ -39,7 +39,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Matched:
+class Matched:
     """What was found of a class in all images, the surest first.
 
     Attributes:
@@ -63,7 +63,7 @@ class Precision:
         own: what pycocotools itself says: AP, AP50 and AP75; NaN where nothing is there.
     """
 
-    matched: tuple[_Matched, ...]
+    matched: tuple[Matched, ...]
     thresholds: Floats
     own: tuple[float, float, float]
 
@@ -89,7 +89,7 @@ class Precision:
         return mean(slice(None)), mean([places[0]]), mean([places[1]])
 
 
-def _average(one: _Matched, weight: Floats) -> Floats:
+def _average(one: Matched, weight: Floats) -> Floats:
     """Average precision at each threshold, (T,), by COCO's 101 recalls; NaN if nothing is there."""
     there = float(weight @ one.there)
     if not there:
@@ -184,7 +184,7 @@ def _own(values: Any) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def _matched(judge: Any, label: int, images: int, thresholds: Floats) -> _Matched:
+def _matched(judge: Any, label: int, images: int, thresholds: Floats) -> Matched:
     """The matches of a class over all images and sizes of regions."""
     areas = len(judge.params.areaRng)
     # by class, then by range of areas, of which the first is all, then by image
@@ -200,7 +200,7 @@ def _matched(judge: Any, label: int, images: int, thresholds: Floats) -> _Matche
         places.append(np.full(len(own["dtScores"]), image, np.int64))
     score = np.concatenate([np.empty(0), *scores])
     order = np.argsort(-score, kind="mergesort")
-    return _Matched(
+    return Matched(
         image=np.concatenate([np.empty(0, np.int64), *places])[order],
         hit=np.concatenate([np.empty((len(thresholds), 0), bool), *hits], axis=1)[:, order],
         there=there,
