@@ -52,6 +52,7 @@ OUTLINED = ["segmentation", "detection"]
     multiple=True,
     help="Class or number of the file; of several labels repeat it, or one of lists (A;B).",
 )
+@click.option("--mask-column", multiple=True, help="Of a CSV: masks of the file; repeat.")
 @click.option("--subject-column", help="Patient; a subject is never split.")
 @click.option("--subject-pattern", help="Regex whose group is the subject.")
 @click.option("--every-row", is_flag=True, help="Of a CSV: fail if a row has no file.")
@@ -119,11 +120,12 @@ def finetune(
             )
     options["classes"] = options["classes"] or None
     options["label_column"] = options["label_column"] or None
+    options["mask_column"] = options["mask_column"] or None
     options["task"] = task
     if task in OUTLINED:
         options = _of_task(context, task, run, options)
     else:
-        for name in ("network", "layout"):
+        for name in ("network", "layout", "mask_column"):
             if options.pop(name) is not None:
                 raise DataError(f"`{name}` is of what outlines (`task=segmentation`); leave it out")
     done = run(data, output, tell=lambda text: click.echo(text, err=True), **options)

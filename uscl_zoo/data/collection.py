@@ -135,7 +135,7 @@ def collect(
             home, rows = data, read_table(expanded(table), *columns, join=join)
         else:
             home, rows = data, read_frame(table, data / "the data frame", *columns, join=join)
-        files = _of_table(rows, home, pattern, every_row, notes)
+        files = of_table(rows, home, pattern, every_row, notes)
     kept = {
         name: (source, row)
         for name, (source, row) in files.items()
@@ -243,9 +243,21 @@ def _of_folder(
     return files
 
 
-def _of_table(
+def of_table(
     table: Table, home: Path, pattern: SubjectPattern | None, every_row: bool, notes: list[str]
 ) -> dict[str, tuple[Path, Annotation]]:
+    """The files that the rows of a table name, and their rows, by name.
+
+    Args:
+        table: of annotations.
+        home: the folder that its rows count from.
+        pattern: of the subjects, in place of those of the table.
+        every_row: whether a row without a file is an error.
+        notes: is given what had to be bent, and what is lost.
+
+    Raises:
+        DataError: as `rows.assign`.
+    """
     # files that rows name by their paths need no search, and may be anywhere
     files = {key: absolute(home / key) for key in table.rows}
     direct = {key: path for key, path in files.items() if path.is_file()}

@@ -88,6 +88,9 @@ def finetune(
     network: str | None = None,
     model: str = "resnet18_uscl",
     layout: str | None = None,
+    file_column: str = "Filename",
+    mask_column: str | Sequence[str] | None = None,
+    subject_column: str | None = None,
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
@@ -118,7 +121,7 @@ def finetune(
     `heldout.csv`, from which the figures were computed.
 
     Args:
-        data: a folder of images with masks, or COCO's JSON; see `find_outlined`.
+        data: a folder of images with masks, COCO's JSON, or a CSV; see `find_outlined`.
         output: folder of the model.
         task: `segmentation`: a class a pixel; `detection`: boxes, and masks in them.
         network: of smp, e.g. `unet`, `fpn` or `deeplabv3plus`; to detect, `maskrcnn` or
@@ -126,6 +129,9 @@ def finetune(
         model: the encoder, as for `downstream.finetune`.
         layout: of a public collection as it is published, one of `published.LAYOUTS`; None for
             images and masks of one's own.
+        file_column: of a CSV: the images.
+        mask_column: of a CSV: their masks.
+        subject_column: of a CSV: whom they show.
         subject_pattern: whose group is the subject, in each path.
         classes: names of the classes, in the order of the values of the masks.
         exclude: patterns of file names to leave out.
@@ -179,12 +185,18 @@ def finetune(
 
         if layout is None:
             outlined = find_outlined(
-                data, subject_pattern=subject_pattern, classes=classes, exclude=exclude
+                data,
+                subject_pattern=subject_pattern,
+                classes=classes,
+                exclude=exclude,
+                file_column=file_column,
+                mask_column=mask_column,
+                subject_column=subject_column,
             )
-        elif subject_pattern or classes or exclude:
+        elif subject_pattern or classes or exclude or mask_column or subject_column:
             raise DataError(
-                "`layout` knows the subjects and classes of its collection; leave out "
-                "`subject_pattern`, `classes` and `exclude`"
+                "`layout` knows the masks, subjects and classes of its collection; leave out "
+                "`mask_column`, `subject_column`, `subject_pattern`, `classes` and `exclude`"
             )
         else:
             outlined = load(layout, data)

@@ -16,6 +16,7 @@ from uscl_zoo.segmentation.regions import Labels, Region, components, painted
 from uscl_zoo.ultrasound.sources import Named, name_sources
 
 from . import coco
+from . import table as rows
 from .masks import Legend, legend_of, pair, survey
 
 
@@ -115,16 +116,22 @@ def find_outlined(
     subject_pattern: str | None = None,
     classes: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
+    file_column: str = "Filename",
+    mask_column: str | Sequence[str] | None = None,
+    subject_column: str | None = None,
 ) -> Outlined:
     """Find images and what is outlined in them.
 
     Args:
         data: a folder of images with masks beside them or in a folder of masks, or COCO's JSON, or
-            a folder that holds a single one.
+            a folder that holds a single one; or a CSV of images and masks.
         subject_pattern: see `SubjectPattern`.
         classes: names of the classes, in the order of the values of the masks; of COCO the only
             categories to take.
         exclude: patterns of file names to leave out.
+        file_column: of a CSV: the images.
+        mask_column: of a CSV: the masks; several columns, or rows, are as many masks of an image.
+        subject_column: of a CSV: whom they show.
 
     Raises:
         UnreadableError: if there is no such file or folder, or a mask cannot be read.
@@ -132,9 +139,32 @@ def find_outlined(
     """
     pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
     notes: list[str] = []
-    table = coco.file_in(data)
+    is_csv = data.is_file() and data.suffix.lower() == ".csv"
+    columns = [mask_column] if isinstance(mask_column, str) else list(mask_column or ())
+    if is_csv and not columns:
+        raise DataError(f"{data}: `mask_column` is missing: which column has the masks?")
+    if pattern is not None and subject_column is not None:
+        raise DataError("`subject_column` and `subject_pattern` exclude each other")
+    for argument, given in (
+        ("mask_column", bool(columns)),
+        ("subject_column", subject_column is not None),
+    ):
+        if given and not is_csv:
+            raise DataError(f"{data}: `{argument}` is of a CSV, and this is none")
+    table = None if is_csv else coco.file_in(data)
     legend = None
-    if table is not None:
+    if is_csv:
+        listed = rows.read(data, file_column, columns, subject_column, pattern, notes)
+        items = [
+            Item(row.name, row.source, row.subject, row.masks)
+            for row in listed
+            if not _is_excluded(row.source, exclude)
+        ]
+        legend, said = legend_of(survey(item.masks for item in items), classes)
+        notes += said
+        names = legend.classes
+        inputs = [data, *(file for item in items for file in (item.source, *item.masks))]
+    elif table is not None:
         read = coco.read(table, classes)
         notes += read.notes
         sources = coco.images_of(read, table, notes)
@@ -162,7 +192,8 @@ def find_outlined(
             for own in found
         ]
         inputs = [file for item in items for file in (item.source, *item.masks)]
-    if pattern is None:
+    known = pattern is not None or subject_column is not None
+    if not known:
         notes.append(
             "no subjects are known, so each image counts as its own; if subjects have several, "
             "name the pattern or column, or the figures will be too good"
@@ -172,7 +203,7 @@ def find_outlined(
         items=tuple(items),
         classes=names,
         legend=legend,
-        subjects=pattern is not None,
+        subjects=known,
         notes=tuple(notes),
         name=name,
         inputs=tuple(inputs),
