@@ -1,4 +1,5 @@
-"""Load a published repository as somebody who has no uscl-zoo; a script for test_loading.py.
+"""Load a published repository as somebody who has no uscl-zoo; a script for test_loading.py
+and test_published.py.
 
     python tests/plain.py REPOSITORY FOLDER FRAMES OUTPUT ROW...
 
@@ -91,6 +92,18 @@ def torchvision_state_dict(repo: str, folder: str, frames: Tensor) -> Any:
     model.fc = torch.nn.Identity()
     model.load_state_dict(load_file(f"{folder}/model.safetensors"))
     return model.eval()(frames)
+
+
+def smp_hub(repo: str, folder: str, frames: Tensor) -> Any:
+    import segmentation_models_pytorch as smp
+
+    return smp.from_pretrained(repo).eval()(frames)
+
+
+def smp_folder(repo: str, folder: str, frames: Tensor) -> Any:
+    import segmentation_models_pytorch as smp
+
+    return smp.from_pretrained(folder).eval()(frames)
 
 
 def main(repo: str, folder: str, frames: str, output: str, *rows: str) -> None:

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: download the weights of a card, or say why that cannot be."""
+"""The Hugging Face Hub: download the weights of a card, or a model, or say why that cannot be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from .card import Card
 from .digests import sha256_of
-from .errors import DigestError, UsclError, WeightsNotFoundError
+from .errors import DigestError, HubError, UsclError, WeightsNotFoundError
 from .places import HUB, Located, Place, check, missing
 
 T = TypeVar("T")
@@ -92,12 +92,9 @@ def _await_answer(card: Card, looked: tuple[Place, ...]) -> None:
     `hf_hub_download` retries for up to two minutes when the Hub cannot be reached. A server that
     answers, even with an error it may get over, is left to the client and its retries.
     """
-    overruled = "HF_HUB_ETAG_TIMEOUT" in os.environ
-    seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if overruled else ANSWER_WITHIN
     assert card.weights.hub_repo is not None
-    url = hf_hub_url(card.weights.hub_repo, HUB_FILE, revision=card.weights.revision)
     try:
-        _within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
+        _ask(card.weights.hub_repo, HUB_FILE, card.weights.revision)
     except HfHubHTTPError as error:
         if _is_refusal(error):
             raise _undownloadable(card, looked, None, error) from error
@@ -108,6 +105,55 @@ def _await_answer(card: Card, looked: tuple[Place, ...]) -> None:
             f"{constants.ENDPOINT} cannot be reached ({_first_line(error)})",
             "connect and try again",
         ) from error
+
+
+def _ask(repo: str, file: str, revision: str | None) -> None:
+    """Ask for the headers of a file, and raise what the client raises where there are none."""
+    overruled = "HF_HUB_ETAG_TIMEOUT" in os.environ
+    seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if overruled else ANSWER_WITHIN
+    url = hf_hub_url(repo, file, revision=revision)
+    _within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
+
+
+def snapshot(name: str, files: Sequence[str]) -> Path:
+    """The folder in the Hub's cache with some files of a repository, downloaded where need be.
+
+    Without a network what was downloaded before is used.
+
+    Args:
+        name: `namespace/name`, or with `@` and a branch, tag or commit behind it.
+        files: of it.
+
+    Raises:
+        HubError: if one cannot be had.
+    """
+    repo, _, revision = name.partition("@")
+    offline = bool(constants.HF_HUB_OFFLINE)
+    try:
+        if not offline:
+            try:
+                _ask(repo, files[0], revision or None)
+            except HfHubHTTPError as error:
+                if _is_refusal(error):
+                    raise
+            except Exception:  # of whichever transport, as in download
+                offline = True
+        paths = [
+            Path(hf_hub_download(repo, file, revision=revision or None, local_files_only=offline))
+            for file in files
+        ]
+    except HfHubHTTPError as error:
+        raise HubError(
+            f"{name}: {constants.ENDPOINT} has no {files[0]} there, or not for you "
+            f"({_first_line(error)}); set HF_TOKEN if the repository is private"
+        ) from error
+    except Exception as error:
+        why = "cannot be reached" if offline else "does not give it"
+        raise HubError(
+            f"{name}: {constants.ENDPOINT} {why}, and it was not downloaded before "
+            f"({_first_line(error)})"
+        ) from error
+    return paths[0].parent
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:

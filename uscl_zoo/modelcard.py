@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 from huggingface_hub import EvalResult, ModelCardData
 
 from . import licences
+from .answers import OUTLINING
 from .card import Card, Metric, Source, licences_of
 from .descriptions import origin_in_words, standing
 from .errors import one_line
@@ -24,11 +25,14 @@ T = TypeVar("T")
 
 #: The figure of a backbone, and of a fine-tuned model.
 FIGURE, CONFUSION, ROC, AGREEMENT = "similarity.png", "confusion.png", "roc.png", "agreement.png"
+_RELIABLE = "reliability.png", "How often pixels and regions are right, by their probability"
 #: The picture of a fine-tuned model that shows no patient, and what it is, by `Card.task`.
 PICTURES = {
     None: (CONFUSION, "Confusion matrix"),
     "multilabel": (ROC, "ROC curves of the labels"),
     "regression": (AGREEMENT, "What was said against what is right, and the differences"),
+    "segmentation": _RELIABLE,
+    "detection": _RELIABLE,
 }
 
 #: Channels of the last stage, which are the numbers of an embedding.
@@ -46,6 +50,9 @@ _METHOD = (
     "Chen, Zhang et al., USCL: Pretraining Deep Ultrasound Image Diagnosis Model Through Video "
     "Contrastive Representation Learning, MICCAI 2021, doi 10.1007/978-3-030-87237-3_60"
 )
+
+#: In the Hub's words, by `Card.task`: what loads it, where that is not timm.
+_LIBRARIES = {"segmentation": "segmentation-models-pytorch", "detection": "uscl-zoo"}
 
 # What Markdown, HTML and the mathematics of the Hub make something of.
 _MARKUP = re.compile(r"[\\`*\[\]<>|#!~$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -106,7 +113,7 @@ def model_card(card: Card, repo: str) -> str:
         f"---\n{_metadata(raw)}\n---",
         f"# {card.name}",
         *(_classifier(card) if card.classes else _backbone(card)),
-        f"## Use\n\n{_answering(repo) if card.classes else _usage(card, repo)}",
+        f"## Use\n\n{_use(raw, repo)}",
         f"## Intended use and limits\n\n{card.intended_use}\n\n" + _items(card.limits),
         f"## Licence\n\n{_licence(card)}",
         "## Training\n\n" + _items(_training(card)),
@@ -140,6 +147,12 @@ def model_card(card: Card, repo: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _use(card: Card, repo: str) -> str:
+    if card.task in OUTLINING:
+        return _outlining(card, repo)
+    return _answering(repo) if card.classes else _usage(card, repo)
+
+
 def _backbone(card: Card) -> tuple[str, ...]:
     return (
         f"{card.summary}. A {_spoken(card.architecture)} that embeds an image in "
@@ -156,6 +169,8 @@ def _classifier(card: Card) -> tuple[str, ...]:
         None: f"with a classifier; its classes are {names}",
         "multilabel": f"that gives each of several labels a logit of its own: {names}",
         "regression": f"whose one output is a number: {names}",
+        "segmentation": f"with a decoder that gives each pixel a class: {names}, or none",
+        "detection": f"with a pyramid and heads that find each of: {names}",
     }
     picture, alt = PICTURES[card.task]
     return (
@@ -183,6 +198,33 @@ uscl predict MODEL FILES... -o answers.csv
 ```"""
 
 
+def _outlining(card: Card, repo: str) -> str:
+    alone = f"""\
+With segmentation_models_pytorch and timm alone, to logits at the size of the input, of which the
+first are the background's:
+
+```python
+import segmentation_models_pytorch as smp
+
+network = smp.from_pretrained("{repo}").eval()
+```
+
+"""
+    return f"""\
+{alone if card.task == "segmentation" else ""}\
+With uscl-zoo, which reads videos and DICOM, calibrates, and says "none":
+
+```sh
+uscl predict hf-hub:{repo} FILES... -o FOLDER
+```
+
+```python
+import uscl_zoo
+
+found = uscl_zoo.outline("hf-hub:{repo}", ["still.png", "clip.mp4"])
+```"""
+
+
 def hub_licence(licence: str) -> str:
     """A licence as the Hub's metadata name it: `other` where the Hub does not know it."""
     return licence.lower() if _HUB_LICENCES.fullmatch(licence.lower()) else "other"
@@ -197,9 +239,9 @@ def _metadata(card: Card) -> str:
         model_name=card.name,
         license=hub_licence(card.licence),
         license_name=None if known else re.sub(r"[^a-z0-9.-]+", "-", licence),
-        library_name="timm",
+        library_name=_LIBRARIES.get(card.task or "", "timm"),
         pipeline_tag=_pipeline(card) if card.classes else "image-feature-extraction",
-        tags=["timm", "transformers", "uscl-zoo", *(_FIELD if card.is_uscl else ())],
+        tags=_tags(card),
         eval_results=[_result(metric, _pipeline(card)) for metric in measured] or None,
     )
     return data.to_yaml()
@@ -207,7 +249,18 @@ def _metadata(card: Card) -> str:
 
 def _pipeline(card: Card) -> str:
     """What the Hub calls it; of numbers that are told of images it knows nothing."""
-    return "other" if card.task == "regression" else "image-classification"
+    names = {
+        "regression": "other",
+        "segmentation": "image-segmentation",
+        "detection": "object-detection",
+    }
+    return names.get(card.task or "", "image-classification")
+
+
+def _tags(card: Card) -> list[str]:
+    if card.task in OUTLINING:
+        return ["uscl-zoo", *_FIELD]
+    return ["timm", "transformers", "uscl-zoo", *(_FIELD if card.is_uscl else ())]
 
 
 def _result(metric: Metric, task: str) -> EvalResult:

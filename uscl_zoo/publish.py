@@ -26,7 +26,9 @@ from .errors import CardError, DataError, HubError, one_line, reason
 from .files import WriteError, check_folder, expanded, locked, open_file, written_folder
 from .hub import HUB_FILE
 from .modelcard import FIGURE, PICTURES, config, model_card
-from .records import write_text, write_yaml
+from .records import to_plain, write_text, write_yaml
+from .segmentation.model import card_of, load_outliner
+from .segmentation.networks import config_of
 
 CONFIG, README = answers.CONFIG, "README.md"
 
@@ -41,6 +43,7 @@ class Published:
         files: sizes in bytes by name.
         folder: with the files; None once they are on the Hub and the folder was a temporary one.
         commit: to pin, 40 hexadecimal digits; None in a dry run.
+        model: whether it outlines, and is loaded from there by its name.
     """
 
     name: str
@@ -49,10 +52,17 @@ class Published:
     folder: Path | None
     commit: str | None
 
+    model: bool = False
+
     def __str__(self) -> str:
         if self.commit is None:
             rows = [f"  {size:>12,}  {name}" for name, size in self.files.items()]
             return "\n".join([f"{self.folder}: would be pushed to {self.repo}", *rows])
+        if self.model:
+            return (
+                f"{self.repo}: published at {self.commit}; next: uscl predict "
+                f"hf-hub:{self.repo}@{self.commit} FILES..."
+            )
         return (
             f"{self.repo}: published at {self.commit}; pin it on the card ({self.name}.yaml), "
             f"under weights:\n  hub_repo: {self.repo}\n  revision: {self.commit}"
@@ -95,6 +105,7 @@ def publish(
         raise DataError(f"{namespace}: should be a user or organisation on the Hub, as `me`")
     card = _licensed(_find(name)[0], licence)
     repo = f"{namespace}/{card.name}"
+    outlines = card.task in answers.OUTLINING
     temporary = Path(tempfile.mkdtemp(prefix="uscl-publish-")) if folder is None else None
     try:
         where = temporary / card.name if temporary else Path(folder or "")
@@ -102,9 +113,10 @@ def publish(
         files = {path.name: path.stat().st_size for path in sorted(built.iterdir())}
         if dry_run:
             temporary = None
-            return Published(card.name, repo, files, built, None)
+            return Published(card.name, repo, files, built, None, outlines)
         commit = _push(repo, built, card, token, endpoint)
-        return Published(card.name, repo, files, built if temporary is None else None, commit)
+        kept = built if temporary is None else None
+        return Published(card.name, repo, files, kept, commit, outlines)
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -142,6 +154,8 @@ def build(
     # whom the images show is nobody's business
     nameless = replace(card, training=replace(card.training, held_out_subjects=()))
     folder = check_folder(folder).absolute()
+    if tuned is not None and card.task in answers.OUTLINING:
+        return _build_outliner(card, tuned, folder, repo)
     if tuned is not None:
         _refuse_link(tuned / card.weights.file)
         # what the one door refuses is not for others either
@@ -166,6 +180,32 @@ def build(
             write_yaml(partial / f"{card.name}.yaml", nameless)
             for part in (answers.ANSWERS, answers.STATISTICS):
                 _copy(tuned / part, partial / part)
+    return folder
+
+
+def _build_outliner(card: Card, tuned: Path, folder: Path, repo: str | None) -> Path:
+    """The same of a model that outlines, which has no card but its `predict.json`."""
+    for part in (HUB_FILE, answers.STATISTICS):
+        _refuse_link(tuned / part)
+    # what the one door refuses is not for others either
+    model = load_outliner(tuned, "cpu")
+    said = replace(
+        model.said,
+        licence=card.licence,
+        training=replace(model.said.training, held_out_subjects=()),
+    )
+    picture, _ = PICTURES[card.task]
+    with locked(folder.parent, folder.name), written_folder(folder) as partial:
+        _copy_weights(tuned / HUB_FILE, partial / HUB_FILE)
+        weights_cache.verify(partial / HUB_FILE, card)
+        if card.task == "segmentation":
+            told = config_of(model.module, said.encoder, len(said.classes))
+            write_text(partial / CONFIG, json.dumps(told, indent=2) + "\n")
+        write_text(partial / README, model_card(card, repo or f"NAMESPACE/{card.name}"))
+        _copy_picture(tuned / picture, partial / picture)
+        _copy(tuned / answers.STATISTICS, partial / answers.STATISTICS)
+        text = json.dumps(to_plain(said), indent=1, ensure_ascii=False)
+        write_text(partial / answers.ANSWERS, text)
     return folder
 
 
@@ -239,6 +279,8 @@ def _copy_picture(source: Path, target: Path) -> None:
 def _find(name: str) -> tuple[Card, Path | None]:
     """The card of a checkpoint of the zoo, or of a model's folder, and that folder."""
     folder = expanded(name)
+    if answers.task_of(folder) in answers.OUTLINING:
+        return card_of(folder), folder
     if (folder / answers.ANSWERS).is_file():
         card, how = answers.read_model(folder)
         answers.read_statistics(folder / answers.STATISTICS, how)

@@ -184,9 +184,9 @@ def predict(
     interruption and, with an output, it continues.
     """
     from .. import prediction
-    from ..answers import OUTLINING, task_of
+    from ..segmentation.model import outlines
 
-    if task_of(model) in OUTLINING:
+    if outlines(model):
         if clean is not None:
             raise DataError("`clean` has no meaning for a model that outlines; leave it out")
         if workers is not None:

@@ -25,11 +25,12 @@ from ..answers import (
     task_of,
     verified_bytes,
 )
-from ..card import Input, Metric, Training
-from ..errors import CardError, CheckpointError, DataError
+from ..card import Card, Input, Metric, Training, Weights
+from ..errors import CardError, CheckpointError, DataError, HubError
 from ..files import expanded
-from ..hub import HUB_FILE
+from ..hub import HUB_FILE, snapshot
 from ..inference import batched, infer
+from ..network import HUB, LOCAL
 from ..records import from_mapping, read_json
 from ..ultrasound.sources import Look
 from ..ultrasound.transforms import FrameTransform
@@ -156,6 +157,57 @@ def read_outliner(folder: Path) -> Outliner:
         if not right:
             raise CardError(f"{path}: {key}: should be {rule}, not {getattr(said, key)!r}")
     return said
+
+
+def card_of(folder: Path) -> Card:
+    """What the model of a folder says of itself as a card, from which it is described to others.
+
+    Raises:
+        CardError: as `read_outliner`.
+        DataError: as `read_outliner`, or if its weights are not there.
+    """
+    said = read_outliner(folder)
+    try:
+        size = (folder / HUB_FILE).stat().st_size
+    except OSError as error:
+        raise DataError(f"{folder / HUB_FILE}: is not there; copy the folder again") from error
+    return Card(
+        name=re.sub(r"[^\w.-]+", "-", folder.resolve().name, flags=re.ASCII).strip("-.") or "model",
+        architecture=said.encoder,
+        summary=said.summary,
+        weights=Weights(file=HUB_FILE, sha256=said.weights_sha256, bytes=size),
+        input=said.input,
+        training=said.training,
+        licence=said.licence,
+        intended_use=said.intended_use,
+        limits=said.limits,
+        metrics=said.metrics,
+        classes=said.classes,
+        task=said.task,
+    )
+
+
+def located(reference: str | Path) -> Path:
+    """The folder of a model: a path, with or without `local-dir:`, or `hf-hub:` and a repository.
+
+    Raises:
+        HubError: if the Hub does not give it.
+    """
+    name = str(reference)
+    if name.startswith(HUB):
+        return snapshot(name.removeprefix(HUB), (ANSWERS, STATISTICS, HUB_FILE))
+    return expanded(name.removeprefix(LOCAL))
+
+
+def outlines(reference: str | Path) -> bool:
+    """Whether that is a model that outlines; of the Hub one small file is asked for."""
+    name = str(reference)
+    try:
+        folder = snapshot(name.removeprefix(HUB), (ANSWERS,)) if name.startswith(HUB) else None
+    except HubError:
+        # whoever loads it says why
+        return False
+    return task_of(folder or located(name)) in OUTLINING
 
 
 def _is_digest(text: str) -> bool:
@@ -331,17 +383,18 @@ def load_outliner(folder: str | Path, device: str | torch.device | None = None) 
     """Load a model that outlines; the bytes that are used are those whose digest it names.
 
     Args:
-        folder: that `uscl finetune` wrote.
+        folder: that `uscl finetune` wrote; or `hf-hub:` and a repository that has one.
         device: to compute on; None for a GPU where there is one.
 
     Raises:
+        HubError: if the Hub does not give it.
         DataError: if the folder holds none, or the device cannot be used.
         DigestError: if a file is not the one the model was written with.
         CardError: if what it says of itself is malformed.
         CheckpointError: if the weights are those of another network.
         MissingDependencyError: if the library of the network is not installed.
     """
-    folder = expanded(folder)
+    folder = located(folder)
     said = read_outliner(folder)
     seen = read_statistics(folder / STATISTICS, said)
     state = _weights(folder / HUB_FILE, said)

@@ -59,6 +59,26 @@ def build_segmenter(network: str, encoder: str, classes: int) -> nn.Module:
     return built
 
 
+def config_of(network: nn.Module, encoder: str, classes: int) -> dict[str, Any]:
+    """The `config.json` by which smp makes the network: its class and the arguments of it.
+
+    Its encoder is timm's own name, so that what loads it needs nothing of this package. smp hands
+    on whatever else there is to timm, which refuses it; classes and input are in `predict.json`.
+
+    Args:
+        network: as `build_segmenter` made it.
+        encoder: as for `build_segmenter`.
+        classes: without the background.
+    """
+    return {
+        "_model_class": type(network).__name__,
+        "encoder_name": f"tu-{encoder}",
+        "encoder_weights": None,
+        "in_channels": 3,
+        "classes": classes + 1,
+    }
+
+
 def begin_with(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give the encoder of a network the weights of a backbone, all of them.
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -19,6 +18,7 @@ from uscl_zoo.files import written
 from uscl_zoo.hub import HUB_FILE
 from uscl_zoo.records import to_plain, write_text
 from uscl_zoo.segmentation.model import Outliner
+from uscl_zoo.segmentation.networks import config_of
 
 from ...runs import code_version, hardware
 from ..gathering import Base
@@ -130,21 +130,6 @@ def with_figures(said: Outliner, figures: Figures, dataset: str) -> Outliner:
     return dataclasses.replace(said, metrics=tuple(metrics))
 
 
-def config_of(said: Outliner, network: nn.Module) -> dict[str, Any]:
-    """The `config.json` by which smp makes the network: its class and the arguments of it.
-
-    Its encoder is timm's own name, so that what loads it needs nothing of this package. smp hands
-    on whatever else there is to timm, which refuses it; classes and input are in `predict.json`.
-    """
-    return {
-        "_model_class": type(network).__name__,
-        "encoder_name": f"tu-{said.encoder}",
-        "encoder_weights": None,
-        "in_channels": 3,
-        "classes": len(said.classes) + 1,
-    }
-
-
 def write_model(
     output: Path, said: Outliner, network: nn.Module, statistics: Statistics
 ) -> Outliner:
@@ -166,7 +151,10 @@ def write_model(
         statistics_sha256=hashlib.sha256(known).hexdigest(),
     )
     if said.task == "segmentation":
-        write_text(output / CONFIG, json.dumps(config_of(said, network), indent=2) + "\n")
+        write_text(
+            output / CONFIG,
+            json.dumps(config_of(network, said.encoder, len(said.classes)), indent=2) + "\n",
+        )
     else:
         # of an earlier model there: nothing builds a detector of one
         (output / CONFIG).unlink(missing_ok=True)
