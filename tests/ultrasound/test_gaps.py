@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
 from uscl_zoo.errors import UnreadableError
@@ -266,3 +268,48 @@ def as_tiff(jpeg: bytes, side: int) -> bytes:
     )
     head = b"II*\0" + (8).to_bytes(4, "little") + len(tags).to_bytes(2, "little")
     return head + entries + bytes(4) + jpeg
+
+
+# -------------------------------------------------------------------------------- sums of FFV1
+
+
+def write_ffv1(path: Path, *options: str) -> None:
+    source = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=10:duration=2"]
+    command = [get_ffmpeg_exe(), "-y", "-v", "error", *source, "-c:v", "ffv1", *options, str(path)]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".mkv", ["-level", "3", "-g", "1"]),
+        (".avi", ["-level", "3", "-g", "5", "-slices", "9"]),
+        (".mov", ["-level", "4", "-strict", "-2", "-g", "1"]),
+    ],
+)
+def test_slices_that_are_not_as_they_were_written(
+    suffix: str, options: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / f"clip{suffix}"
+    write_ffv1(path, *options)
+    whole, told = read(path)
+    assert len(whole) == 20 and not told
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0)]
+    content = path.read_bytes()
+    at = content.index(packets[7])
+    changed = bytearray(content)
+    changed[at + len(packets[7]) // 2] ^= 4
+    path.write_bytes(changed)
+    found, (told_once,) = read(path)
+    assert "frames behind 0.6 s are left out (a slice that is not as it was written)" in told_once
+    # to the next that is predicted from no other
+    assert sorted(set(whole) - set(found)) == ([7, 8, 9] if "5" in options else [7])
+    assert all(found[number] == whole[number] for number in found)
+
+
+@pytest.mark.parametrize("options", [["-level", "1"], ["-level", "3", "-slicecrc", "0"]])
+def test_streams_without_sums_are_read(options: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    write_ffv1(path, *options)
+    assert len(read(path)[0]) == 20 and not read(path)[1]

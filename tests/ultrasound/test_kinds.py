@@ -331,3 +331,96 @@ def test_matrices_as_ffmpeg_shows_them(
     assert np.abs(ours.astype(int) - theirs).max() <= 3
     assert ours.std() > 10
     assert ours.shape[:2] == ((48, 64) if matrix[0] else (64, 48))
+
+
+def as_ffmpeg_shows(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """All frames, uint8 (N, H, W, 3)."""
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo"]
+    command += ["-pix_fmt", "rgb24", "-fps_mode", "passthrough", "-"]
+    shown = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(shown, np.uint8).reshape(-1, *shape)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".avi", ".mov"])
+def test_orientations_in_the_pictures_of_a_video(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    """FFmpeg tells of the EXIF of each picture, of which PyAV knows nothing."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:20, :10], picture[:10, :30], picture[30:, 40:, 1] = 255, 128, 255
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    still = tmp_path / "still.jpg"
+    Image.fromarray(picture).save(still, exif=exif, quality=95, subsampling=0)
+    path = tmp_path / f"a{suffix}"
+    command = [get_ffmpeg_exe(), "-v", "error", "-noautorotate", "-f", "image2", "-i", str(still)]
+    subprocess.run([*command, "-c", "copy", str(path)], check=True)
+    ours = np.asarray(next(iterate(path)).image)
+    assert ours.shape[:2] == ((48, 64) if orientation < 5 else (64, 48))
+    upright = np.asarray(next(iterate(still)).image)
+    for other in (upright, as_ffmpeg_shows(path, ours.shape)[0]):
+        assert np.abs(ours.astype(int) - other).max() <= 6
+
+
+def test_a_slant_is_said(tmp_path: Path) -> None:
+    straight = write_video(
+        tmp_path / "a.mp4", noise(3, 48, 64, 3), codec="mpeg4", pix_fmt="yuv420p"
+    )
+    path = tmp_path / "b.mp4"
+    command = [get_ffmpeg_exe(), "-v", "error", "-display_rotation", "30", "-i", str(straight)]
+    subprocess.run([*command, "-c", "copy", str(path)], check=True)
+    told: list[str] = []
+    assert len(list(iterate(path, on_damage=told.append))) == 3
+    assert told == [f"{path}: asks to be turned by no right angle; shown by the nearest one"]
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_what_a_stream_cuts_off_on_the_left(tmp_path: Path, codec: str) -> None:
+    encoder = {"h264": "libx264", "hevc": "libx265"}[codec]
+    frames = noise(3, 64, 96, 3)
+    whole = write_video(tmp_path / "a.mp4", frames, codec=encoder, pix_fmt="yuv420p")
+    path = tmp_path / "b.mp4"
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(whole), "-c", "copy", "-bsf:v"]
+    subprocess.run([*command, f"{codec}_metadata=crop_left=16:crop_top=8", str(path)], check=True)
+    ours = np.stack([np.asarray(image) for _, image in iterate(path)])
+    assert ours.shape[1:] == (56, 80, 3)
+    assert np.abs(ours.astype(int) - as_ffmpeg_shows(path, ours.shape[1:])).max() <= 6
+
+
+def gif(path: Path, pictures: list[tuple[int, int, np.ndarray, int]]) -> None:
+    """Pictures of grey on 48 x 32 pixels, each with its place and what is to become of it."""
+    data = b"GIF89a" + struct.pack("<HHBBB", 48, 32, 0xF7, 0, 0)
+    data += bytes(level for level in range(256) for _ in range(3))
+    for x, y, levels, disposal in pictures:
+        height, width = levels.shape
+        data += b"!\xf9\x04" + bytes([disposal << 2]) + b"\x0a\0\0\0"
+        data += b"," + struct.pack("<HHHHB", x, y, width, height, 0) + b"\x08"
+        # no code is longer than nine bits: the table is cleared before
+        codes: list[int] = []
+        for i, level in enumerate(levels.reshape(-1).tolist()):
+            codes += [256, level] if i % 250 == 0 else [level]
+        bits = sum(code << 9 * i for i, code in enumerate([*codes, 257]))
+        packed = bits.to_bytes((9 * len(codes) + 16) // 8, "little")
+        for start in range(0, len(packed), 255):
+            block = packed[start : start + 255]
+            data += bytes([len(block)]) + block
+        data += b"\0"
+    path.write_bytes(data + b";")
+
+
+@pytest.mark.parametrize("disposals", list(product((0, 1, 2), range(4), range(4))))
+def test_what_becomes_of_the_pictures_of_a_gif(tmp_path: Path, disposals: tuple[int, ...]) -> None:
+    path = tmp_path / "a.gif"
+    boxes = [np.full((8, 8), level, np.uint8) for level in (100, 150, 200)]
+    places = ((0, 0), (4, 4), (20, 4), (12, 12))
+    levels = [np.full((32, 48), 50, np.uint8), *boxes]
+    gif(
+        path,
+        [
+            (*place, level, disposal)
+            for place, level, disposal in zip(places, levels, (*disposals, 1), strict=True)
+        ],
+    )
+    ours = np.stack([np.asarray(image) for _, image in iterate(path)])
+    assert np.array_equal(ours, as_ffmpeg_shows(path, (32, 48, 3)))

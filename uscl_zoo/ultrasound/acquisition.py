@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from .clip import Facts, Region
+from .headers import items
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -174,7 +175,7 @@ def numbers(header: Dataset, keyword: str) -> list[float]:
 
 def _regions(header: Dataset) -> tuple[Region, ...]:
     regions = []
-    for item in header.get("SequenceOfUltrasoundRegions") or ():
+    for item in items(header, "SequenceOfUltrasoundRegions"):
         corners = [
             number
             for corner in ("MinX0", "MinY0", "MaxX1", "MaxY1")

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import MissingDependencyError, UnreadableError, quietly, reason
 from ..files import open_file
-from . import acquisition, encapsulated, jpeg, pixels
+from . import acquisition, encapsulated, headers, jpeg, pixels
 from .acquisition import CLOCK
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
-from .display import Display
+from .display import GROUPS, Display, of_groups
 from .encapsulated import Piece
 from .jpeg import Misfit
 from .pixels import NoDecoderError, Picture, Stated
@@ -35,6 +36,13 @@ _UNDEFINED = 0xFFFFFFFF
 # Frames that are looked at, all over a file, for the bits and the range that they use.
 _LOOKED_AT = 8
 
+# How much rougher a picture has to be for its samples to be laid out in the other way: of 225 files
+# of a dozen sources none is below 1.17 in the wrong one, nor above 0.85 in the right one.
+_ROUGHER = 1.1
+
+# Implicit and little-endian but for the pixels, which the name of a syntax of GE alone says.
+_PIXELS_BIG_ENDIAN = "1.2.840.113619.5.2"
+
 # All that is read of a header to show the pixels and to time the frames.
 _SHOWN = [
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
@@ -47,6 +55,7 @@ _SHOWN = [
         for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
         for colour in ("Red", "Green", "Blue")
     ),
+    *GROUPS,
     *CLOCK,
 ]
 # Bits that overlays of the old kind are in, each in a group of its own.
@@ -86,6 +95,7 @@ class _File:
         frames: where each is: pieces of the file of one that is encapsulated, else its start.
         swapped: whether bytes of frames that are not compressed come in pairs, exchanged.
         halved: whether two neighbours in them share their colour.
+        big_endian: the order of bytes in samples of 16 bits.
         notes: what was detected instead of what the header says, a line each.
     """
 
@@ -98,6 +108,7 @@ class _File:
     frames: Sequence[list[Piece]] | range
     swapped: bool
     halved: bool
+    big_endian: bool
     notes: tuple[str, ...]
 
     def decode(self, index: int) -> Picture:
@@ -115,7 +126,7 @@ class _File:
         else:
             self.stream.seek(frame)
             data = self.stream.read(size)
-        return pixels.of_native(data, self.stated, not self.syntax.is_little_endian, self.halved)
+        return pixels.of_native(data, self.stated, self.big_endian, self.halved)
 
     def pictures(self, spread: int) -> list[Picture]:
         """So many frames from all over the file, those that can be decoded."""
@@ -214,16 +225,13 @@ def _decode(
 
 def facts(path: Path) -> Facts:
     """What the header says of the acquisition; nothing where it is damaged."""
-    from pydicom import dcmread
 
     def read() -> Facts:
         with _open(path) as stream:
             # how many there are, whatever is promised
             frames = len(_read(path, stream).frames)
         with open_file(path) as stream:
-            header = dcmread(
-                stream, stop_before_pixels=True, specific_tags=acquisition.TOLD, force=True
-            )
+            header = headers.read(stream, acquisition.TOLD)
         return acquisition.facts(header, frames)
 
     try:
@@ -246,16 +254,18 @@ def _open(path: Path) -> BinaryIO:
 
 def _read(path: Path, stream: BinaryIO) -> _File:
     """The header, and where the frames are."""
-    from pydicom import dcmread, uid
+    from pydicom import uid
 
     size = stream.seek(0, os.SEEK_END)
     syntax = _syntax(path, stream)
+    of_ge = syntax == _PIXELS_BIG_ENDIAN
     # pydicom would inflate it whole
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         raise UnreadableError(f"{path}: deflated DICOM is not read; convert it, e.g. by dcmconv")
     stream.seek(0)
-    tags: Any = [*_SHOWN, *_OVERLAYS]
-    header = dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
+    header = headers.read(stream, [*_SHOWN, *_OVERLAYS])
+    if any(headers.is_long(header, f"{name}LUTSequence") for name in ("Modality", "VOI")):
+        raise Misfit("its look-up tables are longer than any that is known")
     stated = _check(path, header)
     # now at the pixels: tag, its type if that is explicit, length
     at, start = stream.tell(), stream.read(12)
@@ -272,7 +282,8 @@ def _read(path: Path, stream: BinaryIO) -> _File:
     stream.seek(at)
     head = stream.read(12)
     stream.seek(at)
-    notes = [] if stated.photometric else ["its header does not say what its samples are"]
+    notes = of_groups(header)
+    notes += [] if stated.photometric else ["its header does not say what its samples are"]
     halved = False
     frames: Sequence[list[Piece]] | range
     fits = length != _UNDEFINED and length >= stated.length
@@ -285,6 +296,8 @@ def _read(path: Path, stream: BinaryIO) -> _File:
         notes.append("its frames are compressed and not encapsulated")
     else:
         stated, halved, note = _layout(stream, at, end, stated, promised)
+        notes += [note] if note else []
+        stated, note = _planes(stream, at, stated) if not halved else (stated, None)
         notes += [note] if note else []
         each = stated.length * 2 // 3 if halved else stated.length
         length = end - at
@@ -299,8 +312,10 @@ def _read(path: Path, stream: BinaryIO) -> _File:
     swapped = not little and stated.allocated == 8 and start[4:6] == b"OW"
     if not little and not isinstance(frames, range):
         raise Misfit("big-endian and compressed")
+    big_endian = of_ge or not syntax.is_little_endian
     return _File(
-        stream, header, syntax, stated, at, promised, frames, swapped, halved, tuple(notes)
+        *(stream, header, syntax, stated, at, promised, frames, swapped, halved, big_endian),
+        tuple(notes),
     )
 
 
@@ -364,6 +379,35 @@ def _layout(
         photometric, name = "RGB", "RGB"
     note = f"its frames have the length of {name} without subsampling, and are shown as that"
     return replace(stated, photometric=photometric), False, note
+
+
+def _planes(stream: BinaryIO, at: int, stated: Stated) -> tuple[Stated, str | None]:
+    """Whether colours have planes of their own, which shows in what is no picture otherwise.
+
+    Returns:
+        What is stated, put right, and what was detected.
+    """
+    if stated.samples != 3 or stated.allocated != 8:
+        return stated, None
+    stream.seek(at)
+    data = stream.read(stated.length)
+    if len(data) < stated.length:
+        return stated, None
+    other = replace(stated, planar=not stated.planar)
+    here, there = (
+        _roughness(pixels.of_native(data, each, False, False).samples) for each in (stated, other)
+    )
+    if here <= _ROUGHER * there:
+        return stated, None
+    words = "a plane of their own" if other.planar else "no planes"
+    return other, f"its colours have {words}, whatever the planar configuration says"
+
+
+def _roughness(samples: NDArray[Any]) -> float:
+    """How far neighbours are from each other, down, across and in colour, as most is grey."""
+    values = samples.astype(np.int16)
+    steps = (np.abs(np.diff(values, axis=axis)) for axis in range(3))
+    return sum(float(each.mean()) for each in steps if each.size)
 
 
 def _overlays(header: Dataset) -> int:

@@ -8,10 +8,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .acquisition import numbers
+from .headers import expand_segments, is_long, items
 from .pixels import Picture, Stated
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+#: Where headers of the newer kind keep what older ones have at the top: of all frames, of each.
+GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_IN_GROUPS = (
+    ("FrameVOILUTSequence", ("WindowCenter", "WindowWidth", "VOILUTFunction"), "windows"),
+    ("PixelValueTransformationSequence", ("RescaleSlope", "RescaleIntercept"), "scales"),
+)
+
+
+def of_groups(header: Dataset) -> list[str]:
+    """Put window and rescale of the functional groups where a header without these has them.
+
+    Returns:
+        What cannot be shown as it asks, a line each.
+    """
+    long = any(is_long(header, name) for name in GROUPS)
+    notes = ["its functional groups are too long to be looked into"] if long else []
+    groups = [group for name in GROUPS for group in items(header, name)]
+    for sequence, keywords, words in _IN_GROUPS:
+        found = [group.get(sequence) for group in groups]
+        stated = [tuple(each[0].get(keyword) for keyword in keywords) for each in found if each]
+        if not stated or any(keyword in header for keyword in keywords):
+            continue
+        for keyword, value in zip(keywords, stated[0], strict=True):
+            if value is not None:
+                setattr(header, keyword, value)
+        if any(each != stated[0] for each in stated):
+            notes.append(f"its frames have {words} of their own; all are shown by the first")
+    return notes
 
 
 class _Form(NamedTuple):
@@ -97,6 +128,11 @@ class Display:
                 )
             return form._replace(table=_scale(values, values[0], top))
         header = _of_values(self.header, bits, signed)
+        if numbers(header, "RescaleSlope") == [0]:
+            # of which nothing could be seen
+            self.notes.append("its RescaleSlope is 0, and is passed over")
+            del header.RescaleSlope
+            header.pop("RescaleIntercept", None)
         if dark and not _windowed(header):
             self.notes.append(
                 f"it has no window, and of {bits} bits uses {low} to {high}; shown by these"
@@ -210,15 +246,23 @@ def _palette(stored: NDArray[Any], header: Dataset) -> NDArray[np.uint8]:
     from pydicom.pixels.processing import apply_color_lut
 
     entries = header.RedPaletteColorLookupTableDescriptor[0] or 2**16
+    order = "<" if header.file_meta.TransferSyntaxUID.is_little_endian else ">"
     for colour in ("Red", "Green", "Blue"):
         keyword = f"{colour}PaletteColorLookupTableData"
-        if keyword in header:
-            # apply_color_lut takes words as little endian, and indexes bytes by bytes
-            order = "<" if header.file_meta.TransferSyntaxUID.is_little_endian else ">"
+        segmented = f"Segmented{keyword}"
+        if segmented in header:
+            wide = header[f"{colour}PaletteColorLookupTableDescriptor"].value[2] == 16
+            held = np.frombuffer(header[segmented].value, f"{order}u2" if wide else np.uint8)
+            words = np.array(expand_segments(held.tolist(), wide), "<u2")
+            del header[segmented]
+        elif keyword in header:
             words = np.frombuffer(header[keyword].value, f"{order}u2").astype("<u2")
             if len(words) < entries:  # two to a word
                 words = words.view(np.uint8).astype("<u2")
-            header[keyword].value = words[:entries].tobytes()
+        else:
+            continue
+        # apply_color_lut takes words as little endian, and indexes bytes by bytes
+        setattr(header, keyword, words[:entries].tobytes())
     table = apply_color_lut(stored, header)
     # 16-bit entries are 8-bit ones shifted or repeated: the high byte is either's. What the
     # descriptor says of their depth is not to be relied on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,13 @@ _WIDE, _RARELY = 1.9, 0.05
 
 # Gaps that are listed one by one.
 _TOLD = 5
+
+# Behind each slice of FFV1: its size in three bytes, whether it was whole, its sum in four.
+_TRAILER = 8
+# Bits in the other order, in which FFV1 has its sums and zlib has not.
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+# What sums begin with, and come to: of most streams, and of the latest.
+_REMAINDERS = (0, 0x5E31029E)
 
 # A frame that is predicted from one before and one behind it, and that others seldom are from.
 _BOTH_WAYS = 3
@@ -128,6 +136,49 @@ class Ledger:
         if self.even and len(wide) <= _RARELY * len(times):
             lost += [times[place] for place in wide]
         return sorted(max(0.0, time - times[0]) for time in lost)
+
+
+class Sums:
+    """Whether packets of FFV1 are as they were written: each slice ends with a sum of itself.
+
+    FFmpeg fills a slice whose sum is another from the frame before, and says so in its log alone.
+    Streams of the first versions have no sums, and others may leave them out.
+    """
+
+    def __init__(self, codec: str) -> None:
+        self.asked = codec == "ffv1"
+        self.remainder: int | None = None
+
+    def are_wrong(self, packet: Packet[VideoStream]) -> bool:
+        """Whether a packet is another than was written."""
+        if not self.asked or not packet.size:
+            return False
+        slices = _slices(bytes(packet))
+        if self.remainder is None:
+            # none has its sum by chance
+            fit = (each for each in _REMAINDERS if any(_are_whole(slices, each)))
+            self.remainder = next(fit, None)
+        return self.remainder is not None and not (
+            slices and all(_are_whole(slices, self.remainder))
+        )
+
+
+def _are_whole(slices: list[bytes], remainder: int) -> list[bool]:
+    start = remainder ^ 0xFFFFFFFF
+    return [zlib.crc32(each.translate(_MIRRORED), start) == start for each in slices]
+
+
+def _slices(data: bytes) -> list[bytes]:
+    """Each with what is behind it; none where they do not fill the packet."""
+    slices = []
+    end = len(data)
+    while end >= _TRAILER:
+        size = int.from_bytes(data[end - _TRAILER : end - 5], "big") + _TRAILER
+        if size > end:
+            return []
+        slices.append(data[end - size : end])
+        end -= size
+    return [] if end else slices
 
 
 def in_words(times: list[float]) -> str:

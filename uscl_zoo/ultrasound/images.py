@@ -121,6 +121,9 @@ def _pages(image: Image.Image) -> Iterator[Image.Image]:
     for page in pages:
         if not int(_tag(page, _SUBFILE) or 0) & _REDUCED_OR_MASK:
             yield page
+        if image.format == "GIF":
+            # Pillow would take away the next picture as it does this one, if that does not say how
+            image.disposal_method = 0  # type: ignore[attr-defined]
 
 
 def _tag(page: Image.Image, number: int) -> int | None:

@@ -16,7 +16,7 @@ from ..errors import MissingDependencyError, UnreadableError, reason
 from ..files import open_file
 from . import jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
-from .gaps import Gaps, Ledger, in_words
+from .gaps import Gaps, Ledger, Sums, in_words
 
 if TYPE_CHECKING:
     from av import Packet, VideoCodecContext, VideoFrame, VideoStream
@@ -65,14 +65,15 @@ def iterate(
         if stream.codec_context is None:
             raise UnreadableError(f"{path}: no decoder for its video")
         stream.codec_context.thread_count = threads
-        # FFmpeg counts in the margins it pads with
-        stream.codec_context.options = {"max_pixels": str(2 * MAX_PIXELS)}
+        # FFmpeg counts in its margins, and without the flag it cuts nothing off on the left
+        most = str(2 * MAX_PIXELS)
+        stream.codec_context.options = {"max_pixels": most, "flags": "+unaligned"}
         clock = _Clock(stream.average_rate)
         convert = _Converter(threads, grey)
         matrix = _Matrix()
         thrift = _Thrift(stream.codec_context, clock, wanted)
         gaps = Gaps(stream.codec_context.name)
-        ledger = Ledger(stream.codec_context.name)
+        ledger, sums = Ledger(stream.codec_context.name), Sums(stream.codec_context.name)
         try:
             for packet in container.demux(stream):
                 if gaps.skip(packet):
@@ -81,8 +82,10 @@ def iterate(
                 broken = packet.is_corrupt
                 if broken:
                     trouble = "a frame is cut off"
-                    if not count:
-                        continue
+                elif sums.are_wrong(packet):
+                    trouble, broken = "a slice that is not as it was written", True
+                if broken and not count:
+                    continue
                 thrift.consider(packet)
                 ledger.send(packet, thrift.skips)
                 decoded: list[VideoFrame] = []
@@ -120,6 +123,8 @@ def iterate(
             trouble = reason(error)
     if not count:
         raise UnreadableError(f"{path}: no frame can be decoded ({trouble or 'it is empty'})")
+    if matrix.slanted:
+        on_damage(f"{path}: asks to be turned by no right angle; shown by the nearest one")
     if missing := ledger.missing():
         on_damage(f"{path}: frames are missing behind {in_words(missing)}")
     if gaps.left_out:
@@ -320,11 +325,15 @@ class _Matrix:
 
     It is the stream's, and read anew where the angle of a frame is another: a frame that has been
     asked for its side data refers to itself, and stays in memory until garbage is collected.
+
+    Attributes:
+        slanted: whether one of them turned by no right angle.
     """
 
     def __init__(self) -> None:
         self.angle: int | None = None
         self.matrix = (1, 0, 0, 1)
+        self.slanted = False
 
     def __call__(self, frame: VideoFrame) -> tuple[int, int, int, int]:
         if frame.rotation != self.angle:
@@ -332,11 +341,31 @@ class _Matrix:
         return self.matrix
 
     def _read(self, frame: VideoFrame) -> tuple[int, int, int, int]:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        data: Any = _side_data(frame).get("DISPLAYMATRIX")
         if data is None or data.buffer_size < 36:
             return (1, 0, 0, 1)
         a, b, _, c, d = np.frombuffer(data, np.int32, 5).tolist()
+        self.slanted = min(abs(a) + abs(d), abs(b) + abs(c)) > 0
         return (a, b, c, d)
+
+
+def _side_data(frame: VideoFrame) -> Any:
+    """What comes with a frame, by name.
+
+    FFmpeg knows more kinds than PyAV, which would raise an error at one that it has no name for, as
+    the EXIF of a JPEG, and give none of them.
+    """
+    from av.sidedata.sidedata import Type
+
+    def nameless(cls: Any, value: object) -> Any:
+        kind = object.__new__(cls)
+        kind._name_, kind._value_ = f"OTHER_{value}", value
+        return kind
+
+    with suppress(ValueError):
+        return frame.side_data
+    Type._missing_ = classmethod(nameless)  # type: ignore[assignment]
+    return frame.side_data
 
 
 def _turn(image: Image.Image, matrix: tuple[int, int, int, int]) -> Image.Image:
