@@ -207,7 +207,7 @@ def evaluate(
         runs = bench.pretrain(asked)
         # whole frames where there are any, as those of a corpus mostly are
         widest = max(stores, key=lambda form: (not form.clean, form.size, not form.grey))
-        material = Material(dataset.names, dataset.texts, stores[widest], divided.videos)
+        material = Material.of(dataset.names, dataset.texts, stores[widest], divided.videos)
         seen = {one.spec: one.has_seen(material) for one in asked}
         outcomes = [
             _outcome(bench, one, protocol, runs.get(one.spec, {}), bootstrap, seen[one.spec])

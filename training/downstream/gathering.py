@@ -23,7 +23,7 @@ from ..prepare import prepare
 from .collection import Split, collect, divide, everyone, split
 from .goal import Goal
 from .sample import Sample
-from .seen import Material, seen_by
+from .seen import Material, pretrained_on
 
 
 @dataclass(frozen=True)
@@ -213,16 +213,9 @@ def warnings_of(
     if twins:
         said.append(f"{twins} files are there twice, on two sides of the split or in two classes")
     if base.card is not None:
-        kept = set(base.card.training.held_out_subjects)
         sources = frames.sources(frames.videos)
         names = (name, *(str(source["name"]) for source in sources))
         texts = tuple(s[key] for s in sources for key in ("url", "citation") if s[key])
         judged = parts.held_out or parts.train
-        seen = seen_by(base.card, Material(names, texts, frames, tuple(judged)))
-        if seen.leaks:
-            subjects = {video.subject for video in judged}
-            said.append(
-                f"{seen}: {base.name} was pretrained on it, and of the {len(subjects)} "
-                f"subjects it is judged on, its card names {len(subjects & kept)} as held out"
-            )
+        said += pretrained_on(base.card, Material.of(names, texts, frames, tuple(judged)))
     return said

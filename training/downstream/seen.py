@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,41 +54,48 @@ class Seen:
 
 @dataclass(frozen=True)
 class Material:
-    """What models are judged on.
+    """What models are judged on: files, and the frames of each.
 
     Attributes:
         names: of the data set, or of the sources of a store.
         texts: in which its addresses stand: URLs and citations.
-        store: with its frames, and the digests of its files.
-        videos: those that are judged.
+        digests: SHA-256 of each file.
+        subjects: whose each is.
+        frames: of a file, by its place: uint8 (N, H, W, 3).
     """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
-    store: FrameStore
-    videos: tuple[Video, ...]
+    digests: tuple[str, ...]
+    subjects: tuple[str, ...]
+    frames: Callable[[int], npt.NDArray[np.uint8]]
 
-    @cached_property
-    def digests(self) -> list[str]:
-        """SHA-256 of each file."""
-        content = self.store.description["sources_sha256"]
-        return [content[video.name] for video in self.videos]
+    @classmethod
+    def of(
+        cls,
+        names: tuple[str, ...],
+        texts: tuple[str, ...],
+        store: FrameStore,
+        videos: Sequence[Video],
+    ) -> Material:
+        """Some videos of a store, whose files it has digests of."""
+        content = store.description["sources_sha256"]
+
+        def frames(place: int) -> npt.NDArray[np.uint8]:
+            video = videos[place]
+            return np.asarray(store.frames[video.first : video.first + video.count])
+
+        digests = tuple(content[video.name] for video in videos)
+        return cls(names, texts, digests, tuple(video.subject for video in videos), frames)
 
     @cached_property
     def prints(self) -> tuple[Prints, npt.NDArray[np.int64]]:
-        """Hashes of all frames, and the place in `videos` that each is of."""
+        """Hashes of all frames, and the place of the file that each is of."""
         hashes = [
-            hash_of(
-                np.stack(
-                    [
-                        shrink(Image.fromarray(frame))
-                        for frame in self.store.frames[video.first : video.first + video.count]
-                    ]
-                )
-            )
-            for video in self.videos
+            hash_of(np.stack([shrink(Image.fromarray(frame)) for frame in self.frames(place)]))
+            for place in range(len(self.digests))
         ]
-        owner = np.repeat(np.arange(len(self.videos)), [len(part) for part in hashes])
+        owner = np.repeat(np.arange(len(hashes)), [len(part) for part in hashes])
         # of a corpus no textures are known to compare with
         return Prints(np.concatenate(hashes), np.empty((0, SIDE, SIDE), np.float16)), owner
 
@@ -112,7 +119,7 @@ def seen_by(card: Card, material: Material, folder: Path | None = None) -> Seen:
     if theirs & addresses(*material.texts):
         by.append("address")
     path = weights_cache.corpus_of(card, folder)
-    count = len(material.videos)
+    count = len(material.digests)
     if path is None:
         if by:
             return Seen(f"in corpus (by {' and '.join(by)})", True)
@@ -129,9 +136,27 @@ def seen_by(card: Card, material: Material, folder: Path | None = None) -> Seen:
         return Seen(f"in corpus ({', '.join(how)})", True)
     if not by:
         return Seen("not in corpus")
-    if {video.subject for video in material.videos} <= set(card.training.held_out_subjects):
+    if set(material.subjects) <= set(card.training.held_out_subjects):
         return Seen("in corpus, but none of these subjects")
     return Seen(f"in corpus (by {' and '.join(by)}; none of {count} files recognised)", True)
+
+
+def pretrained_on(card: Card, material: Material) -> list[str]:
+    """What has to be said beside figures of a network begun from weights; nothing if they are new.
+
+    Args:
+        card: of the weights.
+        material: what the network is judged on.
+    """
+    seen = seen_by(card, material)
+    if not seen.leaks:
+        return []
+    subjects = set(material.subjects)
+    known = len(subjects & set(card.training.held_out_subjects))
+    return [
+        f"{seen}: {card.name} was pretrained on it, and of the {len(subjects)} subjects it is "
+        f"judged on, its card names {known} as held out"
+    ]
 
 
 def same_name(one: str, other: str) -> bool:

@@ -111,12 +111,12 @@ def test_pictures_saved_anew_are_recognised_and_others_are_not(
     judged = taken(tmp_path / "judged", anew | other, 224)
     same = tuple(video for video in judged.videos if video.name in anew)
     rest = tuple(video for video in judged.videos if video.name in other)
-    seen = seen_by(card, Material(("Mine",), (), judged, same), tmp_path)
+    seen = seen_by(card, Material.of(("Mine",), (), judged, same), tmp_path)
     assert seen.leaks and seen.words == "in corpus (40 of 40 files, 40 by picture alone)"
-    seen = seen_by(card, Material(("Mine",), (), judged, rest), tmp_path)
+    seen = seen_by(card, Material.of(("Mine",), (), judged, rest), tmp_path)
     assert not seen.leaks and seen.words == "not in corpus"
-    both = Material(("Seen-before images",), (), judged, tuple(judged.videos))
-    told = f"in corpus (40 of {len(both.videos)} files, 40 by picture alone, by name)"
+    both = Material.of(("Seen-before images",), (), judged, tuple(judged.videos))
+    told = f"in corpus (40 of {len(both.digests)} files, 40 by picture alone, by name)"
     assert seen_by(card, both, tmp_path).words == told
 
 
@@ -135,7 +135,7 @@ def test_held_out_subjects_of_a_store_are_not_what_was_trained_on(
     card = make_card(training=training, corpus=corpus)
 
     def told(videos: list[Video]) -> tuple[str, bool]:
-        material = Material(("BUS-BRA breast ultrasound",), (), parted, tuple(videos))
+        material = Material.of(("BUS-BRA breast ultrasound",), (), parted, tuple(videos))
         seen = seen_by(card, material, tmp_path)
         return seen.words, seen.leaks
 
@@ -151,9 +151,9 @@ def test_without_fingerprints_names_and_addresses_have_to_do(
     source = Source("A", "https://zenodo.org/records/8231412", None, 1, 1, 1, {}, {})
     card = make_card(training=Training(method="uscl", sources=(source,)))
     texts = ("https://doi.org/10.5281/zenodo.8231412",)
-    seen = seen_by(card, Material(("B",), texts, store, tuple(store.videos)))
+    seen = seen_by(card, Material.of(("B",), texts, store, tuple(store.videos)))
     assert (seen.words, seen.leaks) == ("in corpus (by address)", True)
-    seen = seen_by(card, Material(("B",), (), store, tuple(store.videos)))
+    seen = seen_by(card, Material.of(("B",), (), store, tuple(store.videos)))
     assert (seen.words, seen.leaks) == ("not on its card, which has no fingerprints", False)
 
 

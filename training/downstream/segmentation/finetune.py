@@ -36,7 +36,7 @@ from . import report
 from .apart import calibrate, folds, of_a_fold, survey
 from .figures import Case, Figures, judge, measure
 from .fit import LessonLearner
-from .gather import Decoded, gather, opened
+from .gather import Decoded, doubts, gather, opened
 from .outlined import Outlined, find_outlined
 from .published import load
 from .settings import sensible
@@ -218,6 +218,8 @@ def finetune(
             workers=workers,
             progress=progress,
         )
+        for text in doubts(outlined, decoded, base.card):
+            note(text)
         settings = sensible(
             len(decoded.train),
             network,

@@ -18,6 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from uscl_zoo.annotations import Annotation
+from uscl_zoo.card import Card
+from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import written, written_folder
 from uscl_zoo.segmentation.regions import Labels, Region
@@ -26,6 +28,7 @@ from uscl_zoo.ultrasound.sources import state_of
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ...labels import hold_out
+from ..seen import Material, pretrained_on
 from .outlined import Item, Outlined
 
 FRAMES, LABELS, ABOUT = "frames.npy", "labels.npy", "about.json"
@@ -151,6 +154,35 @@ def gather(
         held_out=out,
         digest=key,
     )
+
+
+def doubts(outlined: Outlined, decoded: Decoded, card: Card | None) -> list[str]:
+    """What makes the figures say less than they seem to.
+
+    Args:
+        outlined: the images.
+        decoded: the same.
+        card: of the backbone; None of one that has none.
+    """
+    said = []
+    digests = [sha256_of(item.source) for item in decoded.items]
+    both = set(np.array(digests)[decoded.held_out]) & set(np.array(digests)[~decoded.held_out])
+    if both:
+        said.append(f"{len(both)} images are there twice, on two sides of the split")
+    if card is not None:
+        rows = decoded.judged.tolist()
+        texts = tuple(text for text in (outlined.url, outlined.citation) if text)
+        said += pretrained_on(
+            card,
+            Material(
+                (outlined.name,),
+                texts,
+                tuple(digests[row] for row in rows),
+                tuple(decoded.items[row].subject for row in rows),
+                lambda place: decoded.frames[rows[place]][None],
+            ),
+        )
+    return said
 
 
 def _key(outlined: Outlined, transform: FrameTransform, *split: Any) -> str:

@@ -13,22 +13,26 @@ from typing import Any
 
 import numpy as np
 import outlined as made
+import pydicom
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from conftest import make_card
 from PIL import Image
 from safetensors.torch import load_file
 
 import uscl_zoo
 from uscl_zoo.answers import task_of
-from uscl_zoo.card import Card
+from uscl_zoo.card import Card, Source, Training
 from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError, DigestError
 from uscl_zoo.segmentation import model as models
 from uscl_zoo.segmentation.prediction import outline
+from uscl_zoo.segmentation.regions import region_of
 from uscl_zoo.training.downstream.segmentation import finetune as house
+from uscl_zoo.training.downstream.segmentation.figures import judge
 from uscl_zoo.training.downstream.segmentation.fit import LessonLearner
-from uscl_zoo.training.downstream.segmentation.gather import gather
+from uscl_zoo.training.downstream.segmentation.gather import Decoded, doubts, gather
 from uscl_zoo.training.downstream.segmentation.outlined import find_outlined
 from uscl_zoo.training.signals import Interrupted
 from uscl_zoo.ultrasound import reading
@@ -151,6 +155,39 @@ def test_areas_are_in_mm_where_the_file_says_how_large_a_pixel_is(
     assert "mm²" in next(found.lines())
 
 
+def test_dicom_with_regions_is_measured_in_mm(outliner: Path, data: Path, tmp_path: Path) -> None:
+    """Of a real scan, whose calibrated region says 0.26 mm a pixel."""
+    scan = data / "dicom" / "OBXXXX1A.dcm"
+    region = pydicom.dcmread(scan).SequenceOfUltrasoundRegions[0]
+    assert region.PhysicalUnitsXDirection == 3  # cm
+    side = 10 * region.PhysicalDeltaX
+    clip = data / "dicom" / "OBXXXX1A_2frame.dcm"
+    found = outline(outliner, [scan, clip], progress=False, device="cpu", confidence=0.0)
+    assert [frame.spacing for frame in found.frames] == [pytest.approx((side, side))] * 3
+    for one in found.coco()["annotations"]:
+        assert one["area_mm2"] == pytest.approx(one["area"] * side**2, rel=1e-4)
+    # and so is what is judged: a square that is said 10 pixels to the right of where it is
+    images = tmp_path / "scans"
+    images.mkdir()
+    there = np.zeros((600, 800), np.uint8)
+    there[300:340, 400:440] = 255
+    for number in range(3):
+        shutil.copy(scan, images / f"P{number}_a.dcm")
+        Image.fromarray(there).save(images / f"P{number}_a_mask.png")
+    mine = find_outlined(images, subject_pattern=r"(P\d+)_")
+    shape = FrameTransform((64, 64), (0.5,) * 3, (0.25,) * 3)
+    ready = gather(
+        mine, tmp_path / "s", shape, lambda text: None, holdout=0.3, seed=0, progress=False
+    )
+    assert ready.spacing[0] == pytest.approx((side, side))
+    said = [region_of(np.roll(there > 0, 10, axis=1), 0)]
+    regions = mine.regions(mine.items[0], (600, 800))
+    case = judge(
+        *(0, "", "", (600, 800), ready.spacing[0], regions, said, 0.5, 1, 0.0, False)  # type: ignore[arg-type]
+    )
+    assert case.distance_mm[0] == pytest.approx(10 * side)
+
+
 def test_a_confidence_of_one_finds_nothing(outliner: Path, images: Path) -> None:
     found = outline(outliner, images / "P00_1.png", progress=False, device="cpu", confidence=1.0)
     assert not found.frames[0].labels.any()
@@ -252,3 +289,31 @@ def test_a_mask_of_another_shape_is_skipped_and_said(tmp_path: Path) -> None:
     assert not sides[0] & sides[1]
     assert ready.labels.max() == 1
     assert ready.frames.shape == (12, 64, 64, 3)
+
+
+def test_what_the_backbone_has_seen_is_said(tmp_path: Path) -> None:
+    data = made.write(tmp_path / "collection of ours", 12)
+    shape = FrameTransform((64, 64), (0.5,) * 3, (0.25,) * 3)
+    found = find_outlined(data, subject_pattern=r"(P\d+)_")
+
+    def decoded() -> Decoded:
+        held_out = ["P00", "P05"]
+        return gather(
+            found,
+            tmp_path / "store",
+            shape,
+            lambda text: None,
+            holdout=0.3,
+            seed=0,
+            held_out=held_out,
+            progress=False,
+        )
+
+    source = Source(found.name, None, None, 12, 12, 6, {}, {})
+    card = make_card(training=Training("uscl", (source,), held_out_subjects=("P05",)))
+    (told,) = doubts(found, decoded(), card)
+    assert told.startswith("in corpus (by name): ")
+    assert "of the 2 subjects it is judged on, its card names 1 as held out" in told
+    assert doubts(found, decoded(), make_card()) == []
+    shutil.copy(data / "P00_1.png", data / "P03_7.png")
+    assert doubts(found, decoded(), None) == ["1 images are there twice, on two sides of the split"]
