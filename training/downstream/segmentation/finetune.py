@@ -208,16 +208,23 @@ def finetune(
         if size is not None:
             shape = dataclasses.replace(shape, size=(3, size, size))
         transform = FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
-        decoded = gather(
-            outlined,
-            work / STORE,
-            transform,
-            note,
-            holdout=holdout,
-            seed=seed,
-            workers=workers,
-            progress=progress,
-        )
+        resumed = work.exists()
+        try:
+            decoded = gather(
+                outlined,
+                work / STORE,
+                transform,
+                note,
+                holdout=holdout,
+                seed=seed,
+                workers=workers,
+                progress=progress,
+            )
+        except DataError:
+            # of data that cannot serve nothing is left
+            if not resumed:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
         for text in doubts(outlined, decoded, base.card):
             note(text)
         settings = sensible(

@@ -279,14 +279,21 @@ def _is_blurred(counts: Mapping[Value, int], total: int, ends: int) -> bool:
 
 
 def survey(paths: Iterable[Sequence[Path]]) -> Counter[Value]:
-    """Pixels of each value in masks.
+    """Pixels of each value in masks; one that is damaged is left to who reads it with its image.
 
     Raises:
-        UnreadableError: as `values_of`.
+        UnreadableError: as `values_of`, if none can be read.
     """
     counts: Counter[Value] = Counter()
+    damage: UnreadableError | None = None
     for own in paths:
         for path in own:
-            values, numbers = np.unique(values_of(path), return_counts=True)
+            try:
+                values, numbers = np.unique(values_of(path), return_counts=True)
+            except UnreadableError as error:
+                damage = damage or error
+                continue
             counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+    if not counts and damage is not None:
+        raise damage
     return counts

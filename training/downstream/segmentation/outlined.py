@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -160,7 +160,7 @@ def find_outlined(
             for row in listed
             if not _is_excluded(row.source, exclude)
         ]
-        legend, said = legend_of(survey(item.masks for item in items), classes)
+        legend, said = _legend(data, [item.masks for item in items], classes)
         notes += said
         names = legend.classes
         inputs = [data, *(file for item in items for file in (item.source, *item.masks))]
@@ -183,8 +183,7 @@ def find_outlined(
         inputs = [table, *(item.source for item in items)]
     else:
         found, masks = _pairs(data, exclude, notes)
-        counts = survey(masks.values())
-        legend, said = legend_of(counts, classes)
+        legend, said = _legend(data, masks.values(), classes)
         notes += said
         names = legend.classes
         items = [
@@ -208,6 +207,16 @@ def find_outlined(
         name=name,
         inputs=tuple(inputs),
     )
+
+
+def _legend(
+    data: Path, masks: Iterable[Sequence[Path]], classes: Sequence[str] | None
+) -> tuple[Legend, list[str]]:
+    counts = survey(masks)
+    try:
+        return legend_of(counts, classes)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from error
 
 
 def _subject(pattern: SubjectPattern | None, own: Named) -> str:

@@ -25,7 +25,7 @@ import uscl_zoo
 from uscl_zoo.answers import task_of
 from uscl_zoo.card import Card, Source, Training
 from uscl_zoo.cli import main
-from uscl_zoo.errors import DataError, DigestError
+from uscl_zoo.errors import DataError, DigestError, UnreadableError
 from uscl_zoo.segmentation import model as models
 from uscl_zoo.segmentation.prediction import outline
 from uscl_zoo.segmentation.regions import region_of
@@ -289,6 +289,44 @@ def test_a_mask_of_another_shape_is_skipped_and_said(tmp_path: Path) -> None:
     assert not sides[0] & sides[1]
     assert ready.labels.max() == 1
     assert ready.frames.shape == (12, 64, 64, 3)
+
+
+def test_a_damaged_mask_costs_its_image_and_all_of_them_the_run(tmp_path: Path) -> None:
+    data = made.write(tmp_path / "data", 12)
+    masks = sorted(data.glob("*_mask.png"))
+    masks[1].write_bytes(b"no image")
+    notes: list[str] = []
+    shape = FrameTransform((64, 64), (0.5,) * 3, (0.25,) * 3)
+    found = find_outlined(data, subject_pattern=r"(P\d+)_")
+    ready = gather(found, tmp_path / "s", shape, notes.append, holdout=0.3, seed=0, progress=False)
+    assert len(ready.items) == 11
+    assert any(f"{masks[1].name}: cannot be read as a mask" in note for note in notes)
+    for mask in masks:
+        mask.write_bytes(b"no image")
+    with pytest.raises(UnreadableError, match="cannot be read as a mask"):
+        find_outlined(data)
+
+
+@pytest.mark.parametrize(
+    ("size", "pattern", "told"),
+    [
+        ((120, 96), r"(P\d+)_", "data: every mask is empty"),
+        ((50, 33), r"(P\d+)_", "none of 8 images can be read and has something outlined"),
+        (None, "(P)", "at least three subjects"),
+    ],
+)
+def test_of_data_that_cannot_serve_nothing_is_left(
+    tmp_path: Path, size: tuple[int, int] | None, pattern: str, told: str
+) -> None:
+    data = made.write(tmp_path / "data", 8)
+    for number, mask in enumerate(sorted(data.glob("*_mask.png"))):
+        if size is None:
+            break
+        # of another shape some show something, or there would be nothing to be skipped
+        Image.new("1", size, number % 2 if size != (120, 96) else 0).save(mask)
+    with pytest.raises(DataError, match=told):
+        house.finetune(data, tmp_path / "m", **SMALL | {"subject_pattern": pattern})
+    assert not (tmp_path / "m").exists()
 
 
 def test_what_the_backbone_has_seen_is_said(tmp_path: Path) -> None:
