@@ -12,19 +12,21 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from uscl_zoo.cluster import DEADLY, Outcome, Work, joined
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.files import WriteError, written
 from uscl_zoo.records import write_text
@@ -41,6 +43,8 @@ _PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial|begun)|\.[0-9a-f]{32}\..
 
 # Sources that may each end the process that reads them, before memory is the likelier reason.
 _MOST_DEADLY = 3
+# Videos that are handed to a worker of a cluster at once, and bytes that it sends at once.
+_TOGETHER, _PIECE = 4, 1 << 25
 
 
 #: A source, its part, and how its frames are taken.
@@ -74,8 +78,13 @@ def decode_all(
     sampling: Sampling,
     workers: int | None,
     progress: bool,
+    ray: str | None = None,
 ) -> tuple[list[tuple[str, str]], int]:
-    """Decode what has no part yet; returns what could not be, and how many parts there were."""
+    """Decode what has no part yet, here or by the workers of a cluster, see `cluster.joined`.
+
+    Returns:
+        What could not be decoded, and why; and how many parts there were.
+    """
     todo = [
         (item.path, part_of(parts, name), _sampling_of(item, sampling))
         for name, item in items.items()
@@ -84,15 +93,18 @@ def decode_all(
     # the largest first: begun last, a long one would leave the other workers idle
     todo.sort(key=lambda job: -sum(size for _, size, _ in state_of(job[0])))
     reused = len(items) - len(todo)
-    workers = min(workers or os.cpu_count() or 1, max(len(todo), 1))
     skipped: list[tuple[str, str]] = []
     bar = tqdm(total=len(items), initial=reused, unit="video", disable=not progress)
 
     def tell(line: str) -> None:
         bar.write(line, file=sys.stderr)
 
-    with bar:
-        for source, error in _outcomes(todo, workers, tell):
+    if ray is None:
+        outcomes = _outcomes(todo, min(workers or os.cpu_count() or 1, max(len(todo), 1)), tell)
+    else:
+        outcomes = _spread(todo, ray, workers)
+    with bar, closing(outcomes):
+        for source, error in outcomes:
             if error is not None:
                 skipped.append((str(source), error))
                 tell(f"skipped {error}")
@@ -106,7 +118,7 @@ def _sampling_of(item: Item, sampling: Sampling) -> Sampling:
 
 def _outcomes(
     todo: Sequence[_Job], workers: int, tell: Callable[[str], None]
-) -> Iterator[tuple[Path, str | None]]:
+) -> Generator[tuple[Path, str | None], None, None]:
     """Decode; what may have ended the process that read it is decoded once more, alone.
 
     Yields:
@@ -128,7 +140,7 @@ def _outcomes(
                 f"them ({', '.join(map(str, deadly))}); out of memory? The same call goes on from "
                 "there, with fewer `workers` if need be"
             )
-        return job[0], f"{job[0]}: ends the process that reads it, each time"
+        return job[0], f"{job[0]}: {DEADLY}"
 
     if workers == 1:
         for job in todo:
@@ -187,6 +199,67 @@ def _pooled(todo: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, str | No
     for future, job in futures.items():
         if future.done() and not future.cancelled() and future.exception() is None:
             yield job, future.result()
+
+
+def _spread(
+    todo: Sequence[_Job], address: str, workers: int | None
+) -> Generator[tuple[Path, str | None], None, None]:
+    """Decode by the workers of a cluster, which send what they decode: they may share no disk."""
+    if not todo:
+        return
+    jobs = [(source, sampling) for source, _, sampling in todo]
+    with joined(address, workers) as cluster, ExitStack() as begun:
+        opened: dict[int, tuple[ExitStack, BinaryIO]] = {}
+        outcomes = begun.enter_context(closing(cluster.outcomes(_make, jobs, _TOGETHER)))
+        for number, value, last in outcomes:
+            source, part, _ = todo[number]
+            if not last:
+                if number not in opened:
+                    stack = begun.enter_context(ExitStack())
+                    partial = stack.enter_context(written(part.with_suffix(".u8")))
+                    opened[number] = stack, stack.enter_context(partial.open("wb"))
+                offset, frames = value
+                opened[number][1].seek(offset)
+                opened[number][1].write(frames)
+            elif isinstance(value, _About):
+                stack, frames_of = opened.pop(number)
+                frames_of.truncate(value.size)
+                stack.close()
+                write_text(part.with_suffix(".json"), value.text)
+                yield source, None
+            else:
+                yield source, value or f"{source}: {DEADLY}"
+
+
+class _About(NamedTuple):
+    """The description of a part, and the bytes of its frames, once these are sent."""
+
+    text: str
+    size: int
+
+
+def _make() -> Work:
+    return _decode_and_send
+
+
+def _decode_and_send(jobs: Sequence[tuple[int, tuple[Path, Sampling]]]) -> Iterator[Outcome]:
+    """What a worker does with sources: as `_decode`, and it sends the part, some frames at a time.
+
+    Those come with their place, as they come again if the worker is lost.
+    """
+    for number, (source, sampling) in jobs:
+        with tempfile.TemporaryDirectory(prefix="uscl-") as folder:
+            part = Path(folder, "part")
+            error = _decode(source, part, sampling)
+            if error is not None:
+                yield Outcome(number, error)
+                continue
+            with part.with_suffix(".u8").open("rb") as stream:
+                offset = 0
+                while frames := stream.read(_PIECE):
+                    yield Outcome(number, (offset, frames), last=False)
+                    offset += len(frames)
+            yield Outcome(number, _About(part.with_suffix(".json").read_text(), offset))
 
 
 def _end_with_parent() -> None:

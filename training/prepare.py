@@ -81,6 +81,7 @@ def prepare(
     every_row: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
+    ray: str | None = None,
     origin: dict[str, str | None] | None = None,
     progress: bool = True,
     tell: Callable[[str], None] = reading.warn,
@@ -110,7 +111,10 @@ def prepare(
         subject_pattern: of subjects, see `SubjectPattern`; None for those that `annotate` gives.
         every_row: fail if a row of a table has no file.
         overwrite: replace a finished store.
-        workers: processes; None for one a core.
+        workers: processes; None for one a core, with `ray` of the cluster.
+        ray: where to decode instead of here: `local` for workers of Ray on this machine, or the
+            address of a cluster, whose machines need not see the folder of the store. An
+            interrupted call may be continued either way.
         origin: name, url and citation of the collection, for the card. A corpus has its own.
         progress: show a bar.
         tell: called with a line for whatever of files and tables is left out, lost or bent; a
@@ -121,8 +125,8 @@ def prepare(
 
     Raises:
         DataError: if there is nothing, or nothing that is wanted, a label is undeclared, a row does
-            not name one file, a store, another's files or an input is in the way, or another
-            process prepares into the same folder.
+            not name one file, a store, another's files or an input is in the way, another process
+            prepares into the same folder, or there is no such cluster.
         UnreadableError: if nothing can be decoded, or something cannot and `strict`.
     """
     output = check_folder(output, _is_ours(output), _inputs(videos, annotate), _NAMES)
@@ -172,7 +176,7 @@ def prepare(
         (output / PARTS).mkdir(exist_ok=True)
 
         sweep(output / PARTS)
-        skipped, reused = decode_all(items, output / PARTS, sampling, workers, progress)
+        skipped, reused = decode_all(items, output / PARTS, sampling, workers, progress, ray)
         _refuse_skipped(skipped, strict)
         unreadable = {source for source, _ in skipped}
         kept = {name: item for name, item in items.items() if str(item.path) not in unreadable}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from .parts import NAMES, Parts, Row, mean_of
 from .release import release
 from .rows import own_subjects
 from .running import complete, digest, run
+from .spreading import spread
 from .ultrasound.reading import DamageWarning
 from .ultrasound.sources import Look, Source, files_of, path_of
 
@@ -157,6 +159,7 @@ def embed_to(
     workers: int | None = None,
     every_row: bool = False,
     clean: bool | None = None,
+    ray: str | None = None,
 ) -> Written:
     """Embed as `embed` does, into a file; a call that was interrupted continues where it was.
 
@@ -175,13 +178,15 @@ def embed_to(
         device: see there.
         progress: see there.
         subjects: see there.
-        workers: see there.
+        workers: see there; with `ray` those of the cluster, None for one a core, or a GPU.
         every_row: see there.
         clean: see there.
+        ray: where to compute instead of here: `local` for worker processes on this machine, or the
+            address of a cluster of Ray. An interrupted call may be continued either way.
 
     Raises:
         DataError: as `embed` and `Embeddings.save`; if the output is an input, `OUTPUT.parts` is
-            another's, or another process writes to the output.
+            another's, another process writes to the output, or there is no such cluster.
         UnreadableError: as `embed`.
         UnknownModelError: as `embed`.
         MissingDependencyError: as `embed` and `Embeddings.save`.
@@ -193,7 +198,8 @@ def embed_to(
     inputs = chain.from_iterable(map(files_of, sources))
     check_output(output, inputs, [home] if home else [], BEGINS[output.suffix.lower()])
     with parts_of(output, NAMES) as folder:
-        network = load(model, device)
+        # the workers have the devices
+        network = load(model, device if ray is None else "cpu")
         look = network.look(rate, clean)
         settings = [digest(network.module), repr(network.transform), look, pool == "frame"]
         parts = Parts(folder, json.dumps([release(), *settings]))
@@ -209,6 +215,7 @@ def embed_to(
             batch_size=batch_size,
             workers=workers,
             progress=progress,
+            through=None if ray is None else partial(spread, address=ray, device=device),
         )
 
 
@@ -225,6 +232,7 @@ def _embed_by_parts(
     batch_size: int,
     workers: int | None,
     progress: bool,
+    through: Callable[..., Generator[Row, None, None]] | None,
 ) -> Written:
     left = parts.left(sources)
     resumed = len(sources) - len(left)
@@ -237,6 +245,7 @@ def _embed_by_parts(
         batch_size=batch_size,
         workers=workers,
         progress=progress,
+        through=through,
     )
     there = [i for i, source in enumerate(sources) if parts.has(source)]
     if not there:

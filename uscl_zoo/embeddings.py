@@ -25,6 +25,9 @@ SUFFIXES = (".npz", ".csv", ".parquet")
 #: How these files begin.
 BEGINS = {".npz": b"PK", ".csv": b"source,", ".parquet": b"PAR1"}
 
+# Rows that are written at a time.
+_ROWS = 8192
+
 
 @dataclass(frozen=True, repr=False)
 class Embeddings(Tabular):
@@ -159,12 +162,39 @@ def write(
     path = check_output(check_suffix(path), begins=BEGINS[Path(path).suffix.lower()])
     with written(path) as partial:
         if path.suffix.lower() == ".npz":
-            _write_npz(partial, blocks, skipped)
+            _write_npz(partial, lambda: _even(blocks()), skipped)
         elif path.suffix.lower() == ".csv":
             _write_csv(partial, blocks())
         else:
-            _write_parquet(partial, blocks())
+            _write_parquet(partial, _even(blocks()))
     return path
+
+
+def _even(blocks: Iterable[Embeddings]) -> Iterator[Embeddings]:
+    """The same rows, so many at a time: what is written should not tell how they came about."""
+    held: list[Embeddings] = []
+    count = 0
+    for block in blocks:
+        held.append(block)
+        count += len(block)
+        while count >= _ROWS:
+            whole = concatenate(held)
+            yield _cut(whole, 0, _ROWS)
+            held, count = [_cut(whole, _ROWS, len(whole))], count - _ROWS
+    if count:
+        yield concatenate(held)
+
+
+def _cut(block: Embeddings, start: int, stop: int) -> Embeddings:
+    some = slice(start, stop)
+    return Embeddings(
+        block.features[some],
+        block.sources[some],
+        block.frames[some],
+        block.times[some],
+        block.counts[some],
+        subjects=None if block.subjects is None else block.subjects[some],
+    )
 
 
 def _write_npz(
@@ -186,7 +216,7 @@ def _write_npz(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         # numpy's own writer would want each whole column in memory
         for name, (dtype, shape) in columns.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+            with archive.open(_entry(f"{name}.npy"), "w", force_zip64=True) as stream:
                 about = {
                     "descr": np.lib.format.dtype_to_descr(dtype),
                     "fortran_order": False,
@@ -198,9 +228,17 @@ def _write_npz(
                     if name in texts:
                         values = _texts(values)
                     stream.write(np.ascontiguousarray(values, dtype).tobytes())
-        with archive.open("skipped.npy", "w") as stream:
+        with archive.open(_entry("skipped.npy"), "w") as stream:
             lines = np.array([_texts(line) for line in skipped], np.str_)
             np.lib.format.write_array(stream, lines.reshape(-1, 2), allow_pickle=False)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """An entry of an archive, without the time: the same rows are the same bytes."""
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o600 << 16
+    return entry
 
 
 def _texts(names: Iterable[str | Path]) -> list[str]:

@@ -110,6 +110,8 @@ class Parts:
         """Put on disk what has been added."""
         if not self._rows:
             return
+        # as they may come in any order, and are taken in that of the sources
+        self._rows.sort(key=lambda one: one[2].source)
         path = self.folder / f"{len(self._index):08}-{os.getpid()}.npz"
         sources, states, rows = zip(*self._rows, strict=True)
         with written(path) as partial, partial.open("wb") as stream:

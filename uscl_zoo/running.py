@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -35,6 +35,7 @@ def run(
     workers: int | None = None,
     progress: bool = True,
     done: int = 0,
+    fill: bool = False,
 ) -> Generator[Row, None, None]:
     """Put the frames of each source that can be read through a network, a row a source, in order.
 
@@ -52,6 +53,8 @@ def run(
         workers: threads that decode; None for one a core.
         progress: show a bar.
         done: how many more sources there were, which are done, for the bar.
+        fill: the last batch up to its size: in what order numbers are summed may depend on how many
+            frames there are, and so the last bit of an answer on what else is asked for.
 
     Raises:
         DataError: if an argument is out of range.
@@ -96,11 +99,17 @@ def run(
                 bar.update()
 
     given = frames()
+    batches = batched(given, batch_size)
     held: list[NDArray[np.float32]] = []
     with (
         contextlib.closing(given),
         contextlib.closing(
-            infer(network.module, network.transform.normalise, batched(given, batch_size), answer)
+            infer(
+                network.module,
+                network.transform.normalise,
+                _filled(batches, batch_size) if fill else batches,
+                answer,
+            )
         ) as answers,
     ):
         # once more at the end: the last source is known to be whole when there are no more frames
@@ -121,6 +130,14 @@ def run(
         warnings.warn(message, DamageWarning, stacklevel=3)
 
 
+def _filled(
+    batches: Iterator[NDArray[np.uint8]], size: int
+) -> Generator[NDArray[np.uint8], None, None]:
+    """Batches of one size: the last has its last frame more often."""
+    for batch in batches:
+        yield np.pad(batch, ((0, size - len(batch)), *[(0, 0)] * 3), "edge")
+
+
 def complete(
     parts: Parts,
     network: Network,
@@ -132,6 +149,7 @@ def complete(
     batch_size: int,
     workers: int | None,
     progress: bool,
+    through: Callable[..., Generator[Row, None, None]] | None = None,
 ) -> list[tuple[Path, str]]:
     """Put what parts lack of some sources through a network, as `run` does, and into them.
 
@@ -147,13 +165,14 @@ def complete(
         batch_size: see there.
         workers: see there.
         progress: see there.
+        through: what to call instead of `run`, whose rows may come in any order.
 
     Returns:
         Sources that cannot be read, and why.
     """
     left = parts.left(sources)
     skipped: list[tuple[Path, str]] = []
-    rows = run(
+    rows = (through or run)(
         network,
         left,
         look,
@@ -163,6 +182,7 @@ def complete(
         workers=workers,
         progress=progress,
         done=len(sources) - len(left),
+        fill=True,
     )
     try:
         with contextlib.closing(rows):

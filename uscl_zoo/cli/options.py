@@ -91,6 +91,14 @@ clean_option = click.option(
 )
 
 
+ray_option = click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Of a cluster that does the work, HOST:PORT or auto; local: worker processes here. "
+    "--workers is then how many.",
+)
+
+
 def rate_option(default: float | None) -> Callable[[Command], Command]:
     """`--rate`: how many frames a second are looked at; without a default, as the model has it."""
     return click.option(

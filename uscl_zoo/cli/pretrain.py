@@ -12,7 +12,7 @@ import click
 from ..errors import DataError
 from ..training import labels
 from .commands import Heading
-from .options import FILE, device_option, rate_option
+from .options import FILE, device_option, rate_option, ray_option
 
 if TYPE_CHECKING:
     from ..card import Card
@@ -79,6 +79,7 @@ def _execution(device: str | None, threads: int | None, switches: dict[str, Any]
 @click.option("--clean", is_flag=True, help="Crop to the beam; blank and paint over the rest.")
 @click.option("--grey", is_flag=True, help="Keep brightness alone; colour may give away a class.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
+@ray_option
 @click.option("--strict", is_flag=True, help="Fail if a source cannot be decoded.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
 @click.option("--name", help="Of the collection, for the card.")
@@ -109,6 +110,7 @@ def prepare(
     clean: bool,
     grey: bool,
     workers: int | None,
+    ray: str | None,
     strict: bool,
     overwrite: bool,
     name: str | None,
@@ -155,6 +157,7 @@ def prepare(
         every_row=every_row,
         overwrite=overwrite,
         workers=workers,
+        ray=ray,
         tell=lambda text: click.echo(text, err=True),
     )
     _report(report, output, f"row in {table}" if table else "row")

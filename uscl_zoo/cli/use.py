@@ -12,7 +12,7 @@ import click
 from ..errors import DataError, UnknownModelError, one_line
 from ..files import expanded
 from .commands import Heading, in_options
-from .options import FILE, MODEL, clean_option, device_option, rate_option
+from .options import FILE, MODEL, clean_option, device_option, rate_option, ray_option
 from .output import json_option, painted, say, say_json
 from .weights import whereabouts
 
@@ -131,6 +131,7 @@ def demo(clip: Path | None, model: str, output: Path) -> None:
 @clean_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Decoding threads; default one a core.")
+@ray_option
 @device_option
 def embed(
     files: tuple[Path, ...],
@@ -146,11 +147,12 @@ def embed(
     clean: bool | None,
     batch_size: int,
     workers: int | None,
+    ray: str | None,
     device: str | None,
 ) -> None:
     """Embed images, DICOM and videos: one row a frame, a clip or a subject.
 
-    Run it again after an interruption and it continues.
+    Run it again after an interruption and it continues, with --ray or without.
     """
     from .. import embedding
     from ..annotations import read_table
@@ -183,6 +185,7 @@ def embed(
         workers=workers,
         every_row=every_row,
         clean=clean,
+        ray=ray,
     )
     for source, reason in done.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
