@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,10 @@ from uscl_zoo.ultrasound.reading import DamageWarning
 def ray() -> Iterator[Cluster]:
     """Two workers, which the calls of this process then use."""
     with joined("local", 2) as session:
+        from ray import cloudpickle
+
+        # workers cannot import what pytest has
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield session
 
 

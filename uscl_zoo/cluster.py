@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import DataError, MissingDependencyError, one_line, reason
+from .errors import DataError, MissingDependencyError, one_line, quietly, reason
 from .release import release
 from .ultrasound.reading import DamageWarning
 
@@ -111,7 +111,7 @@ class Cluster:
         ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(_Ledger).remote()
         size = max(1, min(together, len(jobs) // (4 * self.workers)))
         items = [{"job": pickle.dumps(job)} for job in enumerate(jobs)]
-        context = ray.data.DataContext.get_current().copy()
+        context = quietly(ray.data.DataContext.get_current().copy)
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         with ray.data.DataContext.current(context):
