@@ -13,6 +13,8 @@ import os
 import pickle
 import secrets
 import socket
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -53,8 +55,8 @@ Work = Callable[[Sequence[tuple[int, Any]]], Iterable[Outcome]]
 _TIMES = 2
 # Jobs that may be given up, before memory is the likelier reason.
 _MOST_DEADLY = 3
-# Seconds in which a cluster answers.
-_PATIENCE = 5.0
+# Seconds in which a machine answers, and in which a cluster can be joined.
+_SOON, _PATIENCE = 5.0, 60.0
 
 
 class _Trouble(NamedTuple):
@@ -264,7 +266,9 @@ def joined(
     # read when Ray is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with contextlib.ExitStack() as stack:
-        if address == LOCAL:
+        if address != LOCAL:
+            _check_address(address)
+        else:
             # else it would listen for other machines to join
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
             # else it would leave one in the home
@@ -273,8 +277,6 @@ def joined(
             # else whatever runs besides would come first, as they are nice
             os.environ.setdefault("RAY_worker_niceness", "0")
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        else:
-            _check_address(address)
         import ray
         import ray.data
 
@@ -286,6 +288,8 @@ def joined(
                 settings |= {"num_cpus": workers, "include_dashboard": False}
                 settings["_temp_dir"] = stack.enter_context(_short_folder())
                 quiet = _silence()
+            else:
+                _try(address)
             stack.callback(ray.shutdown)
             try:
                 with quiet:
@@ -311,7 +315,7 @@ def _cluster(address: str, workers: int | None, device: str | None) -> Cluster:
 
 
 def _check_address(address: str) -> None:
-    """Make sure that something listens at an address: Ray would try for a minute, and then end."""
+    """Make sure that an address is one, and something listens there."""
     host, colon, port = address.rpartition(":")
     if not colon and address == "auto":
         return
@@ -321,9 +325,26 @@ def _check_address(address: str) -> None:
             f"`auto` for the one that runs on it, or `{LOCAL}`"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), _SOON).close()
     except (OSError, OverflowError) as error:
         raise DataError(_cannot(address, reason(error))) from error
+
+
+def _try(address: str) -> None:
+    """Join a cluster in a process that may be ended: of what is none, Ray asks for many minutes."""
+    code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); ray.shutdown()"
+    try:
+        subprocess.run(
+            [sys.executable, "-c", code, address],
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=_PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(_cannot(address, "nothing there answers as Ray does")) from error
+    except subprocess.CalledProcessError as error:
+        raise DataError(_cannot(address, _last_line(error.stderr))) from error
 
 
 def _cannot(address: str, why: str) -> str:
@@ -356,7 +377,7 @@ def _short_folder() -> Iterator[str]:
         yield folder
 
 
-def _last_line(error: BaseException) -> str:
+def _last_line(error: BaseException | str) -> str:
     """What an error says in the end: before that are tracebacks of other machines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return one_line(lines[-1] if lines else type(error).__name__).rstrip(".")

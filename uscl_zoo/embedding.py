@@ -245,6 +245,8 @@ def _embed_by_parts(
         batch_size=batch_size,
         workers=workers,
         progress=progress,
+        # a call that goes on, or is spread, has other batches
+        fill=True,
         through=through,
     )
     there = [i for i, source in enumerate(sources) if parts.has(source)]

@@ -149,6 +149,7 @@ def complete(
     batch_size: int,
     workers: int | None,
     progress: bool,
+    fill: bool = False,
     through: Callable[..., Generator[Row, None, None]] | None = None,
 ) -> list[tuple[Path, str]]:
     """Put what parts lack of some sources through a network, as `run` does, and into them.
@@ -165,6 +166,7 @@ def complete(
         batch_size: see there.
         workers: see there.
         progress: see there.
+        fill: see there.
         through: what to call instead of `run`, whose rows may come in any order.
 
     Returns:
@@ -182,7 +184,7 @@ def complete(
         workers=workers,
         progress=progress,
         done=len(sources) - len(left),
-        fill=True,
+        fill=fill,
     )
     try:
         with contextlib.closing(rows):

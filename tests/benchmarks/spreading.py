@@ -1,0 +1,122 @@
+"""What `--ray local` costs beside the plain command, for `uscl embed` and `uscl prepare`.
+
+    taskset -c 0 python -m tests.benchmarks.spreading embed VIDEOS [--every 4] [--repeats 5]
+
+The plain command with one worker, and Ray with one and with two, run in turn in fresh processes.
+Processor seconds (user and system) are those of the command and of all that it started, Ray's own
+processes too: they tell what was computed, and change little with what else the machine does. The
+wall-clock seconds are what a person waits, on as many cores as are given. All write the same bytes,
+or it fails.
+
+A share of the files (`--every`) and a quarter of that share are done, so that what is paid once and
+what each file costs can be told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from uscl_zoo.ultrasound.reading import find
+
+WAYS = {
+    "plain": ["--workers", "1"],
+    "ray 1": ["--ray", "local", "--workers", "1"],
+    "ray 2": ["--ray", "local", "--workers", "2"],
+}
+COMMANDS = {
+    "embed": (["--pool", "clip"], "features.npz"),
+    "prepare": (["--label-scheme", "none"], "store"),
+}
+# of prctl: what a child has started is ours to wait for, once that child has ended
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def spent() -> float:
+    """Processor seconds of all that has been started here and has ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run(command: str, way: str, files: Sequence[Path]) -> tuple[float, float, str]:
+    """Processor and wall-clock seconds of a call, and the digest of what it wrote."""
+    options, name = COMMANDS[command]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, name)
+        words = [command, *map(str, files), "-o", str(output), *options, *WAYS[way]]
+        before, start = spent(), time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", "from uscl_zoo.cli import main; main()", *words],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        wall = time.perf_counter() - start
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+        paths = [output] if output.is_file() else [p for p in output.rglob("*") if p.is_file()]
+        content = hashlib.sha256()
+        for path in sorted(paths):
+            content.update(path.read_bytes())
+        shutil.rmtree(output, ignore_errors=True)
+    return spent() - before, wall, content.hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args(arguments)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    some = find(options.videos)[:: options.every]
+    shares = {len(some[::4]): some[::4], len(some): some}
+    measured: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for turn in range(options.repeats):
+        for count, files in shares.items():
+            digests = set()
+            # every other round the other way, so that none always runs after the same
+            for way in sorted(WAYS, reverse=bool(turn % 2)):
+                cpu, wall, digest = run(options.command, way, files)
+                measured.setdefault((count, way), []).append((cpu, wall))
+                digests.add(digest)
+                load = os.getloadavg()[0]
+                print(
+                    f"  {count} {way}: {cpu:.1f} s, {wall:.1f} s waited; load {load:.1f}",
+                    flush=True,
+                )
+            assert len(digests) == 1, "what was written differs"
+    print(
+        f"{options.command}, medians of {options.repeats} [least, most]; the same bytes each time"
+    )
+    few, many = shares
+    for way in WAYS:
+        for count in shares:
+            cpus, walls = zip(*measured[count, way], strict=True)
+            print(
+                f"  {way}, {count} videos: {statistics.median(cpus):.1f} s of processor "
+                f"[{min(cpus):.1f}, {max(cpus):.1f}], {statistics.median(walls):.1f} s waited"
+            )
+        less, more = (statistics.median(c for c, _ in measured[n, way]) for n in (few, many))
+        each = (more - less) / (many - few)
+        print(f"  {way}: {less - few * each:.1f} s once, {each:.3f} s a video")
+
+
+if __name__ == "__main__":
+    main()
