@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from uscl_zoo.cluster import DEADLY, Outcome, Work, joined
+from uscl_zoo.cluster import DEADLY, Outcome, Work, check_there, joined
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.files import WriteError, written
 from uscl_zoo.records import write_text
@@ -248,6 +248,7 @@ def _decode_and_send(jobs: Sequence[tuple[int, tuple[Path, Sampling]]]) -> Itera
     Those come with their place, as they come again if the worker is lost.
     """
     for number, (source, sampling) in jobs:
+        check_there(source)
         with tempfile.TemporaryDirectory(prefix="uscl-") as folder:
             part = Path(folder, "part")
             error = _decode(source, part, sampling)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import DataError, MissingDependencyError, one_line, quietly, reason
+from .files import Address
 from .release import release
 from .ultrasound.reading import DamageWarning
 
@@ -227,6 +228,19 @@ class _Worker:
         import ray
 
         return int(ray.get(self._ledger.begin.remote(what)))
+
+
+def check_there(path: Path) -> None:
+    """Make sure, in a worker, that its machine has a file which the one that asks has seen.
+
+    Raises:
+        DataError: if it has not: to skip the file would be to lose it.
+    """
+    if not isinstance(path, Address) and not os.path.lexists(path):
+        raise DataError(
+            f"{path}: is not there on {socket.gethostname()}, which is of the cluster; all have to "
+            "see files by the same names, or have them from object storage"
+        )
 
 
 def _plain(error: Exception) -> Exception:

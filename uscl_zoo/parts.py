@@ -10,7 +10,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from .ultrasound.sources import state_of
 
 # Rows, and seconds, after which what is done is put on disk.
 _PART_ROWS, _PART_SECONDS = 8192, 30.0
+# Parts that are held while their rows are read.
+_OPEN = 3
 #: Names of parts, half-written ones of earlier releases among them.
 NAMES = re.compile(r"\.?\d{8,}-\d+(\.\d+\.partial)?\.npz")
 
@@ -131,8 +133,8 @@ class Parts:
 
     def blocks(self, sources: Sequence[Path], whose: Sequence[str] | None) -> Iterator[Embeddings]:
         """The rows of sources, in their order, as many at a time as lie together in a part."""
-        opened: Path | None = None
-        features: NDArray[np.float32]
+        # rows that came in no order lie in turn in one part and the next
+        opened: dict[Path, tuple[NDArray[Any], ...]] = {}
         start = 0
         while start < len(sources):
             _, path, offset, size = self._index[str(sources[start])]
@@ -143,10 +145,12 @@ class Parts:
                     break
                 sizes.append(size)
                 stop += 1
-            if path != opened:
+            if path not in opened:
+                if len(opened) == _OPEN:
+                    del opened[next(iter(opened))]
                 with np.load(path, allow_pickle=False) as part:
-                    features, times, counts = part["features"], part["times"], part["counts"]
-                opened = path
+                    opened[path] = part["features"], part["times"], part["counts"]
+            features, times, counts = opened[path]
             some = slice(offset, offset + sum(sizes))
             owners = np.repeat(np.arange(start, stop), sizes).tolist()
             yield Embeddings(

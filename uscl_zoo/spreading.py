@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .cluster import DEADLY, Outcome, joined
+from .cluster import DEADLY, Outcome, check_there, joined
 from .errors import DataError
 from .inference import Answer
 from .network import Network, load
@@ -63,14 +63,15 @@ def spread(
     """
     if batch_size < 1:
         raise DataError(f"batch_size should be at least 1, not {batch_size}")
+    kind = None if device is None else str(device).partition(":")[0]
+    if kind not in (None, "cpu", "cuda"):
+        raise DataError(f"device {str(device)!r} cannot be used (workers have `cpu` or `cuda`)")
     unread: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
             tqdm(total=done + len(sources), initial=done, unit="source", disable=not progress)
         )
-        cluster = stack.enter_context(
-            joined(address, workers, None if device is None else torch.device(device).type)
-        )
+        cluster = stack.enter_context(joined(address, workers, kind))
         how = {"batch_size": batch_size, "answer": answer, "fill": fill, "workers": cluster.cores}
         make = partial(_Work, network, look, "cuda" if cluster.on_gpu else "cpu", how)
         outcomes = stack.enter_context(
@@ -94,6 +95,8 @@ class _Work:
 
     def __call__(self, jobs: Sequence[tuple[int, Path]]) -> Iterator[Outcome]:
         numbers, sources = zip(*jobs, strict=True)
+        for source in sources:
+            check_there(source)
         skipped: list[tuple[Path, str]] = []
         rows = run(self._network, sources, self._look, skipped, progress=False, **self._how)
         with contextlib.closing(rows):

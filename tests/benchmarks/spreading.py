@@ -1,6 +1,6 @@
 """What `--ray local` costs beside the plain command, for `uscl embed` and `uscl prepare`.
 
-    taskset -c 0 python -m tests.benchmarks.spreading embed VIDEOS [--every 4] [--repeats 5]
+    taskset -c 0 python -m tests.benchmarks.spreading embed VIDEOS [--every 32 8] [--repeats 5]
 
 The plain command with one worker, and Ray with one and with two, run in turn in fresh processes.
 Processor seconds (user and system) are those of the command and of all that it started, Ray's own
@@ -8,8 +8,8 @@ processes too: they tell what was computed, and change little with what else the
 wall-clock seconds are what a person waits, on as many cores as are given. All write the same bytes,
 or it fails.
 
-A share of the files (`--every`) and a quarter of that share are done, so that what is paid once and
-what each file costs can be told apart.
+Of `--every 32 8` every 32nd file is done and every 8th, and what is paid once is told from what
+each file costs.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=sorted(COMMANDS))
     parser.add_argument("videos", type=Path)
-    parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--every", type=int, nargs="+", default=[32, 8])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(arguments)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    some = find(options.videos)[:: options.every]
-    shares = {len(some[::4]): some[::4], len(some): some}
+    found = find(options.videos)
+    shares = {len(found[::every]): found[::every] for every in options.every}
     measured: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for turn in range(options.repeats):
         for count, files in shares.items():
@@ -105,17 +105,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{options.command}, medians of {options.repeats} [least, most]; the same bytes each time"
     )
-    few, many = shares
     for way in WAYS:
+        points = []
         for count in shares:
             cpus, walls = zip(*measured[count, way], strict=True)
+            points.append((count, statistics.median(cpus)))
             print(
-                f"  {way}, {count} videos: {statistics.median(cpus):.1f} s of processor "
+                f"  {way}, {count} videos: {points[-1][1]:.1f} s of processor "
                 f"[{min(cpus):.1f}, {max(cpus):.1f}], {statistics.median(walls):.1f} s waited"
             )
-        less, more = (statistics.median(c for c, _ in measured[n, way]) for n in (few, many))
-        each = (more - less) / (many - few)
-        print(f"  {way}: {less - few * each:.1f} s once, {each:.3f} s a video")
+        if len(points) > 1:
+            (few, less), (many, more) = points[0], points[-1]
+            each = (more - less) / (many - few)
+            print(f"  {way}: {less - few * each:.1f} s once, {each:.3f} s a video")
 
 
 if __name__ == "__main__":
