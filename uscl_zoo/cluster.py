@@ -131,6 +131,7 @@ class Cluster:
                 num_gpus=1 if self.on_gpu else 0,
             )
         lost: set[int] = set()
+        left = set(range(len(jobs)))
         try:
             for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
                 for answer in map(pickle.loads, batch["answer"]):
@@ -143,12 +144,19 @@ class Cluster:
                     if answer.value is None:
                         lost.add(answer.number)
                         self._check(lost)
+                    if answer.last:
+                        left.discard(answer.number)
                     yield answer
         except ray.exceptions.RayError as error:
             raise DataError(
                 f"`ray={self.address}`: its workers do not work ({_last_line(error)}); each needs "
                 f"uscl-zoo {release()} and what is installed with it here, and the same Python"
             ) from error
+        if left:
+            raise DataError(
+                f"`ray={self.address}`: nothing came of {len(left)} of {len(jobs)} files, though "
+                "all were handed out; the same call goes on from there"
+            )
 
     def _check(self, lost: set[int]) -> None:
         if len(lost) > _MOST_DEADLY:

@@ -94,13 +94,19 @@ class _Work:
         self._network, self._look, self._how = load(network, device), look, how
 
     def __call__(self, jobs: Sequence[tuple[int, Path]]) -> Iterator[Outcome]:
+        """In the order of the sources, as one by one: what comes twice has to be the same."""
         numbers, sources = zip(*jobs, strict=True)
         for source in sources:
             check_there(source)
         skipped: list[tuple[Path, str]] = []
+        places = {source: place for place, source in enumerate(sources)}
         rows = run(self._network, sources, self._look, skipped, progress=False, **self._how)
         with contextlib.closing(rows):
             for row in rows:
+                # known by now, as frames are decoded in order
+                while skipped and places[skipped[0][0]] < row.source:
+                    path, why = skipped.pop(0)
+                    yield Outcome(numbers[places[path]], why)
                 yield Outcome(numbers[row.source], row)
         for path, why in skipped:
-            yield Outcome(numbers[sources.index(path)], why)
+            yield Outcome(numbers[places[path]], why)

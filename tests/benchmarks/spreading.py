@@ -9,7 +9,8 @@ wall-clock seconds are what a person waits, on as many cores as are given. All w
 or it fails.
 
 Of `--every 32 8` every 32nd file is done and every 8th, and what is paid once is told from what
-each file costs.
+each file costs. `nothing` instead of a command hands jobs to one worker that does nothing, one at a
+time: what handing out costs the process that does it, on which the workers wait in the end.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from uscl_zoo.cluster import Outcome, Work, joined
 from uscl_zoo.ultrasound.reading import find
 
 WAYS = {
@@ -76,14 +78,47 @@ def run(command: str, way: str, files: Sequence[Path]) -> tuple[float, float, st
     return spent() - before, wall, content.hexdigest()
 
 
+def nothing(jobs: Sequence[tuple[int, int]]) -> Iterable[Outcome]:
+    """What the worker does."""
+    return [Outcome(*job) for job in jobs]
+
+
+def make() -> Work:
+    """What makes it."""
+    return nothing
+
+
+def hand_out(repeats: int) -> None:
+    """Measure what a batch costs that takes no time."""
+    few, many = 200, 1200
+    costs = []
+    with joined("local", 1) as cluster:
+        for _ in range(repeats):
+            cpus = []
+            for count in (few, many):
+                before = time.process_time()
+                assert len(list(cluster.outcomes(make, range(count), together=1))) == count
+                cpus.append(time.process_time() - before)
+            costs.append((cpus[1] - cpus[0]) / (many - few) * 1000)
+            print(f"  {costs[-1]:.1f} ms", flush=True)
+    print(
+        f"a batch costs the process that hands it out {statistics.median(costs):.1f} ms "
+        f"[{min(costs):.1f}, {max(costs):.1f}] of processor"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=sorted(COMMANDS))
-    parser.add_argument("videos", type=Path)
+    parser.add_argument("command", choices=[*COMMANDS, "nothing"])
+    parser.add_argument("videos", type=Path, nargs="?")
     parser.add_argument("--every", type=int, nargs="+", default=[32, 8])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=sorted(WAYS))
     options = parser.parse_args(arguments)
+    if options.command == "nothing":
+        hand_out(options.repeats)
+        return
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     found = find(options.videos)
     shares = {len(found[::every]): found[::every] for every in options.every}
@@ -92,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for count, files in shares.items():
             digests = set()
             # every other round the other way, so that none always runs after the same
-            for way in sorted(WAYS, reverse=bool(turn % 2)):
+            for way in sorted(options.ways, reverse=bool(turn % 2)):
                 cpu, wall, digest = run(options.command, way, files)
                 measured.setdefault((count, way), []).append((cpu, wall))
                 digests.add(digest)
@@ -105,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{options.command}, medians of {options.repeats} [least, most]; the same bytes each time"
     )
-    for way in WAYS:
+    for way in options.ways:
         points = []
         for count in shares:
             cpus, walls = zip(*measured[count, way], strict=True)
