@@ -162,7 +162,9 @@ def test_rows_and_bytes_are_those_of_one_process(
         embed_to(tmp_path / "spread.npz", model, folder, **settings)
     killing = killed_at_work(1)
     with pytest.warns(DamageWarning, match="c5"):
-        spread = embed_to(tmp_path / "spread.npz", model, folder, ray="local", **settings)
+        spread = embed_to(
+            tmp_path / "spread.npz", model, folder, ray="local", workers=1, **settings
+        )
     killing.join()
     assert killing.killed == [1]  # type: ignore[attr-defined]
     assert (plain.resumed, spread.resumed) == (0, 2)
@@ -189,7 +191,7 @@ def test_one_process_continues_what_workers_began(
     output = tmp_path / "spread.parquet"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(parts.Parts, "add", interrupt)
-        embed_to(output, model, folder, ray="local", **settings)
+        embed_to(output, model, folder, ray="local", workers=1, **settings)
     with pytest.warns(DamageWarning):
         plain = embed_to(tmp_path / "plain.parquet", model, folder, **settings)
         ended = embed_to(output, model, folder, **settings)
@@ -204,7 +206,7 @@ def test_a_store_is_that_of_one_process(ray: Cluster, clips: Path, tmp_path: Pat
     (own := tmp_path / "clips").symlink_to(clips)
     stores.run(own, tmp_path / "plain")
     killing = killed_at_work(1)
-    report = stores.run(own, tmp_path / "spread", ray="local", workers=2)
+    report = stores.run(own, tmp_path / "spread", ray="local")
     killing.join()
     assert killing.killed == [1]  # type: ignore[attr-defined]
     assert report.reused == 0

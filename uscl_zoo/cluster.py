@@ -56,6 +56,8 @@ Work = Callable[[Sequence[tuple[int, Any]]], Iterable[Outcome]]
 _TIMES = 2
 # Jobs that may be given up, before memory is the likelier reason.
 _MOST_DEADLY = 3
+# Bytes of answers for which a batch is not waited for: it may be of hours of video.
+_SOONEST = 1 << 18
 # Seconds in which a machine answers, and in which a cluster can be joined.
 _SOON, _PATIENCE = 5.0, 60.0
 
@@ -112,11 +114,12 @@ class Cluster:
             return
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(_Ledger).remote()
-        size = max(1, min(together, len(jobs) // (4 * self.workers)))
+        size = min(together, -(-len(jobs) // self.workers))
         items = [{"job": pickle.dumps(job)} for job in enumerate(jobs)]
         context = quietly(ray.data.DataContext.get_current().copy)
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.target_max_block_size = _SOONEST
         with ray.data.DataContext.current(context):
             # blocks are at hand, as reading any would want a core when workers have them all
             given = ray.data.from_items(items, override_num_blocks=-(-len(items) // size))
