@@ -19,7 +19,6 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -301,23 +300,21 @@ def joined(
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             # else whatever runs besides would come first, as they are nice
             os.environ.setdefault("RAY_worker_niceness", "0")
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         if not ray.is_initialized():
             settings: dict[str, Any] = {"address": address}
-            quiet: AbstractContextManager[None] = contextlib.nullcontext()
             if address == LOCAL:
                 settings |= {"num_cpus": workers, "include_dashboard": False}
                 settings["_temp_dir"] = stack.enter_context(_short_folder())
-                quiet = _silence()
             else:
                 _try(address)
             stack.callback(ray.shutdown)
             try:
-                with quiet:
+                with _silence():
                     ray.init(**settings, log_to_driver=False, logging_level="error")
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise DataError(_cannot(address, _last_line(error))) from error
