@@ -31,6 +31,7 @@ import numpy.typing as npt
 from uscl_zoo.data.splits import draw_folds
 from uscl_zoo.errors import UsclError
 from uscl_zoo.files import written
+from uscl_zoo.segmentation.model import Pixels
 from uscl_zoo.segmentation.networks import check_name
 from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
 from uscl_zoo.training.downstream.contenders import random_like
@@ -94,7 +95,7 @@ def cases_of(lesson: Teaching, network: Any, rows: Rows) -> list[Case]:
         item = decoded.items[row]
         image, _, there = opened(lesson.outlined, item)
         size = image.height, image.width
-        found = sorted(lesson.found(answer, size, 1.0), key=lambda region: -region.score)
+        found = sorted(lesson.found(answer, size, Pixels()), key=lambda region: -region.score)
         cases.append(
             judge(
                 row,

@@ -75,6 +75,30 @@ def trusted(score: Any) -> Floats:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """How logits of pixels become probabilities, fitted on subjects left out.
+
+    A temperature that depends on the margin of the likeliest class over the next: networks of
+    Dice's loss are too sure of most pixels, and most of all near outlines, where margins are small.
+    Which class is the likeliest stays as it is.
+
+    Attributes:
+        temperature: of a margin of 1.
+        exponent: logits are multiplied by the margin to the power of this less 1; 1 for a
+            temperature that is the same everywhere.
+    """
+
+    temperature: float = 1.0
+    exponent: float = 1.0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Probabilities (classes + 1, ...) of logits of that shape."""
+        first, second = logits.topk(2, dim=0).values
+        margin = (first - second).clamp_min(1e-6)
+        return torch.softmax(logits * (margin ** (self.exponent - 1) / self.temperature), dim=0)
+
+
+@dataclass(frozen=True)
 class Outliner:
     """What a model that outlines says of itself; its file `predict.json`.
 
@@ -84,8 +108,7 @@ class Outliner:
         encoder: timm's name of it.
         classes: that it outlines; what is none of them is the background.
         input: what it takes.
-        temperature: that divides the logits of pixels, fitted on subjects left out; 1 for a
-            detector.
+        temperature: of the pixels, see `Pixels`; 1 for a detector.
         trust: how sure one may be of a region.
         confidence: below it a region is not said.
         threshold: distance from the training images above which an image is of another kind.
@@ -101,6 +124,7 @@ class Outliner:
         limits: a sentence each.
         training: provenance.
         metrics: measured figures.
+        exponent: of the pixels, see `Pixels`; 1 for a detector.
     """
 
     task: str
@@ -124,6 +148,12 @@ class Outliner:
     limits: tuple[str, ...]
     training: Training
     metrics: tuple[Metric, ...] = field(default=())
+    exponent: float = 1.0
+
+    @property
+    def pixels(self) -> Pixels:
+        """How its logits become probabilities."""
+        return Pixels(self.temperature, self.exponent)
 
 
 def read_outliner(folder: Path) -> Outliner:
@@ -147,6 +177,7 @@ def read_outliner(folder: Path) -> Outliner:
         ("classes", 0 < len(set(said.classes)) == len(said.classes) < 255, "different names"),
         ("input", _is_shape(said.input), "3 channels and sides from 32 to 4096 pixels"),
         ("temperature", said.temperature > 0, "positive"),
+        ("exponent", 0 < said.exponent < 10, "from 0 to 10"),
         ("confidence", 0 <= said.confidence <= 1, "a probability"),
         ("threshold", said.threshold > 0, "positive"),
         ("quantile", 0 < said.quantile <= 1, "a share"),
@@ -295,7 +326,7 @@ class Model:
             distances = self.statistics.distance(textures)
             for one, distance in zip(logits, distances, strict=True):
                 size, done = sizes[done], done + 1
-                found = found_in(one, size, said.temperature, len(said.classes))
+                found = found_in(one, size, said.pixels, len(said.classes))
                 yield Found(trusting(found, said.trust, size), float(distance))
 
 
@@ -338,27 +369,27 @@ def outputs(
         yield maps.reshape(-1, classes + 1, height, width), found[:, maps.shape[1] :]
 
 
-def chances(logits: NDArray[np.float32], size: tuple[int, int], temperature: float) -> Tensor:
+def chances(logits: NDArray[np.float32], size: tuple[int, int], pixels: Pixels) -> Tensor:
     """Probabilities of the classes at each pixel of a frame.
 
     Args:
         logits: (classes + 1, h, w).
         size: height and width of the frame.
-        temperature: that divides them.
+        pixels: what makes probabilities of them.
 
     Returns:
         float32 (classes + 1, H, W).
     """
     maps = torch.from_numpy(np.ascontiguousarray(logits))[None]
     large = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
-    return torch.softmax(large[0] / temperature, dim=0)
+    return pixels(large[0])
 
 
 def found_in(
-    logits: NDArray[np.float32], size: tuple[int, int], temperature: float, classes: int
+    logits: NDArray[np.float32], size: tuple[int, int], pixels: Pixels, classes: int
 ) -> list[Region]:
     """The regions of a frame, each scored by the mean probability of its pixels."""
-    shares = chances(logits, size, temperature).numpy()
+    shares = chances(logits, size, pixels).numpy()
     labels = shares.argmax(axis=0).astype(np.uint8)
     regions = []
     for region in components(labels, classes):

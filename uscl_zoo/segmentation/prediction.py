@@ -210,6 +210,7 @@ class Outlines:
                 "network": f"{said.network} on {said.encoder}",
                 "weights_sha256": said.weights_sha256,
                 "temperature": said.temperature,
+                "exponent": said.exponent,
                 "confidence": said.confidence,
                 "trust": to_plain(said.trust),
             },

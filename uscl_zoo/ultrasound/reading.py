@@ -94,8 +94,8 @@ def find(
         path = expanded(path)
         left_out: list[Path] = []
         drawn: list[Path] = []
-        # in a folder of masks that is named itself, they are what is wanted
-        beside = None if MASKS.fullmatch(path.name) else drawn
+        # in a folder of masks that is named itself, they are what is wanted, but by who tells apart
+        beside = None if masks is None and MASKS.fullmatch(path.name) else drawn
         if not _is_folder(path):
             own = [path]
         elif isinstance(path, Address):

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression
 
-from uscl_zoo.segmentation.model import Trust, trusted
+from uscl_zoo.segmentation.model import Pixels, Trust, trusted
 
 
-def fit_temperature(
+def fit_pixels(
     logits: npt.NDArray[np.float64],
     target: npt.NDArray[np.int64],
     subject: npt.NDArray[np.int64],
-) -> float:
-    """The temperature that minimises the negative log-likelihood of pixels, every subject alike.
+) -> Pixels:
+    """What minimises the negative log-likelihood of pixels, every subject alike.
 
     Args:
         logits: (images, pixels, classes + 1).
@@ -26,15 +26,22 @@ def fit_temperature(
     """
     weights = 1 / np.bincount(subject)[subject]
     weights /= weights.sum() * target.shape[1]
+    two = np.partition(logits, -2, axis=2)[:, :, -2:]
+    margin = np.log(np.maximum(two[:, :, 1] - two[:, :, 0], 1e-6))
 
-    def loss(log: float) -> float:
-        scaled = logits / np.exp(log)
+    def loss(values: npt.NDArray[np.float64]) -> float:
+        heat, exponent = np.exp(values)
+        scaled = logits * np.exp((exponent - 1) * margin - np.log(heat))[:, :, None]
         scaled = scaled - scaled.max(axis=2, keepdims=True)
         right = np.take_along_axis(scaled, target[:, :, None], axis=2)[:, :, 0]
         likelihood = right - np.log(np.exp(scaled).sum(axis=2))
         return float(-(weights @ likelihood).sum())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    # of a network that is never wrong neither has an end
+    bounds = [(-3, 4), (np.log(0.5), np.log(3))]
+    found = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=bounds)
+    temperature, exponent = np.exp(found.x)
+    return Pixels(float(temperature), float(exponent))
 
 
 def trust_of(seen: Sequence[tuple[float, float, bool]]) -> Trust:

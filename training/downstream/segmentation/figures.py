@@ -19,6 +19,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Intersection over union from which on a region is the one that is there.
 SAME = 0.5
+#: Bins of the reliability of pixels.
+BINS = 20
 #: Resamples of the average precision, each of which draws its curve anew.
 _PRECISIONS = 500
 
@@ -45,6 +47,8 @@ class Case:
         right: of each region of `found`, whether it is one that is there.
         away: from the training images.
         unlike: whether it is of another kind than they.
+        pixels: (3, bins) of a segmentation: how many pixels have a probability of a class in each
+            bin, the sum of these, and how many are of it.
     """
 
     row: int
@@ -63,6 +67,7 @@ class Case:
     right: list[bool]
     away: float
     unlike: bool
+    pixels: Floats | None = None
 
     @property
     def score(self) -> float:
@@ -83,6 +88,7 @@ def judge(
     classes: int,
     away: float,
     unlike: bool,
+    pixels: Floats | None = None,
 ) -> Case:
     """Compare what was found in an image with what is there; arguments are those of `Case`."""
     said = [region for region in found if region.score >= confidence]
@@ -116,6 +122,7 @@ def judge(
         right=right,
         away=away,
         unlike=unlike,
+        pixels=pixels,
     )
 
 
@@ -247,6 +254,7 @@ def measure(
     empty = np.array([np.nan if case.there else float(not case.said) for case in cases])
     rows["images of none, of which none was said"] = both(empty)
     rows.update(_precisions(cases, len(classes), weights, masks))
+    rows["expected calibration error of pixels"] = (_of_pixels(cases, weights), None)
     rows["expected calibration error of regions"] = (_calibration(cases, weights), None)
     rows["share flagged as unlike"] = both(np.array([float(case.unlike) for case in cases]))
     some = [case for case in cases if case.there or case.said]
@@ -278,6 +286,27 @@ def _precisions(
         for name, of in zip(("AP", "AP50", "AP75"), values, strict=True):
             rows[f"{title} {name}"] = (interval(of), None)
     return rows
+
+
+def reliability(shares: Floats, there: npt.NDArray[np.bool_]) -> Floats:
+    """How often pixels of some probability are of a class, (3, bins): `Case.pixels`.
+
+    Args:
+        shares: (classes, H, W), probabilities.
+        there: (classes, H, W), whether they are.
+    """
+    bins = np.minimum((shares * BINS).astype(int), BINS - 1).ravel()
+    columns = (None, shares.ravel(), there.ravel())
+    return np.stack([np.bincount(bins, weights, minlength=BINS) for weights in columns])
+
+
+def _of_pixels(cases: Sequence[Case], weights: Floats) -> Score | None:
+    """Of the probabilities of pixels."""
+    tables = [case.pixels for case in cases if case.pixels is not None]
+    if len(tables) < len(cases):
+        return None
+    counts, sums, hits = np.einsum("rn,ncb->crb", weights, np.stack(tables))
+    return interval(np.abs(sums - hits).sum(axis=1) / counts.sum(axis=1))
 
 
 def _calibration(cases: Sequence[Case], weights: Floats) -> Score | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,8 +32,8 @@ from ..gathering import backbone
 from ..loop import fit
 from ..work import go_on, is_work
 from . import report
-from .apart import calibrate, folds, of_a_fold, survey
-from .figures import Case, Figures, judge, measure
+from .apart import calibrate, folds, survey
+from .figures import Case, Figures, judge, measure, reliability
 from .fit import LessonLearner
 from .gather import Decoded, doubts, gather, opened
 from .outlined import Outlined, find_outlined
@@ -48,8 +47,6 @@ WORK, STORE, FINAL = "work", "images", "final"
 _LEFT = re.compile(rf"{STORE}|{FINAL}|fold[1-9]\d*(\.npz)?")
 #: Steps that are measured, after one that is not.
 _STEPS = 2
-#: Bins of the reliability of pixels.
-_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -257,7 +254,7 @@ def finetune(
                 licence=licence,
             ),
         )
-        cases, pixels = judged(lesson, learner, outlined, said, statistics)
+        cases = judged(lesson, learner, outlined, said, statistics)
         figures = measure(cases, outlined.classes, resamples, seed, lesson.masks)
         unit = "subjects" if outlined.subjects else "images"
         count = len(figures.bootstrap.task.subjects)
@@ -269,7 +266,6 @@ def finetune(
             said,
             cases,
             figures,
-            pixels,
             learner.progress.history,
             lambda case: _opened(decoded, case),
             notes,
@@ -289,16 +285,15 @@ def _train(
     """The network that is trained on all subjects, what it says of itself, and its images."""
     decoded, settings = lesson.decoded, lesson.settings
     rows = decoded.train
-    briefly = of_a_fold(settings)
     learner = lesson.learner(rows, settings)
-    others = [lesson.learner(own, briefly) for own, _ in folds(decoded, settings.seed)]
+    others = [lesson.learner(own, settings) for own, _ in folds(decoded, settings.seed)]
     total = sum(one.settings.epochs * one.steps for one in (learner, *others))
     del others
     seconds = total * _pace(lesson.learner(rows, settings))
     tell(
         f"{len(rows)} images to train on, {len(decoded.judged)} to be judged on; "
         f"{settings.network} on {lesson.base.architecture}, {settings.epochs} epochs, "
-        f"{settings.batch_size} images a step, and {FOLDS} folds of {briefly.epochs}; about "
+        f"{settings.batch_size} images a step, and {FOLDS} folds to calibrate by; about "
         f"{spoken(1.1 * seconds + 10)} on {lesson.device}"
     )
     form = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -328,25 +323,25 @@ def judged(
     outlined: Outlined,
     said: Outliner,
     statistics: Statistics,
-) -> tuple[list[Case], tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None]:
-    """Outline the held-out images, in their own pixels, and compare.
-
-    Returns:
-        The images, and of pixels by bins of the probability of a class the count and the hits; of
-        a detector None.
-    """
+) -> list[Case]:
+    """Outline the held-out images, in their own pixels, and compare."""
     decoded = lesson.decoded
     rows = decoded.judged
     cases: list[Case] = []
-    counts, hits = np.zeros(_BINS), np.zeros(_BINS)
     for row, (answer, textures) in zip(
         rows.tolist(), lesson.ask(learner.network, rows), strict=True
     ):
         item = decoded.items[row]
         image, _, there = opened(outlined, item)
         size = image.height, image.width
-        found = trusting(lesson.found(answer, size, said.temperature), said.trust, size)
+        found = trusting(lesson.found(answer, size, said.pixels), said.trust, size)
         away = float(statistics.distance(textures[None])[0])
+        pixels = None
+        if isinstance(lesson, Segmentation):
+            # at the size of the network
+            shares = chances(answer, lesson.transform.size, said.pixels).numpy()[1:]
+            own = np.arange(1, lesson.classes + 1)[:, None, None]
+            pixels = reliability(shares, np.asarray(decoded.labels[row]) == own)
         cases.append(
             judge(
                 row,
@@ -360,17 +355,10 @@ def judged(
                 lesson.classes,
                 away,
                 away > said.threshold,
+                pixels,
             )
         )
-        if not isinstance(lesson, Segmentation):
-            continue
-        small = np.asarray(decoded.labels[row])
-        shares = chances(answer, lesson.transform.size, said.temperature).numpy()
-        for label in range(1, lesson.classes + 1):
-            bins = np.minimum((shares[label] * _BINS).astype(int), _BINS - 1).ravel()
-            counts += np.bincount(bins, minlength=_BINS)
-            hits += np.bincount(bins, weights=(small == label).ravel(), minlength=_BINS)
-    return cases, (counts, hits) if isinstance(lesson, Segmentation) else None
+    return cases
 
 
 def _opened(decoded: Decoded, case: Case) -> Image.Image:

@@ -219,7 +219,8 @@ def legend_of(
     background = 0 if 0 in counts else max(counts, key=lambda value: (counts[value], -value))
     others = sorted(value for value in counts if value != background)
     if not others:
-        raise DataError("every mask is empty, so there is nothing to learn to outline")
+        what = "empty" if not background else f"of one value, {shown(background)}"
+        raise DataError(f"every mask is {what}, so there is nothing to learn to outline")
     if background:
         notes.append(f"no mask has black in it; {shown(background)}, the commonest, is background")
     total = sum(counts.values())

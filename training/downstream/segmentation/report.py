@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -47,7 +46,6 @@ def write(
     said: Outliner,
     cases: Sequence[Case],
     figures: Figures,
-    pixels: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None,
     history: Sequence[dict[str, float]],
     image_of: Callable[[Case], Image.Image],
     notes: Sequence[str],
@@ -59,7 +57,6 @@ def write(
         said: by the model of itself.
         cases: held-out images.
         figures: of them.
-        pixels: count and hits of pixels by bins of probability; None of boxes alone.
         history: a row an epoch.
         image_of: opens the image of a case.
         notes: what the reader of the figures should know.
@@ -74,7 +71,7 @@ def write(
             "worst.png": draw_cases([worst[:5], worst[5:]], said, image_of),
             "others.png": draw_cases(others, said, image_of),
             "spread.png": draw_spread(cases),
-            "reliability.png": draw_reliability(cases, pixels),
+            "reliability.png": draw_reliability(cases),
             "curves.png": draw_curves(history),
         }
         pictures = {}
@@ -151,10 +148,7 @@ def draw_spread(cases: Sequence[Case]) -> Figure:
     return figure
 
 
-def draw_reliability(
-    cases: Sequence[Case],
-    pixels: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None,
-) -> Figure:
+def draw_reliability(cases: Sequence[Case]) -> Figure:
     """Of pixels and of regions, the share that is right by probability."""
     figure = Figure(figsize=(9, 3.9), layout="constrained")
     grid: Any = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
@@ -163,9 +157,11 @@ def draw_reliability(
     bins = np.minimum((scores * 10).astype(int), 9)
     regions = (
         np.bincount(bins, minlength=10).astype(float),
-        np.bincount(bins, weights=right, minlength=10),
         np.bincount(bins, weights=scores, minlength=10),
+        np.bincount(bins, weights=right, minlength=10),
     )
+    tables = [case.pixels for case in cases if case.pixels is not None]
+    pixels = tuple(np.sum(tables, axis=0)) if tables else None
     for column, (table, name) in enumerate(((pixels, "pixels"), (regions, "regions"))):
         above, below = grid[0, column], grid[1, column]
         above.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=":")
@@ -175,11 +171,12 @@ def draw_reliability(
         plain(below)
         if table is None:
             continue
-        count, hits = table[0], table[1]
+        count, sums, hits = table
         filled = np.flatnonzero(count)
         middle = (np.arange(len(count)) + 0.5) / len(count)
-        across = middle if len(table) < 3 else table[2] / np.maximum(count, 1)
-        above.plot(across[filled], hits[filled] / count[filled], color=_BLUE, marker="o")
+        above.plot(
+            sums[filled] / count[filled], hits[filled] / count[filled], color=_BLUE, marker="o"
+        )
         below.bar(middle, count, width=0.9 / len(count), color=_BLUE)
         if name == "pixels":
             # most are surely background
@@ -253,7 +250,12 @@ def page(
         ("seed", str(training.seed)),
         ("hardware", f"{training.hardware}, {training.hours} h of training"),
         ("code", str(training.code)),
-        ("temperature of pixels", f"{said.temperature:.3f}, fitted by cross-validation"),
+        (
+            "probability of a pixel",
+            f"softmax of the logits, divided by {said.temperature:.3f} and multiplied by the "
+            f"margin of the first over the second to the power of {said.exponent - 1:.3f}, fitted "
+            "by cross-validation",
+        ),
         (
             "probability of a region",
             f"logistic in the logit of its score (× {said.trust.score:.2f}) and the logarithm of "

@@ -19,14 +19,14 @@ from uscl_zoo.segmentation.detectors import (
     build_detector,
     detect,
 )
-from uscl_zoo.segmentation.model import Trust, found_in, outputs
+from uscl_zoo.segmentation.model import Pixels, Trust, found_in, outputs
 from uscl_zoo.segmentation.networks import begin_with, build_segmenter
 from uscl_zoo.segmentation.regions import Region, components, region_of
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 from ..gathering import Base
 from . import coco
-from .calibrating import fit_temperature, trust_of
+from .calibrating import fit_pixels, trust_of
 from .figures import match
 from .fit import LessonLearner, PixelLesson, RegionLesson, Rows
 from .gather import Decoded
@@ -34,7 +34,7 @@ from .outlined import Outlined
 from .settings import Settings
 
 Arrays = dict[str, npt.NDArray[Any]]
-#: Pixels of an image that tell of the temperature: neighbours say the same.
+#: Pixels of an image that tell of calibration: neighbours say the same.
 _PIXELS = 1024
 
 
@@ -83,11 +83,11 @@ class Teaching:
         """What is kept of answers about images that their network was not trained on."""
         raise NotImplementedError
 
-    def settle(self, kept: Mapping[str, npt.NDArray[Any]], rows: Rows) -> tuple[float, Trust]:
-        """The temperature, and how sure one may be of regions, by what was kept."""
+    def settle(self, kept: Mapping[str, npt.NDArray[Any]], rows: Rows) -> tuple[Pixels, Trust]:
+        """How sure one may be of pixels, and of regions, by what was kept."""
         raise NotImplementedError
 
-    def found(self, answer: Any, size: tuple[int, int], temperature: float) -> list[Region]:
+    def found(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
         """The regions of a frame of that size."""
         raise NotImplementedError
 
@@ -135,19 +135,19 @@ class Segmentation(Teaching):
         """The logits, in half precision, which is as exact as what a network of bf16 says."""
         return {"logits": np.stack(answers).astype(np.float16)}
 
-    def settle(self, kept: Mapping[str, npt.NDArray[Any]], rows: Rows) -> tuple[float, Trust]:
-        """A temperature of pixels, and with it how sure one may be of regions."""
+    def settle(self, kept: Mapping[str, npt.NDArray[Any]], rows: Rows) -> tuple[Pixels, Trust]:
+        """How sure one may be of pixels, and with it of regions."""
         parts = [self._pixels(one, row) for one, row in zip(kept["logits"], rows, strict=True)]
-        temperature = fit_temperature(
+        pixels = fit_pixels(
             np.stack([one for one, _ in parts]),
             np.stack([one for _, one in parts]),
             self._subjects(rows),
         )
         seen: list[tuple[float, float, bool]] = []
         for logits, row in zip(kept["logits"], rows.tolist(), strict=True):
-            found = self.found(logits.astype(np.float32), self.transform.size, temperature)
+            found = self.found(logits.astype(np.float32), self.transform.size, pixels)
             seen += self._evidence_of(found, row)
-        return temperature, trust_of(seen)
+        return pixels, trust_of(seen)
 
     def _pixels(
         self, logits: npt.NDArray[Any], row: int
@@ -159,9 +159,9 @@ class Segmentation(Teaching):
         flat = logits.reshape(len(logits), -1)
         return flat[:, chosen].T.astype(np.float64), labels[chosen].astype(np.int64)
 
-    def found(self, answer: Any, size: tuple[int, int], temperature: float) -> list[Region]:
+    def found(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
         """As for `Teaching`."""
-        return found_in(answer, size, temperature, self.classes)
+        return found_in(answer, size, pixels, self.classes)
 
     def there(self, row: int) -> list[Region]:
         """As for `Teaching`."""
@@ -226,14 +226,14 @@ class Detection(Teaching):
         """Scores and shares of the frame of regions, and whether they are there."""
         seen: list[tuple[float, float, bool]] = []
         for answer, row in zip(answers, rows.tolist(), strict=True):
-            seen += self._evidence_of(self.found(answer, self.transform.size, 1.0), row)
+            seen += self._evidence_of(self.found(answer, self.transform.size, Pixels()), row)
         return {"regions": np.array(seen, np.float64).reshape(-1, 3)}
 
-    def settle(self, kept: Mapping[str, npt.NDArray[Any]], rows: Rows) -> tuple[float, Trust]:
+    def settle(self, kept: Mapping[str, npt.NDArray[Any]], rows: Rows) -> tuple[Pixels, Trust]:
         """How sure one may be of regions; scores of boxes are no logits to be divided."""
-        return 1.0, trust_of([(s, a, bool(right)) for s, a, right in kept["regions"].tolist()])
+        return Pixels(), trust_of([(s, a, bool(right)) for s, a, right in kept["regions"].tolist()])
 
-    def found(self, answer: Any, size: tuple[int, int], temperature: float) -> list[Region]:
+    def found(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
         """As for `Teaching`."""
         detected: Detected = answer
         return detected.regions(self.transform.size, size)

@@ -87,6 +87,8 @@ def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
         legend_of(survey([[saved(tmp_path / "n.png", Image.fromarray(noise))]]), None)
     with pytest.raises(DataError, match="every mask is empty"):
         legend_of({0: 100}, None)
+    with pytest.raises(DataError, match="every mask is of one value, 255"):
+        legend_of({255: 100}, None)
     with pytest.raises(DataError, match="2 names of classes for 1 values"):
         legend_of({0: 100, 255: 5}, ["a", "b"])
 

@@ -274,6 +274,11 @@ def test_images_without_a_mask_are_left_out_and_said(tmp_path: Path) -> None:
         find_outlined(data / "P09_9.png")
 
 
+@pytest.mark.parametrize("name", ["images_and_masks", "masks", "GT"])
+def test_data_may_be_called_as_masks_are(tmp_path: Path, name: str) -> None:
+    assert len(find_outlined(made.write(tmp_path / name, 4)).items) == 4
+
+
 def test_a_mask_of_another_shape_is_skipped_and_said(tmp_path: Path) -> None:
     data = made.write(tmp_path / "data", 12)
     Image.new("1", (10, 10)).save(data / "P00_1_mask.png")
