@@ -66,6 +66,8 @@ def spread(
     kind = None if device is None else str(device).partition(":")[0]
     if kind not in (None, "cpu", "cuda"):
         raise DataError(f"device {str(device)!r} cannot be used (workers have `cpu` or `cuda`)")
+    if not sources:
+        return
     unread: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(

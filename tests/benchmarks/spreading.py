@@ -20,15 +20,17 @@ import contextlib
 import ctypes
 import hashlib
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import psutil
 
 from uscl_zoo.cluster import Outcome, Work, joined
 from uscl_zoo.ultrasound.reading import find
@@ -46,10 +48,32 @@ COMMANDS = {
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def spent() -> float:
-    """Processor seconds of all that has been started here and has ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+@contextlib.contextmanager
+def counting() -> Iterator[list[float]]:
+    """Processor seconds of all that is started meanwhile, in the end.
+
+    Ray's workers are nobody's to wait for, and would be missing from `resource.RUSAGE_CHILDREN`: so
+    each process is looked at twice a second. What it did after the last look is lost.
+    """
+    seconds: dict[psutil.Process, float] = {}
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    used = process.cpu_times()
+                    seconds[process] = used.user + used.system
+
+    total: list[float] = []
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield total
+    finally:
+        over.set()
+        thread.join()
+        total.append(sum(seconds.values()))
 
 
 def run(command: str, way: str, files: Sequence[Path]) -> tuple[float, float, str]:
@@ -58,14 +82,15 @@ def run(command: str, way: str, files: Sequence[Path]) -> tuple[float, float, st
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, name)
         words = [command, *map(str, files), "-o", str(output), *options, *WAYS[way]]
-        before, start = spent(), time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", "from uscl_zoo.cli import main; main()", *words],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        start = time.perf_counter()
+        with counting() as cpu:
+            subprocess.run(
+                [sys.executable, "-c", "from uscl_zoo.cli import main; main()", *words],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
         wall = time.perf_counter() - start
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -75,7 +100,7 @@ def run(command: str, way: str, files: Sequence[Path]) -> tuple[float, float, st
         for path in sorted(paths):
             content.update(path.read_bytes())
         shutil.rmtree(output, ignore_errors=True)
-    return spent() - before, wall, content.hexdigest()
+    return cpu[0], wall, content.hexdigest()
 
 
 def nothing(jobs: Sequence[tuple[int, int]]) -> Iterable[Outcome]:
