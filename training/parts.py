@@ -44,7 +44,7 @@ _PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial|begun)|\.[0-9a-f]{32}\..
 # Sources that may each end the process that reads them, before memory is the likelier reason.
 _MOST_DEADLY = 3
 # Videos that are handed to a worker of a cluster at once, and bytes that it sends at once.
-_TOGETHER, _PIECE = 4, 1 << 25
+_TOGETHER, _PIECE = 32, 1 << 25
 
 
 #: A source, its part, and how its frames are taken.
@@ -207,8 +207,11 @@ def _spread(
     """Decode by the workers of a cluster, which send what they decode: they may share no disk."""
     if not todo:
         return
-    jobs = [(source, sampling) for source, _, sampling in todo]
     with joined(address, workers) as cluster, ExitStack() as begun:
+        # dealt out: the largest are first, and should not all be one worker's
+        count = cluster.batches(len(todo), _TOGETHER)
+        todo = [job for number in range(count) for job in todo[number::count]]
+        jobs = [(source, sampling) for source, _, sampling in todo]
         opened: dict[int, tuple[ExitStack, BinaryIO]] = {}
         outcomes = begun.enter_context(closing(cluster.outcomes(_make, jobs, _TOGETHER)))
         for number, value, last in outcomes:

@@ -113,7 +113,7 @@ class Cluster:
             return
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(_Ledger).remote()
-        size = min(together, -(-len(jobs) // self.workers))
+        batches = self.batches(len(jobs), together)
         items = [{"job": pickle.dumps(job)} for job in enumerate(jobs)]
         context = quietly(ray.data.DataContext.get_current().copy)
         context.enable_progress_bars = False
@@ -121,11 +121,12 @@ class Cluster:
         context.target_max_block_size = _SOONEST
         with ray.data.DataContext.current(context):
             # blocks are at hand, as reading any would want a core when workers have them all
-            given = ray.data.from_items(items, override_num_blocks=-(-len(items) // size))
+            given = ray.data.from_items(items, override_num_blocks=batches)
             done = given.map_batches(
                 _Worker,
                 fn_constructor_args=(make, ledger, str(Path.cwd()), release()),
-                batch_size=size,
+                # a block at once; with GPUs Ray wants a number, and may then join two that are short
+                batch_size=-(-len(items) // batches) if self.on_gpu else None,
                 compute=ray.data.ActorPoolStrategy(
                     min_size=1, max_size=self.workers, initial_size=self.workers
                 ),
@@ -159,6 +160,10 @@ class Cluster:
                 f"`ray={self.address}`: nothing came of {len(left)} of {len(jobs)} files, though "
                 "all were handed out; the same call goes on from there"
             )
+
+    def batches(self, jobs: int, together: int) -> int:
+        """How many batches so many jobs are handed out in, in order and of even size."""
+        return max(-(-jobs // together), min(jobs, self.workers))
 
     def _check(self, lost: set[int]) -> None:
         if len(lost) > _MOST_DEADLY:
