@@ -125,7 +125,7 @@ class Cluster:
             done = given.map_batches(
                 _Worker,
                 fn_constructor_args=(make, ledger, str(Path.cwd()), release()),
-                # a block at once; with GPUs Ray wants a number, and may then join two that are short
+                # a block at once; with GPUs Ray wants a number, and may join two that are short
                 batch_size=-(-len(items) // batches) if self.on_gpu else None,
                 compute=ray.data.ActorPoolStrategy(
                     min_size=1, max_size=self.workers, initial_size=self.workers
