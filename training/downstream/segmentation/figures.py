@@ -104,7 +104,7 @@ def judge(
             columns[3, label] = hausdorff95(one, other, spacing)
     right, _ = match(there, found, size)
     _, hits = match(there, said, size)
-    overlaps, areas, pixels, millimetres = columns
+    overlaps, areas, distance, distance_mm = columns
     return Case(
         row=row,
         name=name,
@@ -116,8 +116,8 @@ def judge(
         said=said,
         dice=overlaps,
         iou=areas,
-        distance=pixels,
-        distance_mm=millimetres,
+        distance=distance,
+        distance_mm=distance_mm,
         hits=hits,
         right=right,
         away=away,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,10 @@ def test_figures_of_images_that_are_known() -> None:
     assert value("images of none, of which none was said") == pytest.approx(1 / 2)
     assert value("share flagged as unlike") == pytest.approx(1 / 5)
     assert figures.without_distance == 2
+    # of a detector nothing is known of pixels; else all images count as they have pixels
+    assert "expected calibration error of pixels" not in figures.rows
+    table = np.zeros((3, 20))
+    table[:, 10], table[:, 18] = (100, 52, 40), (10, 9.2, 10)
+    sure = [replace(one, pixels=table) for one in images]  # type: ignore[type-var]
+    figures = measure(sure, ("lesion",), 50, 0)  # type: ignore[arg-type]
+    assert value("expected calibration error of pixels") == pytest.approx((12 + 0.8) / 110)
