@@ -1,6 +1,6 @@
 """Entry points of torch.hub: `torch.hub.load(REPOSITORY, "resnet18_uscl", pretrained=True)`."""
 
-from uscl_zoo.entry_points import ENTRY_POINTS
+from uscl_zoo.zoo.entry_points import ENTRY_POINTS
 
 #: torch.hub says which of these is not installed.
 dependencies = [

@@ -70,9 +70,9 @@ class Client:
 
 def locate(card: str, **arguments: Any) -> dict[str, Any]:
     """Where the weights cache has a card's weights and what is in the file, or how it refuses."""
-    from uscl_zoo import digests, weights_cache
-    from uscl_zoo.card import read_card
     from uscl_zoo.errors import UsclError
+    from uscl_zoo.zoo import digests, weights_cache
+    from uscl_zoo.zoo.card import read_card
 
     start = time.monotonic()
     try:
@@ -93,9 +93,9 @@ def locate(card: str, **arguments: Any) -> dict[str, Any]:
 
 def fetch(card: str, folder: str) -> dict[str, Any]:
     """Where the weights cache puts a copy of a card's weights, or how it refuses."""
-    from uscl_zoo import weights_cache
-    from uscl_zoo.card import read_card
     from uscl_zoo.errors import UsclError
+    from uscl_zoo.zoo import weights_cache
+    from uscl_zoo.zoo.card import read_card
 
     try:
         return {"path": str(weights_cache.fetch(read_card(Path(card)), folder))}
@@ -106,7 +106,7 @@ def fetch(card: str, folder: str) -> dict[str, Any]:
 def race(card: str, count: int, **arguments: Any) -> list[dict[str, Any]]:
     """The answers of so many processes that locate the same card at once."""
     # before the fork, or every child imports torch
-    import uscl_zoo.weights_cache  # noqa: F401
+    import uscl_zoo.zoo.weights_cache  # noqa: F401
 
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(count)

@@ -24,13 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from uscl_zoo import weights_cache
 from uscl_zoo.answers import ANSWERS
-from uscl_zoo.card import read_card
 from uscl_zoo.cli import main as command_line
 from uscl_zoo.errors import DataError
 from uscl_zoo.network import load
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.zoo import weights_cache
+from uscl_zoo.zoo.card import read_card
 
 #: Milliseconds until a kill that is not at once.
 LATEST = 30

@@ -25,14 +25,14 @@ from narrow import TIMM as narrow_timm
 from numpy.typing import NDArray
 from PIL import Image
 
-from uscl_zoo.card import Card, Input, Training, Weights, read_card
-from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.records import write_yaml
-from uscl_zoo.training import network
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.parts import Sampling
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.preparing.labels import from_name
+from uscl_zoo.training.preparing.parts import Sampling
+from uscl_zoo.training.preparing.prepare import prepare
+from uscl_zoo.training.pretraining import network
+from uscl_zoo.zoo.card import Card, Input, Training, Weights, read_card
+from uscl_zoo.zoo.checkpoint import write_backbone
 
 #: Colours of the synthetic classes: easy to tell apart, so that a probe has something to find.
 TINTS = {"Cov": (190, 60, 60), "Pneu": (60, 190, 60), "Reg": (60, 60, 190)}
@@ -239,7 +239,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tuned(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model fine-tuned on `classes`; copy it before changing anything."""
-    from uscl_zoo.training.downstream.finetune import finetune
+    from uscl_zoo.training.finetuning.finetune import finetune
 
     folder = tmp_path_factory.mktemp("tuned")
     finetune(

@@ -15,11 +15,11 @@ from PIL import Image
 
 from uscl_zoo import modelcard
 from uscl_zoo.answers import ANSWERS, CONFIG, STATISTICS, Answers, Statistics
-from uscl_zoo.card import Input, Weights
-from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.cli import main
 from uscl_zoo.records import to_plain, write_text, write_yaml
-from uscl_zoo.training.downstream.judging import pack
+from uscl_zoo.training.finetuning.judging import pack
+from uscl_zoo.zoo.card import Input, Weights
+from uscl_zoo.zoo.checkpoint import write_backbone
 
 NAME = "resnet18_uscl.own"
 CLASSES = tuple(TINTS)

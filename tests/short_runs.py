@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uscl_zoo.training.execution import Execution
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import pretrain
-from uscl_zoo.training.recipe import Recipe
-from uscl_zoo.training.runs import load_checkpoint
+from uscl_zoo.training.learning.execution import Execution
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import Recipe
+from uscl_zoo.training.learning.runs import load_checkpoint
+from uscl_zoo.training.pretraining.pretrain import pretrain
 
 CPU = Execution(torch.device("cpu"))
 #: Twelve training videos in three steps an epoch.

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from uscl_zoo import digests
-from uscl_zoo.card import Card, Input, Training, Weights
-from uscl_zoo.hub import HUB_FILE
 from uscl_zoo.records import write_yaml
+from uscl_zoo.zoo import digests
+from uscl_zoo.zoo.card import Card, Input, Training, Weights
+from uscl_zoo.zoo.hub import HUB_FILE
 
 NAME = "resnet18_uscl.trial"
 FILE = f"{NAME}.safetensors"

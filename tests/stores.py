@@ -7,17 +7,17 @@ from typing import Any
 
 from conftest import SUBJECT
 
-from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.parts import Sampling
-from uscl_zoo.training.prepare import Report, prepare
+from uscl_zoo.training.preparing.labels import from_name
+from uscl_zoo.training.preparing.parts import Sampling
+from uscl_zoo.training.preparing.prepare import Report, prepare
 
 #: A call that takes its time: folder of videos, output, pattern of subjects, workers.
 SLOWLY = """
 import sys, time
 from pathlib import Path
 from uscl_zoo.training import parts
-from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.preparing.labels import from_name
+from uscl_zoo.training.preparing.prepare import prepare
 decode = parts._decode
 def slowly(*arguments):
     time.sleep(0.05)

@@ -24,13 +24,13 @@ from conftest import SUBJECT, files_of
 from own import run, write_model
 from torchvision.models import resnet18
 
-from uscl_zoo.card import Card
 from uscl_zoo.errors import DataError
-from uscl_zoo.training import parts
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.labels import from_name
-from uscl_zoo.training.parts import Sampling
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.preparing import parts
+from uscl_zoo.training.preparing.labels import from_name
+from uscl_zoo.training.preparing.parts import Sampling
+from uscl_zoo.training.preparing.prepare import prepare
+from uscl_zoo.zoo.card import Card
 
 
 def prepared(clips: Path, output: Path, workers: int = 2) -> FrameStore:

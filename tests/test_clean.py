@@ -15,20 +15,21 @@ from PIL import Image, ImageDraw
 pytest.importorskip("uscl_zoo.ultrasound.beam")
 
 from uscl_zoo.answers import read_model
+from uscl_zoo.classifier.gradcam import explain
+from uscl_zoo.classifier.prediction import predict
+from uscl_zoo.classifier.shortcuts import shortcut
 from uscl_zoo.cli import main
-from uscl_zoo.embedding import embed
+from uscl_zoo.embedding.extraction import embed
 from uscl_zoo.errors import DataError
-from uscl_zoo.gradcam import explain
 from uscl_zoo.network import load
-from uscl_zoo.prediction import predict
-from uscl_zoo.shortcuts import shortcut
-from uscl_zoo.training.downstream import datasets, probe, regression, results
-from uscl_zoo.training.downstream import evaluate as module
-from uscl_zoo.training.downstream.subset import take
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.labels import Annotation
-from uscl_zoo.training.parts import Sampling
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.downstream import datasets, regression
+from uscl_zoo.training.evaluation import evaluate as module
+from uscl_zoo.training.evaluation import probe, results
+from uscl_zoo.training.evaluation.subset import take
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.preparing.labels import Annotation
+from uscl_zoo.training.preparing.parts import Sampling
+from uscl_zoo.training.preparing.prepare import prepare
 from uscl_zoo.ultrasound.phantom import lung_clip
 from uscl_zoo.ultrasound.sources import Look
 
@@ -149,7 +150,7 @@ def test_models_of_before_and_those_of_stores(model: Path, tmp_path: Path) -> No
 def test_finetune_records_how_its_store_was_made(
     small_store: FrameStore, tmp_path: Path, installed: Any
 ) -> None:
-    from uscl_zoo.training.downstream.finetune import finetune
+    from uscl_zoo.training.finetuning.finetune import finetune
 
     store = Path(shutil.copytree(small_store.folder, tmp_path / "store"))
     path = store / "store.json"

@@ -19,11 +19,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from uscl_zoo import weights_cache
-from uscl_zoo.card import Card
-from uscl_zoo.catalogue import card_named, model_info, packaged_cards
 from uscl_zoo.cli import cli, main
-from uscl_zoo.descriptions import table
+from uscl_zoo.zoo import weights_cache
+from uscl_zoo.zoo.card import Card
+from uscl_zoo.zoo.catalogue import card_named, model_info, packaged_cards
+from uscl_zoo.zoo.descriptions import table
 
 
 def call(*arguments: str | Path) -> int:

@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from uscl_zoo import cluster, parts
+from uscl_zoo import cluster
 from uscl_zoo.cli import main
 from uscl_zoo.cluster import Cluster, Outcome, joined
-from uscl_zoo.embedding import embed_to
+from uscl_zoo.embedding import parts
+from uscl_zoo.embedding.extraction import embed_to
 from uscl_zoo.errors import DataError
 from uscl_zoo.ultrasound.reading import DamageWarning
 

@@ -13,11 +13,11 @@ import torch
 from conftest import FULL
 from own import write_model
 
-from uscl_zoo.card import Card
-from uscl_zoo.training.execution import Execution
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import pretrain
-from uscl_zoo.training.recipe import Recipe
+from uscl_zoo.training.learning.execution import Execution
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import Recipe
+from uscl_zoo.training.pretraining.pretrain import pretrain
+from uscl_zoo.zoo.card import Card
 
 SCRIPT = Path(__file__).parent / "command_kill_script.py"
 KILLS = 20 if FULL else 3

@@ -40,8 +40,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import uscl_zoo
-from uscl_zoo import authors
-from uscl_zoo.card import read_card
 from uscl_zoo.errors import (
     CardError,
     CheckpointError,
@@ -50,7 +48,9 @@ from uscl_zoo.errors import (
     WeightsNotFoundError,
 )
 from uscl_zoo.records import to_plain, write_yaml
-from uscl_zoo.training.runs import CHECKPOINT, load_checkpoint, save_checkpoint
+from uscl_zoo.training.learning.runs import CHECKPOINT, load_checkpoint, save_checkpoint
+from uscl_zoo.zoo import authors
+from uscl_zoo.zoo.card import read_card
 
 State = dict[str, Tensor]
 Damage = Callable[[Path, random.Random, Path], None]
@@ -538,7 +538,7 @@ def test_undamaged_it_loads(
     if what == "weights":
         # not a network's, but the card's: the digest lets it pass
         shutil.copy(originals / CARD_FILE, tmp_path)
-        uscl_zoo.weights_cache.locate(read_card(tmp_path / CARD_FILE))
+        uscl_zoo.zoo.weights_cache.locate(read_card(tmp_path / CARD_FILE))
         return
     if target.vouched:
         data = (tmp_path / target.path).read_bytes()

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from uscl_zoo import demo, drawing
-from uscl_zoo.card import Card
 from uscl_zoo.errors import DataError, UnknownModelError, UnreadableError, WeightsNotFoundError
+from uscl_zoo.zoo.card import Card
 
 NAME = "resnet18_uscl.trial"
 RED = (176, 58, 46)

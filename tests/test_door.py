@@ -20,11 +20,11 @@ from timm.models import save_for_hf
 
 import uscl_zoo
 from uscl_zoo import cli
-from uscl_zoo.card import Card
-from uscl_zoo.checkpoint import metadata_of, write_backbone
-from uscl_zoo.embedding import embed_frames
+from uscl_zoo.embedding.extraction import embed_frames
 from uscl_zoo.errors import DataError, DigestError, UnknownModelError, UsclError
 from uscl_zoo.network import RATE, Network, UnverifiedWarning, load
+from uscl_zoo.zoo.card import Card
+from uscl_zoo.zoo.checkpoint import metadata_of, write_backbone
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 90, 120, 3), np.uint8)
 

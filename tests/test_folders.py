@@ -134,8 +134,8 @@ def test_on_the_command_line(
 
 
 def test_to_begin_with(model: Path) -> None:
-    from uscl_zoo.training.downstream.gathering import backbone
-    from uscl_zoo.training.starts import load_start
+    from uscl_zoo.training.finetuning.gathering import backbone
+    from uscl_zoo.training.pretraining.starts import load_start
 
     start = load_start(str(model))
     assert (start.architecture, start.mean, start.reference) == ("resnet18", (0.5,) * 3, str(model))

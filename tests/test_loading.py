@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 import uscl_zoo
 from uscl_zoo import modelcard, publish
-from uscl_zoo.card import MODELS, read_card
+from uscl_zoo.zoo.card import MODELS, read_card
 
 ROOT = Path(__file__).parents[1]
 REPO = f"me/{trial.NAME}"

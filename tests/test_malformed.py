@@ -24,7 +24,7 @@ from uscl_zoo.answers import CONFIG, STATISTICS
 from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError, UsclError
 from uscl_zoo.network import UnguardedWarning, UnverifiedWarning, load
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 Spoil = Callable[[Path], None]
@@ -311,7 +311,7 @@ def test_a_guard_that_lets_all_pass_is_said(whole: Path, tmp_path: Path) -> None
 def test_explanations_without_a_guard_say_so(
     whole: Path, classes: Path, installed: Callable[..., Any]
 ) -> None:
-    from uscl_zoo.gradcam import explain
+    from uscl_zoo.classifier.gradcam import explain
 
     image = classes / "Cov" / "1.png"
     guarded = explain(whole, image, device="cpu", progress=False)

@@ -17,10 +17,10 @@ from own import NAME, write_model
 from PIL import Image, PngImagePlugin
 
 from uscl_zoo import publish as publishing
-from uscl_zoo.card import Card, Origin, read_card
 from uscl_zoo.cli import main
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.modelcard import _code, _link, model_card, plain
+from uscl_zoo.zoo.card import Card, Origin, read_card
 
 REPO = "me/own"
 
@@ -284,8 +284,8 @@ def test_a_licence_that_is_another_or_too_loose(model: Path, tmp_path: Path) -> 
     with pytest.raises(CardError, match=r"states MIT, not CC-BY-4\.0"):
         publishing.build(str(model), tmp_path / "other", licence="CC-BY-4.0")
     publishing.build(str(model), tmp_path / "same", licence="MIT")
-    from uscl_zoo.card import Source
     from uscl_zoo.records import write_yaml
+    from uscl_zoo.zoo.card import Source
 
     path = model / f"{NAME}.yaml"
     card = read_card(path)

@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from uscl_zoo.classifier.prediction import predict
 from uscl_zoo.cli import main
-from uscl_zoo.embedding import embed, embed_to
+from uscl_zoo.embedding.extraction import embed, embed_to
 from uscl_zoo.errors import DataError
 from uscl_zoo.names import cell, plain, say
-from uscl_zoo.prediction import predict
-from uscl_zoo.training.downstream.audit import audit
-from uscl_zoo.training.downstream.finetune import finetune
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.evaluation.audit import audit
+from uscl_zoo.training.finetuning.finetune import finetune
+from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.ultrasound.reading import read
 
 #: Of files; as bytes, as Linux has them.
@@ -228,7 +228,7 @@ def homeless(program: str, *lines: str) -> subprocess.CompletedProcess[str]:
 def test_without_a_home_the_package_says_what_it_lacks() -> None:
     ended = homeless(
         "import uscl_zoo, uscl_zoo.cli",
-        "from uscl_zoo.catalogue import all_cards",
+        "from uscl_zoo.zoo.catalogue import all_cards",
         "print(len(all_cards()))",
     )
     assert ended.returncode == 0, ended.stderr

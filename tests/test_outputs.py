@@ -12,10 +12,10 @@ from own import run
 from PIL import Image
 
 from uscl_zoo import files
-from uscl_zoo.catalogue import packaged_cards
 from uscl_zoo.files import locked
 from uscl_zoo.records import to_plain
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.zoo.catalogue import packaged_cards
 
 NAME = next(name for name, card in packaged_cards().items() if card.has_weights and card.licence)
 

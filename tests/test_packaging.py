@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from uscl_zoo import weights_cache
-from uscl_zoo.catalogue import packaged_cards
+from uscl_zoo.zoo import weights_cache
+from uscl_zoo.zoo.catalogue import packaged_cards
 
 ROOT = Path(__file__).parents[1]
 

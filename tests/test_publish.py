@@ -21,9 +21,9 @@ from timm.models import PretrainedCfg
 import uscl_zoo
 from uscl_zoo import modelcard
 from uscl_zoo import publish as publishing
-from uscl_zoo.card import Card
 from uscl_zoo.errors import CardError, DataError, DigestError, HubError
 from uscl_zoo.records import to_plain, write_yaml
+from uscl_zoo.zoo.card import Card
 
 REPO = f"me/{trial.NAME}"
 
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def own_card(built: Path) -> Card:
-    return uscl_zoo.card.read_card(built.parent / "own" / f"{trial.NAME}.yaml")
+    return uscl_zoo.zoo.card.read_card(built.parent / "own" / f"{trial.NAME}.yaml")
 
 
 # ------------------------------------------------------------------------------ what is written
@@ -155,7 +155,7 @@ def test_a_card_that_says_little_is_printed_too() -> None:
     bare = replace(
         trial.CARD,
         metrics=(),
-        training=uscl_zoo.card.Training(method="uscl", sources=()),
+        training=uscl_zoo.zoo.card.Training(method="uscl", sources=()),
     )
     text = modelcard.model_card(bare, REPO)
     assert "None" not in text.replace("[None]", "")

@@ -15,9 +15,9 @@ import pytest
 from conftest import install_card
 
 import uscl_zoo
-from uscl_zoo import weights_cache
 from uscl_zoo.errors import UsclError
 from uscl_zoo.network import load
+from uscl_zoo.zoo import weights_cache
 
 #: Who owns nothing here.
 NOBODY = 65534

@@ -13,10 +13,10 @@ import timm
 import torch
 from torch import Tensor
 
-from uscl_zoo import checkpoint
-from uscl_zoo.card import Card, Input, Metric, Source, Training, Weights
-from uscl_zoo.digests import sha256_of
 from uscl_zoo.records import write_yaml
+from uscl_zoo.zoo import checkpoint
+from uscl_zoo.zoo.card import Card, Input, Metric, Source, Training, Weights
+from uscl_zoo.zoo.digests import sha256_of
 
 NAME = "resnet18_uscl.trial"
 

@@ -16,17 +16,17 @@ from uscl_zoo.answers import (
     read_statistics,
     task_of,
 )
-from uscl_zoo.card import Card, read_card
-from uscl_zoo.descriptions import describe
-from uscl_zoo.digests import sha256_of
 from uscl_zoo.errors import CardError, DataError, DigestError, UnreadableError, one_line, reason
-from uscl_zoo.hub import HUB_FILE
 from uscl_zoo.records import read_json, to_plain
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.weights_cache import verify
+from uscl_zoo.zoo.card import Card, read_card
+from uscl_zoo.zoo.descriptions import describe
+from uscl_zoo.zoo.digests import sha256_of
+from uscl_zoo.zoo.hub import HUB_FILE
+from uscl_zoo.zoo.weights_cache import verify
 
-from .frames import DESCRIPTION, FrameStore
-from .runs import ABOUT, CHECKPOINT, RECIPE
+from .learning.frames import DESCRIPTION, FrameStore
+from .learning.runs import ABOUT, CHECKPOINT, RECIPE
 
 # Files that hold weights.
 _WEIGHTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar"})

@@ -7,23 +7,23 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .registration import register
 from .release import release
+from .zoo.registration import register
 
 if TYPE_CHECKING:
     from . import data as data
-    from .card import Card
-    from .catalogue import list_models, model_info
-    from .embedding import embed
+    from .classifier.gradcam import explain
+    from .classifier.prediction import predict
+    from .classifier.shortcuts import shortcut
+    from .embedding.embedder import Embedder
+    from .embedding.extraction import embed
     from .errors import UsclError
-    from .gradcam import explain
-    from .prediction import predict
-    from .registry import create_model
     from .segmentation.prediction import outline
-    from .shortcuts import shortcut
-    from .training.downstream.finetune import finetune
+    from .training.finetuning.finetune import finetune
     from .ultrasound.transforms import create_transform
-    from .vectors import Embedder
+    from .zoo.card import Card
+    from .zoo.catalogue import list_models, model_info
+    from .zoo.registry import create_model
 
     __version__: str
 
@@ -46,19 +46,19 @@ __all__ = [
 #: Where the public names are. No module of this package may have one of these names: importing it
 #: would put it in the function's place.
 _HOMES = {
-    "Card": "card",
-    "Embedder": "vectors",
+    "Card": "zoo.card",
+    "Embedder": "embedding.embedder",
     "UsclError": "errors",
-    "create_model": "registry",
+    "create_model": "zoo.registry",
     "create_transform": "ultrasound.transforms",
-    "embed": "embedding",
-    "explain": "gradcam",
-    "finetune": "training.downstream.finetune",
-    "list_models": "catalogue",
-    "model_info": "catalogue",
+    "embed": "embedding.extraction",
+    "explain": "classifier.gradcam",
+    "finetune": "training.finetuning.finetune",
+    "list_models": "zoo.catalogue",
+    "model_info": "zoo.catalogue",
     "outline": "segmentation.prediction",
-    "predict": "prediction",
-    "shortcut": "shortcuts",
+    "predict": "classifier.prediction",
+    "shortcut": "classifier.shortcuts",
 }
 
 #: Parts of the package that are asked for by name, as `uscl_zoo.data.Images`.
@@ -66,7 +66,7 @@ _PARTS = ("data",)
 #: What is somewhere else than people look for it.
 _ELSEWHERE = {
     "Images": "data.Images",
-    "embed_to": "embedding.embed_to",
+    "embed_to": "embedding.extraction.embed_to",
     "load": "network.load",
     "read": "ultrasound.reading.read",
 }

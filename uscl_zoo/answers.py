@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from .card import Card
-from .catalogue import card_in
 from .errors import CardError, CheckpointError, DataError, DigestError, reason
 from .files import open_file
 from .records import from_mapping, read_json
+from .zoo.card import Card
+from .zoo.catalogue import card_in
 
 #: Files of a model beside `model.safetensors` and its card.
 ANSWERS, STATISTICS = "predict.json", "statistics.safetensors"

@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import weights_cache
-from .catalogue import model_info, own_folder
 from .drawing import (
     FAINT,
     INK,
@@ -31,14 +29,16 @@ from .drawing import (
     fitted,
     ticks,
 )
-from .embedding import embed_frames
+from .embedding.extraction import embed_frames
 from .errors import DataError
 from .files import check_output, expanded, written
-from .registry import create_model
 from .ultrasound.clip import Frame
 from .ultrasound.phantom import lung_clip
 from .ultrasound.reading import sample
 from .ultrasound.sources import inputs_of
+from .zoo import weights_cache
+from .zoo.catalogue import model_info, own_folder
+from .zoo.registry import create_model
 
 #: Frames a second taken from a user's clip, and how many at most.
 RATE, MOST_FRAMES = 10.0, 100

@@ -14,12 +14,12 @@ from urllib.parse import quote, urlsplit
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from . import licences
 from .answers import OUTLINING
-from .card import Card, Metric, Source, licences_of
-from .descriptions import origin_in_words, standing
 from .errors import one_line
-from .hub import HUB_FILE
+from .zoo import licences
+from .zoo.card import Card, Metric, Source, licences_of
+from .zoo.descriptions import origin_in_words, standing
+from .zoo.hub import HUB_FILE
 
 T = TypeVar("T")
 

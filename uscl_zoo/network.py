@@ -18,18 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from . import authors, checkpoint, weights_cache
 from .answers import ANSWERS, STATISTICS, Answers, Statistics, read_model, read_statistics, softmax
-from .card import ARCHITECTURES, MODELS, Card, Input, read_card
-from .catalogue import all_cards, card_named, is_picture
-from .checkpoint import Channels
-from .configs import card_config
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
 from .errors import reason as why
 from .files import expanded
 from .inference import Answer, batched, both_ways, infer, logits, logits_and_textures, pooled
 from .ultrasound.sources import Look
 from .ultrasound.transforms import FrameTransform, create_transform
+from .zoo import authors, checkpoint, weights_cache
+from .zoo.card import ARCHITECTURES, MODELS, Card, Input, read_card
+from .zoo.catalogue import all_cards, card_named, is_picture
+from .zoo.checkpoint import Channels
+from .zoo.configs import card_config
 
 #: How timm asks for a network in a folder, and for one of the Hub.
 LOCAL, HUB = "local-dir:", "hf-hub:"

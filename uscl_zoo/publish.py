@@ -19,16 +19,17 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from . import answers, checkpoint, licences, network, weights_cache
-from .card import Card, licences_of
-from .catalogue import card_named
+from . import answers, network
 from .errors import CardError, DataError, HubError, one_line, reason
 from .files import WriteError, check_folder, expanded, locked, open_file, written_folder
-from .hub import HUB_FILE
 from .modelcard import FIGURE, PICTURES, config, model_card
 from .records import to_plain, write_text, write_yaml
 from .segmentation.model import card_of, load_outliner
 from .segmentation.networks import config_of
+from .zoo import checkpoint, licences, weights_cache
+from .zoo.card import Card, licences_of
+from .zoo.catalogue import card_named
+from .zoo.hub import HUB_FILE
 
 CONFIG, README = answers.CONFIG, "README.md"
 

@@ -15,12 +15,12 @@ from PIL import Image
 from uscl_zoo.answers import LABELS, NUMBER
 from uscl_zoo.app import panels
 from uscl_zoo.app.examination import SHOWN, drawn, examine, spread
-from uscl_zoo.embedding import embed
-from uscl_zoo.embeddings import concatenate
+from uscl_zoo.classifier.prediction import predict
+from uscl_zoo.embedding.embeddings import concatenate
+from uscl_zoo.embedding.extraction import embed
+from uscl_zoo.embedding.neighbours import read_collection
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.neighbours import read_collection
 from uscl_zoo.network import Network, load
-from uscl_zoo.prediction import predict
 from uscl_zoo.ultrasound.phantom import lung_clip
 
 

@@ -26,7 +26,7 @@ from uscl_zoo.app.page import serve
 from uscl_zoo.app.sessions import Sessions, uploads
 from uscl_zoo.app.space import write_space
 from uscl_zoo.cli import main
-from uscl_zoo.embedding import embed
+from uscl_zoo.embedding.extraction import embed
 from uscl_zoo.errors import DataError, MissingDependencyError
 from uscl_zoo.network import load
 from uscl_zoo.ultrasound.phantom import lung_clip

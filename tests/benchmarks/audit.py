@@ -19,8 +19,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom  # type: ignore[import-untyped]
 
 from uscl_zoo.training.downstream.datasets import load
-from uscl_zoo.training.fingerprints import BITS, Prints, find_pairs
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.preparing.fingerprints import BITS, Prints, find_pairs
 from uscl_zoo.ultrasound import reading
 
 #: Of the made images, this many are copies of others, disturbed in the ways below.

@@ -32,7 +32,7 @@ _CODE = """
 import contextlib, resource, sys, time, warnings
 import torch
 from uscl_zoo import create_model, create_transform
-from uscl_zoo.embedding import embed
+from uscl_zoo.embedding.extraction import embed
 from uscl_zoo.inference import batched, infer
 from uscl_zoo.ultrasound.reading import find, sample
 from uscl_zoo.errors import UsclError

@@ -31,14 +31,14 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 
 from uscl_zoo.answers import softmax
 from uscl_zoo.training.downstream.folds import some_subjects
-from uscl_zoo.training.downstream.gathering import backbone
-from uscl_zoo.training.downstream.judging import look
-from uscl_zoo.training.downstream.loop import fit
 from uscl_zoo.training.downstream.regression import linear
 from uscl_zoo.training.downstream.sample import Sample
 from uscl_zoo.training.downstream.settings import Settings, sensible
-from uscl_zoo.training.downstream.tuning import Tuner, merge
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.finetuning.gathering import backbone
+from uscl_zoo.training.finetuning.judging import look
+from uscl_zoo.training.finetuning.loop import fit
+from uscl_zoo.training.finetuning.tuning import Tuner, merge
+from uscl_zoo.training.learning.frames import FrameStore
 
 FIGURES: dict[str, Callable[[Any, Any], float]] = {
     "accuracy": lambda target, chances: accuracy_score(target, chances.argmax(1)),

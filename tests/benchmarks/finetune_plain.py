@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 import uscl_zoo
 from uscl_zoo.training.downstream.datasets import load
-from uscl_zoo.training.labels import hold_out
+from uscl_zoo.training.preparing.labels import hold_out
 
 #: What can be left out, each named in the table of docs/finetune.md.
 PARTS = ("crops", "rotation", "light", "smoothing", "weights", "statistics", "flips", "warmup")

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uscl_zoo.training import augment
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.growing import grow
-from uscl_zoo.training.recipe import Recipe, replace
-from uscl_zoo.training.starts import load_start
+from uscl_zoo.training.learning import augment
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import Recipe, replace
+from uscl_zoo.training.pretraining.growing import grow
+from uscl_zoo.training.pretraining.starts import load_start
 
 SIZE, COMPARED = 128, 96
 

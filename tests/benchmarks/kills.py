@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from uscl_zoo.training.execution import device_named
-from uscl_zoo.training.runs import CHECKPOINT, RECIPE, hardware, load_checkpoint
+from uscl_zoo.training.learning.execution import device_named
+from uscl_zoo.training.learning.runs import CHECKPOINT, RECIPE, hardware, load_checkpoint
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def main() -> None:
     import timm
 
     import uscl_zoo
-    from uscl_zoo import weights_cache
+    from uscl_zoo.zoo import weights_cache
 
     path = str(weights_cache.locate(uscl_zoo.model_info(NAME)).path)
     overlay = {"file": path, "num_classes": 0}

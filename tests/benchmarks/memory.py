@@ -15,7 +15,7 @@ import numpy as np
 STEP = """
 import json, resource, sys, time
 import timm, torch
-from uscl_zoo.training.execution import autocast, keep_memory, precision_on
+from uscl_zoo.training.learning.execution import autocast, keep_memory, precision_on
 keep, threads = sys.argv[1] == "keep", int(sys.argv[2])
 if keep:
     keep_memory()

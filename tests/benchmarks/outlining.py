@@ -37,18 +37,18 @@ from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
 from uscl_zoo.training.downstream.contenders import random_like
 from uscl_zoo.training.downstream.datasets import load as load_labelled
 from uscl_zoo.training.downstream.folds import some_subjects
-from uscl_zoo.training.downstream.gathering import Base, backbone
-from uscl_zoo.training.downstream.loop import fit
 from uscl_zoo.training.downstream.metrics import interval
-from uscl_zoo.training.downstream.segmentation.figures import Case, judge
-from uscl_zoo.training.downstream.segmentation.fit import Rows
-from uscl_zoo.training.downstream.segmentation.gather import Decoded, gather, opened
-from uscl_zoo.training.downstream.segmentation.outlined import Outlined
-from uscl_zoo.training.downstream.segmentation.precision import Matched, Precision, Scene, measure
-from uscl_zoo.training.downstream.segmentation.published import load
-from uscl_zoo.training.downstream.segmentation.settings import sensible
-from uscl_zoo.training.downstream.segmentation.teaching import TEACHINGS, Teaching
-from uscl_zoo.training.execution import device_named, keep_memory
+from uscl_zoo.training.finetuning.gathering import Base, backbone
+from uscl_zoo.training.finetuning.loop import fit
+from uscl_zoo.training.finetuning.segmentation.figures import Case, judge
+from uscl_zoo.training.finetuning.segmentation.fit import Rows
+from uscl_zoo.training.finetuning.segmentation.gather import Decoded, gather, opened
+from uscl_zoo.training.finetuning.segmentation.outlined import Outlined
+from uscl_zoo.training.finetuning.segmentation.precision import Matched, Precision, Scene, measure
+from uscl_zoo.training.finetuning.segmentation.published import load
+from uscl_zoo.training.finetuning.segmentation.settings import sensible
+from uscl_zoo.training.finetuning.segmentation.teaching import TEACHINGS, Teaching
+from uscl_zoo.training.learning.execution import device_named, keep_memory
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 #: In the order of the table, which compares with the first.

@@ -21,17 +21,17 @@ import torch
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
 from uscl_zoo.segmentation.model import Pixels, Trust
-from uscl_zoo.training.downstream.crossing import FOLDS
-from uscl_zoo.training.downstream.gathering import backbone
-from uscl_zoo.training.downstream.loop import fit
-from uscl_zoo.training.downstream.segmentation.apart import calibrate
-from uscl_zoo.training.downstream.segmentation.figures import reliability
-from uscl_zoo.training.downstream.segmentation.fit import Rows
-from uscl_zoo.training.downstream.segmentation.gather import gather
-from uscl_zoo.training.downstream.segmentation.published import load
-from uscl_zoo.training.downstream.segmentation.settings import sensible
-from uscl_zoo.training.downstream.segmentation.teaching import Segmentation
-from uscl_zoo.training.execution import device_named, keep_memory
+from uscl_zoo.training.finetuning.crossing import FOLDS
+from uscl_zoo.training.finetuning.gathering import backbone
+from uscl_zoo.training.finetuning.loop import fit
+from uscl_zoo.training.finetuning.segmentation.apart import calibrate
+from uscl_zoo.training.finetuning.segmentation.figures import reliability
+from uscl_zoo.training.finetuning.segmentation.fit import Rows
+from uscl_zoo.training.finetuning.segmentation.gather import gather
+from uscl_zoo.training.finetuning.segmentation.published import load
+from uscl_zoo.training.finetuning.segmentation.settings import sensible
+from uscl_zoo.training.finetuning.segmentation.teaching import Segmentation
+from uscl_zoo.training.learning.execution import device_named, keep_memory
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 

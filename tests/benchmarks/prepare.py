@@ -31,8 +31,8 @@ from multiprocessing import get_context
 from pathlib import Path
 import av
 from PIL import Image, ImageSequence
-from uscl_zoo.training.labels import Annotation
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.preparing.labels import Annotation
+from uscl_zoo.training.preparing.prepare import prepare
 from uscl_zoo.ultrasound.video import SUFFIXES
 
 def decode(source):

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 
 import uscl_zoo
-from uscl_zoo.catalogue import card_named
-from uscl_zoo.training.downstream.protocols import quick_figures
 from uscl_zoo.training.downstream.regression import features
-from uscl_zoo.training.frames import FrameStore, Video
+from uscl_zoo.training.evaluation.protocols import quick_figures
+from uscl_zoo.training.learning.frames import FrameStore, Video
+from uscl_zoo.zoo.catalogue import card_named
 
 Rows = npt.NDArray[np.int64]
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from uscl_zoo.training.execution import Execution, device_named, settle
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.recipe import load_recipe, replace
-from uscl_zoo.training.runs import hardware
-from uscl_zoo.training.throughput import step_of
-from uscl_zoo.training.trainer import Trainer
+from uscl_zoo.training.learning.execution import Execution, device_named, settle
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import load_recipe, replace
+from uscl_zoo.training.learning.runs import hardware
+from uscl_zoo.training.pretraining.throughput import step_of
+from uscl_zoo.training.pretraining.trainer import Trainer
 
 
 def rows(device: torch.device, threads: int) -> dict[str, tuple[dict[str, Any], str, int]]:

@@ -23,8 +23,8 @@ from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training.downstream import datasets
 from uscl_zoo.training.downstream.collection import collect
 from uscl_zoo.training.downstream.folds import draw_folds
-from uscl_zoo.training.parts import Sampling
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.preparing.parts import Sampling
+from uscl_zoo.training.preparing.prepare import prepare
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
 TRANSFORM = FrameTransform((32, 32), (0.5,) * 3, (0.25,) * 3)

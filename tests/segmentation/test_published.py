@@ -19,7 +19,7 @@ from uscl_zoo import publish as publishing
 from uscl_zoo.errors import CardError, DataError, DigestError
 from uscl_zoo.segmentation import model as models
 from uscl_zoo.segmentation.prediction import outline
-from uscl_zoo.training.downstream.segmentation.finetune import finetune
+from uscl_zoo.training.finetuning.segmentation.finetune import finetune
 
 REPO = "me/lesions"
 ROOT = Path(__file__).resolve().parents[2]

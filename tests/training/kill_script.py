@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import torch.utils.tensorboard  # slow, and so before the children are forked
 
-from uscl_zoo.training import network
-from uscl_zoo.training.execution import Execution
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import pretrain
-from uscl_zoo.training.recipe import load_recipe
-from uscl_zoo.training.runs import CHECKPOINT, RECIPE
-from uscl_zoo.training.trainer import Trainer
+from uscl_zoo.training.learning.execution import Execution
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import load_recipe
+from uscl_zoo.training.learning.runs import CHECKPOINT, RECIPE
+from uscl_zoo.training.pretraining import network
+from uscl_zoo.training.pretraining.pretrain import pretrain
+from uscl_zoo.training.pretraining.trainer import Trainer
 
 #: A life ends within the step, or the checkpoint, after so many steps at most.
 MOST = 6

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from uscl_zoo.training.augment import Draws
-from uscl_zoo.training.consistency import Ensemble, consistency_loss
-from uscl_zoo.training.monitor import alignment, uniformity
-from uscl_zoo.training.network import TwoViews, UsclNetwork
-from uscl_zoo.training.objective import uscl_loss
-from uscl_zoo.training.recipe import CONSISTENT, Recipe, load_recipe, replace
-from uscl_zoo.training.teacher import teacher_term
-from uscl_zoo.training.views import make_views
+from uscl_zoo.training.learning.augment import Draws
+from uscl_zoo.training.learning.recipe import CONSISTENT, Recipe, load_recipe, replace
+from uscl_zoo.training.pretraining.consistency import Ensemble, consistency_loss
+from uscl_zoo.training.pretraining.monitor import alignment, uniformity
+from uscl_zoo.training.pretraining.network import TwoViews, UsclNetwork
+from uscl_zoo.training.pretraining.objective import uscl_loss
+from uscl_zoo.training.pretraining.teacher import teacher_term
+from uscl_zoo.training.pretraining.views import make_views
 
 CUDA = torch.device("cuda", 0)
 RECIPE = Recipe(classes=("a", "b", "c"), projection_dim=16)

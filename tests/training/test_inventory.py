@@ -14,8 +14,8 @@ from conftest import draw_clip, write_clip
 from own import NAME, run, write_model
 from timm.models import save_for_hf
 
-from uscl_zoo.card import Card
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.zoo.card import Card
 
 
 @pytest.fixture(scope="module")

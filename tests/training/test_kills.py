@@ -13,9 +13,9 @@ from short_runs import RECIPE, assert_same, run
 
 from uscl_zoo.cli import main
 from uscl_zoo.records import write_yaml
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.recipe import replace
-from uscl_zoo.training.runs import load_checkpoint
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import replace
+from uscl_zoo.training.learning.runs import load_checkpoint
 
 SCRIPT = Path(__file__).parent / "kill_script.py"
 KILLS = 20 if FULL else 4

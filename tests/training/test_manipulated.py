@@ -16,9 +16,9 @@ from short_runs import RECIPE, run
 
 from uscl_zoo.errors import UsclError
 from uscl_zoo.records import write_yaml
-from uscl_zoo.training import seal
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.recipe import replace
+from uscl_zoo.training.learning import seal
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import replace
 
 ONE, TWO = replace(RECIPE, epochs=1, validate_every=9), replace(RECIPE, epochs=2, validate_every=9)
 

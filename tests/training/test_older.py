@@ -18,11 +18,11 @@ from older_run import RECIPE, STOPPED, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 
-from uscl_zoo.training import network
-from uscl_zoo.training.execution import Execution
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.pretrain import pretrain
-from uscl_zoo.training.runs import load_checkpoint
+from uscl_zoo.training.learning.execution import Execution
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.runs import load_checkpoint
+from uscl_zoo.training.pretraining import network
+from uscl_zoo.training.pretraining.pretrain import pretrain
 
 OLDER = Path(__file__).parent / "older"
 

@@ -29,12 +29,12 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.pixels.utils import compress, expand_ybr422
 
-from uscl_zoo.card import Card
-from uscl_zoo.embedding import embed
+from uscl_zoo.embedding.extraction import embed
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import Facts, Region
 from uscl_zoo.ultrasound import read as open_clip
 from uscl_zoo.ultrasound.reading import DamageWarning, find, iterate, sample
+from uscl_zoo.zoo.card import Card
 
 Pixels = NDArray[Any]
 

@@ -17,8 +17,8 @@ from own import run, write_model
 from PIL import Image
 
 import uscl_zoo
-from uscl_zoo import running
-from uscl_zoo.embedding import embed, embed_to
+from uscl_zoo.embedding import running
+from uscl_zoo.embedding.extraction import embed, embed_to
 from uscl_zoo.errors import MissingDependencyError, UnreadableError
 from uscl_zoo.files import Address, expanded
 from uscl_zoo.network import Network, load
@@ -176,9 +176,9 @@ class TestS3:
         assert "is in object storage, which is read from" in capsys.readouterr().err
 
     def test_prepare(self, s3: str, files: Path, tmp_path: Path) -> None:
-        from uscl_zoo.training.labels import from_name
-        from uscl_zoo.training.parts import Sampling
-        from uscl_zoo.training.prepare import prepare
+        from uscl_zoo.training.preparing.labels import from_name
+        from uscl_zoo.training.preparing.parts import Sampling
+        from uscl_zoo.training.preparing.prepare import prepare
 
         how: Any = {"sampling": Sampling(size=32), "progress": False, "tell": lambda line: None}
         there = prepare([expanded(s3)], tmp_path / "there", from_name, workers=2, **how).store

@@ -11,9 +11,9 @@ from torch import nn
 from torchvision import transforms as tv
 
 import uscl_zoo
-from uscl_zoo.catalogue import packaged_cards
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
+from uscl_zoo.zoo.catalogue import packaged_cards
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (50, 70, 3), np.uint8)

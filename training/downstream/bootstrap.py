@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from uscl_zoo.errors import DataError
 
-from ..frames import FrameStore, Video
+from ..learning.frames import FrameStore, Video
 
 Floats = npt.NDArray[np.float64]
 #: Subjects that a 95 % interval needs: that five lie on one side of the truth happens by chance in

@@ -11,7 +11,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from uscl_zoo.data.collection import Collection, collect, is_wanted, sides
 from uscl_zoo.errors import DataError
 
-from ..frames import FrameStore, Video
+from ..learning.frames import FrameStore, Video
 from .goal import Goal
 
 __all__ = ["Collection", "Split", "collect", "divide", "everyone", "is_wanted", "sides", "split"]

@@ -13,13 +13,13 @@ from timm.models import ResNet
 from torch import nn
 
 from uscl_zoo import network
-from uscl_zoo.authors import read_backbone
-from uscl_zoo.card import ARCHITECTURES, Card, Input
+from uscl_zoo.embedding.running import digest
 from uscl_zoo.errors import DataError, UnknownModelError
-from uscl_zoo.registry import create_model
-from uscl_zoo.running import digest
+from uscl_zoo.zoo.authors import read_backbone
+from uscl_zoo.zoo.card import ARCHITECTURES, Card, Input
+from uscl_zoo.zoo.registry import create_model
 
-from ..frames import FrameStore
+from ..learning.frames import FrameStore
 from .infold import METHOD, Setting, method_recipe
 from .seen import Material, Seen, seen_by
 

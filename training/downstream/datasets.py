@@ -13,7 +13,7 @@ from typing import Any
 from uscl_zoo.errors import DataError, UnreadableError, one_line
 from uscl_zoo.files import expanded
 
-from ..frames import FrameStore, Video
+from ..learning.frames import FrameStore, Video
 from .collection import Collection, is_wanted
 from .published import LOADERS, where_from
 

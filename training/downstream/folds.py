@@ -11,7 +11,7 @@ import numpy.typing as npt
 from uscl_zoo.data import splits
 from uscl_zoo.errors import DataError
 
-from ..frames import FrameStore, Video
+from ..learning.frames import FrameStore, Video
 from .sample import Sample
 
 

@@ -15,10 +15,10 @@ import torch
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from uscl_zoo.annotations import fold
 from uscl_zoo.answers import CLASSES, softmax
+from uscl_zoo.classifier.prediction import Answer
+from uscl_zoo.data.annotations import fold
 from uscl_zoo.errors import DataError
-from uscl_zoo.prediction import Answer
 
 from .bootstrap import Bootstrap, Floats, Score
 from .metrics import Judged, compared, measured, resampled

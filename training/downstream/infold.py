@@ -21,17 +21,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.zoo.checkpoint import write_backbone
 
-from ..execution import Execution, device_named
-from ..export import encoder_of
-from ..frames import FrameStore
-from ..pretrain import pretrain
-from ..recipe import Recipe, load_recipe, replace, settings_of
-from ..runs import RECIPE, load_run
-from ..signals import Interrupted, listening
-from ..starts import load_start, settled
+from ..learning.execution import Execution, device_named
+from ..learning.frames import FrameStore
+from ..learning.recipe import Recipe, load_recipe, replace, settings_of
+from ..learning.runs import RECIPE, load_run
+from ..learning.signals import Interrupted, listening
+from ..pretraining.export import encoder_of
+from ..pretraining.pretrain import pretrain
+from ..pretraining.starts import load_start, settled
 
 #: How a model of `uscl evaluate` that is to be pretrained within folds begins.
 METHOD = "method:"

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uscl_zoo.annotations import Table
+from uscl_zoo.data.annotations import Table
+from uscl_zoo.data.rows import assign, report_lost
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import open_file
-from uscl_zoo.rows import assign, report_lost
 from uscl_zoo.ultrasound import images as image_files
 from uscl_zoo.ultrasound import reading, video
 from uscl_zoo.ultrasound.masks import is_mask
 
-from ..fingerprints import Prints, clusters, find_pairs
-from ..labels import Annotation, read_table, unify
+from ..preparing.fingerprints import Prints, clusters, find_pairs
+from ..preparing.labels import Annotation, read_table, unify
 from .collection import Collection, collect
 
 

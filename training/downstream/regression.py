@@ -18,11 +18,11 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from tqdm import tqdm
 
-from uscl_zoo.card import Input
 from uscl_zoo.inference import batched, infer
 from uscl_zoo.ultrasound.transforms import FrameTransform, create_transform
+from uscl_zoo.zoo.card import Input
 
-from ..frames import FrameStore
+from ..learning.frames import FrameStore
 from .bootstrap import Floats, Task
 from .sample import Rows
 

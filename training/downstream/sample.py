@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..frames import Video
+from ..learning.frames import Video
 
 Rows = npt.NDArray[np.int64]
 

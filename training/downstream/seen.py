@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from uscl_zoo import weights_cache
-from uscl_zoo.card import Card
+from uscl_zoo.zoo import weights_cache
+from uscl_zoo.zoo.card import Card
 
-from ..corpus import read_corpus
-from ..fingerprints import SIDE, Prints, find_known, hash_of, shrink
-from ..frames import FrameStore, Video
+from ..learning.frames import FrameStore, Video
+from ..preparing.corpus import read_corpus
+from ..preparing.fingerprints import SIDE, Prints, find_known, hash_of, shrink
 
 # What tells no data set from another. Of one word, as "BUS" or "liver", only the same is the same.
 _COMMON = frozenset(

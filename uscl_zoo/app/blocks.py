@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio
 
+from ..classifier.gradcam import explain
+from ..embedding.neighbours import Collection
 from ..errors import UsclError
-from ..gradcam import explain
-from ..neighbours import Collection
 from ..network import Network
 from . import panels
 from .examination import examine

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..classifier.prediction import Answer, answer
 from ..drawing import RGB
+from ..embedding.neighbours import Collection, Neighbour
 from ..errors import DataError
 from ..inference import batched, infer
-from ..neighbours import Collection, Neighbour
 from ..network import Network
-from ..prediction import Answer, answer
 from ..ultrasound.beam import Beam
 from ..ultrasound.cleaning import Cleaner
 from ..ultrasound.clip import Frame

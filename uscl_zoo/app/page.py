@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..embedding.neighbours import read_collection
 from ..errors import DataError, MissingDependencyError
-from ..neighbours import read_collection
 from ..network import load
 from .sessions import uploads
 

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ..answers import CLASSES, NUMBER
+from ..classifier.explanation import FILMS, STRIP, Explanation
+from ..classifier.prediction import Answer
+from ..embedding.neighbours import Collection
 from ..errors import one_line
-from ..explanation import FILMS, STRIP, Explanation
-from ..neighbours import Collection
-from ..prediction import Answer
 from ..ultrasound.beam import UNKNOWN
 from .examination import Examination
 

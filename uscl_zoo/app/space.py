@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 
 from ..answers import ANSWERS, CONFIG, STATISTICS
-from ..card import Card
 from ..errors import DataError
 from ..files import check_folder, expanded, written_folder
 from ..modelcard import hub_licence
 from ..network import Network, load
-from ..places import BUNDLED
 from ..records import write_text
 from ..release import release
-from ..weights_cache import places
+from ..zoo.card import Card
+from ..zoo.places import BUNDLED
+from ..zoo.weights_cache import places
 from .page import gradio_version
 
 _APP = '''"""What {name} sees and says: the page of `uscl app`."""

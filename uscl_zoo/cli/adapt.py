@@ -19,7 +19,7 @@ commands = Heading(help="Adapt one to classes of your own")
 
 #: Those of `training.downstream.tasks`, which takes as long to import as torch.
 TASKS = ["classification", "regression", "multilabel"]
-#: Those that outline, whose `finetune` is in `training.downstream.segmentation` and has defaults of
+#: Those that outline, whose `finetune` is in `training.finetuning.segmentation` and has defaults of
 #: its own; options that mean nothing there are refused by name.
 OUTLINED = ["segmentation", "detection"]
 
@@ -110,7 +110,7 @@ def finetune(
     it continues.
     """
     room = "segmentation.finetune" if task in OUTLINED else "finetune"
-    run = import_module(f"..training.downstream.{room}", __package__).finetune
+    run = import_module(f"..training.finetuning.{room}", __package__).finetune
     for name in ("validation", "patience"):
         if options.pop(name) is not None:
             click.echo(
@@ -183,7 +183,7 @@ def predict(
     MODEL is a folder that `uscl finetune` wrote. Of a classifier, run it again after an
     interruption and, with an output, it continues.
     """
-    from .. import prediction
+    from ..classifier import prediction
     from ..segmentation.model import outlines
 
     if outlines(model):
@@ -286,10 +286,10 @@ def explain(
 
     MODEL is a checkpoint of the zoo or a folder that `uscl finetune` wrote.
     """
-    from .. import gradcam
-    from ..catalogue import folder_of
+    from ..classifier import gradcam
     from ..files import check_output
     from ..ultrasound.sources import inputs_of
+    from ..zoo.catalogue import folder_of
 
     home = folder_of(model)
     stem = f"{file.stem if file.suffix else file.resolve().name}_explained"

@@ -122,10 +122,10 @@ def evaluate(
     import shlex
     import sys
 
-    from ..card import read_card
-    from ..training.downstream import results
-    from ..training.downstream.evaluate import SHARES
-    from ..training.downstream.evaluate import evaluate as run
+    from ..training.evaluation import results
+    from ..training.evaluation.evaluate import SHARES
+    from ..training.evaluation.evaluate import evaluate as run
+    from ..zoo.card import read_card
 
     given: dict[str, Any] = {key: value for key, value in columns.items() if value is not None}
     if classes:
@@ -160,7 +160,7 @@ def evaluate(
     click.echo(results.markdown(evaluation, shlex.join(["uscl", *sys.argv[1:]])))
     click.echo(f"{output / results.PAGE}: the report, with pictures")
     if card is not None and named is not None:
-        from ..training.export import add_metrics
+        from ..training.pretraining.export import add_metrics
 
         add_metrics(
             card, results.metrics(evaluation, named, shlex.join(["uscl", *_without_card()]))
@@ -191,7 +191,7 @@ def _dataset(
     columns: dict[str, Any],
 ) -> DataSet:
     from ..training.downstream.datasets import DATASETS, load, load_store
-    from ..training.frames import DESCRIPTION
+    from ..training.learning.frames import DESCRIPTION
 
     if name in DATASETS:
         if data is None:
@@ -241,8 +241,8 @@ def probe(
     Prints the balanced accuracy over held-out frames of MODEL, of random initialisation, and their
     difference, with 95 % intervals from a bootstrap over held-out subjects.
     """
-    from ..training.downstream.probe import compare, penalty_table
-    from ..training.frames import FrameStore
+    from ..training.evaluation.probe import compare, penalty_table
+    from ..training.learning.frames import FrameStore
 
     if penalties:
         click.echo(penalty_table(model, FrameStore(data), seed, clean))
@@ -257,7 +257,7 @@ def probe(
     )
     click.echo(str(report))
     if card is not None:
-        from ..training.export import add_metrics
+        from ..training.pretraining.export import add_metrics
 
         add_metrics(card, report.metrics(f"uscl probe {model} --data STORE"))
         click.echo(f"{card}: figures written")
@@ -286,8 +286,8 @@ def audit(data: tuple[str, ...], output: Path | None, fail: bool, **options: Any
     folder, a CSV, a store of `uscl prepare`, or a card such as resnet18_uscl.pocus, whose training
     data the others are compared with.
     """
-    from ..training.downstream.audit import audit as run
-    from ..training.downstream.findings import PAGE, check_report
+    from ..training.evaluation.audit import audit as run
+    from ..training.evaluation.findings import PAGE, check_report
 
     options["exclude"] = options["exclude"] or None
     for threshold in ("distance", "correlation"):
@@ -324,7 +324,7 @@ def shortcut(
     Writes a report with the worst cases, and a table beside it. Run it again after an interruption
     and it continues.
     """
-    from .. import shortcuts
+    from ..classifier import shortcuts
 
     result = shortcuts.shortcut(model, data, output, rate, device, clean=clean)
     for source, reason in result.skipped:

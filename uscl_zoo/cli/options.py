@@ -38,7 +38,7 @@ class _Name(click.types.StringParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        from ..catalogue import all_cards, list_models
+        from ..zoo.catalogue import all_cards, list_models
 
         names = [name for name in (*list_models(), *all_cards()) if name.startswith(incomplete)]
         files = [CompletionItem(incomplete, type="file")] if self.or_file else []

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import DataError
-from ..training import labels
+from ..training.preparing import labels
 from .commands import Heading
 from .options import FILE, device_option, rate_option, ray_option
 
 if TYPE_CHECKING:
-    from ..card import Card
-    from ..training.execution import Execution
-    from ..training.prepare import Report
+    from ..training.learning.execution import Execution
+    from ..training.preparing.prepare import Report
+    from ..zoo.card import Card
 
 commands = Heading(help="Pretrain a backbone")
 
@@ -42,7 +42,7 @@ def execution_options(command: Callable[..., None]) -> Callable[..., None]:
 def _execution(device: str | None, threads: int | None, switches: dict[str, Any]) -> Execution:
     import torch
 
-    from ..training.execution import Execution, device_named
+    from ..training.learning.execution import Execution, device_named
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -123,8 +123,8 @@ def prepare(
     subjects come from a CSV, or from names such as Cov-001.mp4. A YAML file, --corpus, describes
     several sources. Run it again after an interruption and it continues.
     """
-    from ..training.parts import Sampling
-    from ..training.prepare import prepare as run
+    from ..training.preparing.parts import Sampling
+    from ..training.preparing.prepare import prepare as run
 
     given = {
         "VIDEOS": videos,
@@ -167,7 +167,7 @@ def _of_corpus(
     name: str | None, roots: Sequence[str], given: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The arguments of `prepare` that a corpus gives; None where there is none."""
-    from ..training.sources import load_corpus
+    from ..training.preparing.sources import load_corpus
 
     if name is None:
         if roots:
@@ -281,11 +281,11 @@ def pretrain(
     A recipe's settings are overridden by KEY=VALUE, e.g. epochs=20. Started by torchrun, as
     `torchrun --nproc-per-node 4 -m uscl_zoo.training pretrain …`, all processes train together.
     """
-    from ..training.frames import FrameStore
-    from ..training.pretrain import pretrain as run
-    from ..training.ranks import join
-    from ..training.recipe import load_recipe, recipe_names
-    from ..training.runs import RECIPE
+    from ..training.learning.frames import FrameStore
+    from ..training.learning.ranks import join
+    from ..training.learning.recipe import load_recipe, recipe_names
+    from ..training.learning.runs import RECIPE
+    from ..training.pretraining.pretrain import pretrain as run
 
     if recipe_name is None:
         if not resume:
@@ -351,10 +351,10 @@ def throughput(
     """
     import tempfile
 
-    from ..training.frames import FrameStore
-    from ..training.recipe import load_recipe
-    from ..training.synthetic import us4_shaped
-    from ..training.throughput import measure
+    from ..training.learning.frames import FrameStore
+    from ..training.learning.recipe import load_recipe
+    from ..training.preparing.synthetic import us4_shaped
+    from ..training.pretraining.throughput import measure
 
     if (data is None) == (synthetic is None):
         raise DataError("give either --data STORE or --synthetic us4")
@@ -404,8 +404,8 @@ def export(
     overwrite: bool,
 ) -> None:
     """Turn a finished RUN into weights of the zoo and their card."""
-    from ..catalogue import home
-    from ..training.export import export as write
+    from ..training.pretraining.export import export as write
+    from ..zoo.catalogue import home
 
     card = write(
         run,
@@ -438,8 +438,8 @@ def export(
 
 
 def _advice(card: Card) -> str:
-    from .. import licences
-    from ..card import licences_of
+    from ..zoo import licences
+    from ..zoo.card import licences_of
 
     bound = licences_of(card.training)
     unknown = licences.unknown(bound)
@@ -459,8 +459,8 @@ def corpus(card: Path, data: Path) -> None:
 
     `uscl audit` compares data with them. `uscl export` writes them by itself.
     """
-    from ..training.corpus import add_corpus
-    from ..training.frames import FrameStore
+    from ..training.learning.frames import FrameStore
+    from ..training.preparing.corpus import add_corpus
 
     written = add_corpus(card, FrameStore(data)).corpus
     assert written is not None

@@ -29,9 +29,9 @@ _INDENT = 26
 @json_option
 def list_(pattern: str, pretrained: bool, markdown: bool, as_json: bool) -> None:
     """List checkpoints: where their weights are, who may use them, what they have seen."""
-    from .. import licences, weights_cache
-    from ..catalogue import packaged_cards, survey
-    from ..descriptions import seen, standing, table
+    from ..zoo import licences, weights_cache
+    from ..zoo.catalogue import packaged_cards, survey
+    from ..zoo.descriptions import seen, standing, table
 
     if markdown:
         click.echo(table(packaged_cards().values()))
@@ -76,9 +76,9 @@ def info(name: str, as_json: bool) -> None:
 
     NAME is of the zoo, or a model of `uscl finetune`, a store, a run, a card, a folder of timm's.
     """
-    from ..catalogue import card_named
-    from ..descriptions import describe
     from ..records import to_plain
+    from ..zoo.catalogue import card_named
+    from ..zoo.descriptions import describe
 
     try:
         card = card_named(name)
@@ -154,8 +154,8 @@ def embed(
 
     Run it again after an interruption and it continues, with --ray or without.
     """
-    from .. import embedding
-    from ..annotations import read_table
+    from ..data.annotations import read_table
+    from ..embedding import extraction as embedding
     from ..files import check_output
 
     subjects: embedding.Subjects | None = subject_pattern
@@ -257,7 +257,7 @@ def neighbours(
     By the cosine of the embeddings, each file of the collection once, FILE itself left out. MODEL
     has to be the one that FEATURES are of, which is tried on one of its files.
     """
-    from .. import neighbours as nearness
+    from ..embedding import neighbours as nearness
 
     answer = nearness.neighbours(
         features,
@@ -305,8 +305,8 @@ def map_(
 
     Coloured by the labels of a table; without one by folder, or by subject.
     """
-    from ..annotations import read_table
-    from ..atlas import draw_map
+    from ..data.annotations import read_table
+    from ..embedding.atlas import draw_map
 
     if (table is None) != (label_column is None):
         raise DataError("--csv and --label-column go together")

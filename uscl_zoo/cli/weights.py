@@ -15,8 +15,8 @@ from .options import FILE, MODEL, NAME, channels, numbers
 from .output import json_option, painted, say, say_json
 
 if TYPE_CHECKING:
-    from ..card import Card
-    from ..places import Place
+    from ..zoo.card import Card
+    from ..zoo.places import Place
 
 commands = Heading(help="Keep weights, and pass them on")
 
@@ -36,8 +36,8 @@ def whereabouts(card: Card, places: Sequence[Place]) -> tuple[str, Path | None]:
 @json_option
 def where(name: str | None, as_json: bool) -> None:
     """Show where weights are: all of them, or every place where those of NAME are looked for."""
-    from .. import weights_cache
-    from ..catalogue import home, model_info, own_folder, ranked_cards
+    from ..zoo import weights_cache
+    from ..zoo.catalogue import home, model_info, own_folder, ranked_cards
 
     if name is None:
         rows = [
@@ -73,8 +73,8 @@ def where(name: str | None, as_json: bool) -> None:
 @json_option
 def verify(names: tuple[str, ...], as_json: bool) -> None:
     """Check the weights in reach against their cards."""
-    from .. import weights_cache
-    from ..catalogue import all_cards, model_info, own_folder
+    from ..zoo import weights_cache
+    from ..zoo.catalogue import all_cards, model_info, own_folder
 
     asked = [(model_info(name), own_folder(name)) for name in names]
     cards = asked or [(card, None) for card in all_cards().values()]
@@ -105,8 +105,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
 @click.option("-o", "--output", type=FILE, help="Folder; by default your own.")
 def fetch(names: tuple[str, ...], output: Path | None) -> None:
     """Copy verified weights and cards, for machines without a network."""
-    from .. import weights_cache
-    from ..catalogue import home, model_info
+    from ..zoo import weights_cache
+    from ..zoo.catalogue import home, model_info
 
     for card in [model_info(name) for name in names]:
         click.echo(weights_cache.fetch(card, output or home()))
@@ -132,8 +132,8 @@ def import_(
     overwrite: bool,
 ) -> None:
     """Bring in a checkpoint of USCL, HiCo, torchvision or timm."""
-    from ..authors import import_checkpoint
-    from ..catalogue import home
+    from ..zoo.authors import import_checkpoint
+    from ..zoo.catalogue import home
 
     card = import_checkpoint(
         file,

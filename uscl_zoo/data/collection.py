@@ -12,14 +12,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..annotations import Annotation, SubjectPattern, Table, fold, known, read_frame, read_table
-from ..catalogue import refuse_model
 from ..errors import DataError, UnreadableError, one_line
 from ..files import expanded
-from ..rows import absolute, survey
 from ..ultrasound import reading
 from ..ultrasound.masks import is_mask, masks_left_out
 from ..ultrasound.sources import Named, named
+from ..zoo.catalogue import refuse_model
+from .annotations import Annotation, SubjectPattern, Table, fold, known, read_frame, read_table
+from .rows import absolute, survey
 
 #: Folders of a division of a data set, which are no classes, and what they are called in words.
 _SIDES = {

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..annotations import unify
 from ..errors import DataError
 from ..files import expanded
 from ..network import RATE
-from ..tables import Tabular
 from ..ultrasound.reading import DamageWarning
 from ..ultrasound.sources import Look
+from .annotations import unify
 from .collection import collect
 from .splits import draw_folds, hold_out
+from .tables import Tabular
 
 
 class Images(Dataset[tuple[Any, int]], Tabular):

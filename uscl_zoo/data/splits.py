@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..annotations import Annotation
 from ..errors import DataError, MissingDependencyError
+from .annotations import Annotation
 
 if TYPE_CHECKING:
     import numpy as np

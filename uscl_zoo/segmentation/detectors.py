@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..card import Input
 from ..errors import DataError
 from ..inference import evaluating
+from ..zoo.card import Input
 from .networks import features_means
 from .regions import Region, region_of
 

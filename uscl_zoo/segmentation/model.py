@@ -25,15 +25,15 @@ from ..answers import (
     task_of,
     verified_bytes,
 )
-from ..card import Card, Input, Metric, Training, Weights
 from ..errors import CardError, CheckpointError, DataError, HubError
 from ..files import expanded
-from ..hub import HUB_FILE, snapshot
 from ..inference import batched, infer
 from ..network import HUB, LOCAL
 from ..records import from_mapping, read_json
 from ..ultrasound.sources import Look
 from ..ultrasound.transforms import FrameTransform
+from ..zoo.card import Card, Input, Metric, Training, Weights
+from ..zoo.hub import HUB_FILE, snapshot
 from .detectors import build_detector, detect
 from .networks import DETECTORS, SEGMENTERS, build_segmenter, maps_and_textures
 from .regions import Region, components

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .. import films
-from ..annotations import SubjectPattern, known
+from ..data.annotations import SubjectPattern, known
 from ..errors import CardError, DataError, UnreadableError, one_line
 from ..files import begins_with, check_folder, expanded, written_folder
 from ..names import cell

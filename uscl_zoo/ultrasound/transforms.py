@@ -17,11 +17,11 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
-from ..card import MODELS, Card
-from ..catalogue import card_in, card_named, own_folder
 from ..errors import DataError, UnknownModelError
 from ..records import read_json
-from ..registry import statistics_of
+from ..zoo.card import MODELS, Card
+from ..zoo.catalogue import card_in, card_named, own_folder
+from ..zoo.registry import statistics_of
 from .rgb import to_frame
 
 _RESAMPLING = {

@@ -11,10 +11,10 @@ from tasks import Ints, guessed
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.downstream import bootstrap
 from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.labels import Annotation, from_name
-from uscl_zoo.training.parts import Sampling
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.preparing.labels import Annotation, from_name
+from uscl_zoo.training.preparing.parts import Sampling
+from uscl_zoo.training.preparing.prepare import prepare
 
 
 @pytest.fixture

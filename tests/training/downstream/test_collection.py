@@ -11,12 +11,12 @@ import timm
 from PIL import Image
 
 from uscl_zoo.cli import main
-from uscl_zoo.embedding import embed
+from uscl_zoo.embedding.extraction import embed
 from uscl_zoo.errors import DataError
-from uscl_zoo.training.downstream.audit import audit
 from uscl_zoo.training.downstream.collection import Collection, collect, is_wanted, sides
-from uscl_zoo.training.frames import FrameStore
-from uscl_zoo.training.labels import Annotation, unify
+from uscl_zoo.training.evaluation.audit import audit
+from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.preparing.labels import Annotation, unify
 
 
 def draw(folder: Path, *names: str) -> Path:

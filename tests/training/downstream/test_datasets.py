@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uscl_zoo.catalogue import packaged_cards
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training.downstream.datasets import DATASETS, load
-from uscl_zoo.training.labels import read_table
+from uscl_zoo.training.preparing.labels import read_table
+from uscl_zoo.zoo.catalogue import packaged_cards
 
 
 def table(path: Path, rows: Sequence[Sequence[object]]) -> None:

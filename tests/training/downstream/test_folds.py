@@ -10,7 +10,7 @@ import pytest
 
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.downstream.folds import draw_folds, official_folds, some_subjects
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
 
 
 @pytest.mark.parametrize("seed", range(5))

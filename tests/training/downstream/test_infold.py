@@ -16,7 +16,6 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from uscl_zoo.checkpoint import write_backbone
 from uscl_zoo.errors import CardError
 from uscl_zoo.training.downstream import infold
 from uscl_zoo.training.downstream.contenders import contender
@@ -27,11 +26,12 @@ from uscl_zoo.training.downstream.infold import (
     method_recipe,
     pretrain_within,
 )
-from uscl_zoo.training.execution import Execution, device_named
-from uscl_zoo.training.export import encoder_of
-from uscl_zoo.training.frames import FRAMES, FrameStore
-from uscl_zoo.training.pretrain import pretrain
-from uscl_zoo.training.runs import load_run
+from uscl_zoo.training.learning.execution import Execution, device_named
+from uscl_zoo.training.learning.frames import FRAMES, FrameStore
+from uscl_zoo.training.learning.runs import load_run
+from uscl_zoo.training.pretraining.export import encoder_of
+from uscl_zoo.training.pretraining.pretrain import pretrain
+from uscl_zoo.zoo.checkpoint import write_backbone
 
 SPEC = "method:pocus_resnet18+classes=null+batch_size=4+smallest_batch=2"
 TINY = Setting(32, 1, "float32")
@@ -161,7 +161,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_infold import Setting
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.errors import UsclError
 import test_infold
 if __name__ == "__main__":

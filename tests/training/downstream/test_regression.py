@@ -10,7 +10,7 @@ from tasks import Ints, guessed, make_task
 
 from uscl_zoo.training.downstream import regression
 from uscl_zoo.training.downstream.bootstrap import Task
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from uscl_zoo.training.downstream.scoring import (
     two_sided,
     units,
 )
-from uscl_zoo.training.frames import FrameStore
+from uscl_zoo.training.learning.frames import FrameStore
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import pytest
 from conftest import make_card
 from PIL import Image
 
-from uscl_zoo.card import Card, Source, Training
-from uscl_zoo.training.corpus import write_corpus
 from uscl_zoo.training.downstream.seen import Material, addresses, same_name, seen_by
-from uscl_zoo.training.fingerprints import Prints, find_known
-from uscl_zoo.training.frames import FrameStore, Video
-from uscl_zoo.training.labels import Annotation
-from uscl_zoo.training.parts import Sampling
-from uscl_zoo.training.prepare import prepare
+from uscl_zoo.training.learning.frames import FrameStore, Video
+from uscl_zoo.training.preparing.corpus import write_corpus
+from uscl_zoo.training.preparing.fingerprints import Prints, find_known
+from uscl_zoo.training.preparing.labels import Annotation
+from uscl_zoo.training.preparing.parts import Sampling
+from uscl_zoo.training.preparing.prepare import prepare
+from uscl_zoo.zoo.card import Card, Source, Training
 
 
 @pytest.mark.parametrize(

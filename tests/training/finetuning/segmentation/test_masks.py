@@ -1,0 +1,110 @@
+"""Which image a mask is of, and what its values mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uscl_zoo.errors import DataError
+from uscl_zoo.training.finetuning.segmentation.masks import legend_of, pair, survey, values_of
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a/x.png", "a/x_mask.png"),
+        ("a/x.jpg", "a/x_mask_1.png"),
+        ("images/x.png", "masks/x.png"),
+        ("original/000001.png", "GT/000001.png"),
+        ("train/images/x.png", "train/masks/x.png"),
+        ("Images/bus_0001-l.png", "Masks/mask_0001-l.png"),
+        ("x_HC.png", "x_HC_Annotation.png"),
+        ("benign (1).png", "benign (1)_mask.png"),
+    ],
+)
+def test_names_that_people_give_masks(image: str, mask: str) -> None:
+    root = Path("/data")
+    others = [root / "val/images/x.png", root / "y.png"]
+    found, lost = pair([root / image, *others], [root / mask], root)
+    assert found == {root / image: [root / mask]}
+    assert not lost
+
+
+def test_a_mask_of_two_images_is_an_error_and_one_of_none_is_told() -> None:
+    root = Path("/data")
+    with pytest.raises(DataError, match="may be of"):
+        pair([root / "a/x.png", root / "b/x.png"], [root / "masks/x.png"], root)
+    assert pair([root / "x.png"], [root / "z_mask.png"], root) == ({}, [root / "z_mask.png"])
+
+
+def saved(path: Path, image: Image.Image) -> Path:
+    image.save(path)
+    return path
+
+
+def test_levels_palettes_and_colours_are_classes(tmp_path: Path) -> None:
+    indices = np.zeros((8, 8), np.uint8)
+    indices[:4], indices[4:, :4] = 1, 2
+    palette = Image.fromarray(indices)
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    path = saved(tmp_path / "p.png", palette)
+    assert (values_of(path) == indices).all()
+    colours = saved(tmp_path / "c.png", palette.convert("RGB"))
+    legend, _ = legend_of(survey([[colours]]), None)
+    assert legend.classes == ("#00ff00", "#ff0000")
+    assert (legend.read([colours]) == np.array([0, 2, 1])[indices]).all()
+    legend, notes = legend_of(survey([[path]]), ["kidney", "cyst"])
+    assert notes == ["in the masks 0 is background, 1 is kidney, 2 is cyst"]
+    deep = saved(tmp_path / "d.png", Image.fromarray(indices.astype(np.uint16) * 300))
+    assert sorted(set(values_of(deep).ravel().tolist())) == [0, 300, 600]
+    clear = np.zeros((8, 8, 4), np.uint8)
+    clear[:, :, :3] = 255
+    clear[2:4, 2:4, 3] = 255
+    through = values_of(saved(tmp_path / "a.png", Image.fromarray(clear)))
+    assert (through == 255).sum() == 4
+    assert (through == 0).sum() == 60
+
+
+def test_blurred_edges_are_no_classes(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[13:45, 18:50] = 255
+    path = tmp_path / "x_mask.jpg"
+    Image.fromarray(mask).save(path, quality=80)
+    legend, notes = legend_of(survey([[path]]), None)
+    assert legend.above == 127
+    assert "blurred edges" in notes[-1]
+    assert abs(int(legend.read([path]).sum()) - 32 * 32) < 40
+    with pytest.raises(DataError, match="name one class"):
+        legend_of(survey([[path]]), ["a", "b"])
+
+
+def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+    with pytest.raises(DataError, match="are they the images"):
+        legend_of(survey([[saved(tmp_path / "n.png", Image.fromarray(noise))]]), None)
+    with pytest.raises(DataError, match="every mask is empty"):
+        legend_of({0: 100}, None)
+    with pytest.raises(DataError, match="every mask is of one value, 255"):
+        legend_of({255: 100}, None)
+    with pytest.raises(DataError, match="2 names of classes for 1 values"):
+        legend_of({0: 100, 255: 5}, ["a", "b"])
+
+
+def test_without_black_the_commonest_is_background() -> None:
+    legend, notes = legend_of({1: 5, 2: 90}, None)
+    assert (legend.values, legend.classes) == ((1,), ("lesion",))
+    assert "no mask has black" in notes[0]
+
+
+def test_several_masks_of_an_image_are_one(tmp_path: Path) -> None:
+    first, second = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    first[0], second[7] = True, True
+    paths = [
+        saved(tmp_path / f"x_mask{end}.png", Image.fromarray(mask))
+        for end, mask in (("", first), ("_1", second))
+    ]
+    legend, _ = legend_of(survey([paths]), None)
+    assert (legend.read(paths) == (first | second)).all()

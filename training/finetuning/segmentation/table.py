@@ -1,0 +1,87 @@
+"""A CSV that says which masks an image has, and whose it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uscl_zoo.data.annotations import SubjectPattern, read_table
+from uscl_zoo.data.collection import of_table
+from uscl_zoo.errors import DataError, one_line
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image of a table.
+
+    Attributes:
+        name: from the folder of the table.
+        source: the image.
+        subject: whose it is; its own name where nobody says.
+        masks: of it, at least one.
+    """
+
+    name: str
+    source: Path
+    subject: str
+    masks: tuple[Path, ...]
+
+
+def read(
+    path: Path,
+    file_column: str,
+    mask_columns: Sequence[str],
+    subject_column: str | None,
+    pattern: SubjectPattern | None,
+    notes: list[str],
+) -> list[Row]:
+    """The images of a table that have masks; several rows of one are as many masks of it.
+
+    Args:
+        path: of the CSV; names in it count from its folder, as for `rows.assign`.
+        file_column: images.
+        mask_columns: masks of them.
+        subject_column: whom they show.
+        pattern: of subjects, in their paths.
+        notes: is given what was left out.
+
+    Raises:
+        UnreadableError: if it is no CSV that can be read.
+        DataError: if it has no such column, a mask is of two images, the subjects of an image
+            disagree, or no image has a mask.
+    """
+    home = path.parent
+    table = read_table(path, file_column, file_column, subject_column, join=_as_it_is(file_column))
+    # a row a mask is no mistake
+    table = dataclasses.replace(table, repeated=frozenset())
+    images = of_table(table, home, pattern, False, notes)
+    by_key = {row.label: name for name, (_, row) in images.items()}
+    masks: dict[str, list[Path]] = {name: [] for name in images}
+    for column in mask_columns:
+        table = read_table(path, column, file_column, join=_as_it_is(file_column))
+        if not table.rows:
+            raise DataError(f"{path}: no row has a mask in the column {column!r}")
+        for mask, row in of_table(table, home, None, False, notes).values():
+            if row.label in by_key:
+                masks[by_key[row.label]].append(mask)
+    bare = [name for name, own in masks.items() if not own]
+    if bare:
+        notes.append(
+            f"{len(bare)} images without a mask left out, the first: {one_line(bare[0])}; one that "
+            "shows nothing to outline needs an empty mask"
+        )
+    rows = [
+        Row(name, source, row.subject, tuple(masks[name]))
+        for name, (source, row) in images.items()
+        if masks[name]
+    ]
+    if not rows:
+        raise DataError(f"{path}: none of {len(images)} images has a mask")
+    return rows
+
+
+def _as_it_is(column: str) -> Callable[[Mapping[str, str | None]], str | None]:
+    """A name, of which spaces within it and `NA` are no mistakes."""
+    return lambda cells: cells[column]

@@ -1,0 +1,1 @@
+"""What a fine-tuned model says of files, and why."""

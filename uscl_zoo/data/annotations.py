@@ -1,0 +1,325 @@
+"""Who is in a video and what it shows: tables, and what their words mean."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UnreadableError, one_line
+from ..files import open_file
+
+#: What stands where nobody knows, in lower case.
+_UNKNOWN = frozenset(
+    {
+        *("", "-", "--", "---", "?", "??", "#n/a", "#na", "<na>", "\\n", "n.a.", "n.d.", "n/a"),
+        *("na", "nan", "-nan", "null", "unknown", "unk", "missing", "not available"),
+        *("not applicable", "not known", "not recorded", "not stated"),
+        # what a spreadsheet could not compute
+        *("#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!"),
+    }
+)
+# Letters of a column, and columns, that a message names.
+_LONG, _MANY = 40, 30
+#: What may stand between the cells of a table that is no CSV.
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+#: Makes one label of the cells of several columns.
+Join = Callable[[Mapping[str, str | None]], str | None]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is known of one video besides its pixels."""
+
+    subject: str
+    label: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Annotations by file, read from a CSV; `rows.assign` finds the files.
+
+    Attributes:
+        path: of the CSV, for messages.
+        rows: annotations by file stem, file name or path, as the file column has them.
+        contradictory: keys with rows that disagree; an error only if they have a file.
+        repeated: keys with several rows, whether they disagree or not.
+        spaced: keys that had spaces around them.
+    """
+
+    path: Path
+    rows: Mapping[str, Annotation]
+    contradictory: frozenset[str] = frozenset()
+    repeated: frozenset[str] = frozenset()
+    spaced: frozenset[str] = frozenset()
+
+
+def known(word: object) -> str | None:
+    """A label or subject as it is written: one line, composed (NFC), without spaces around it.
+
+    Returns:
+        None for `NA`, `NaN`, `unknown` and the like, in any case: nobody knows.
+    """
+    if word is None or word != word:  # NaN, as pandas has it
+        return None
+    text = one_line(" ".join(unicodedata.normalize("NFC", str(word)).split()))
+    return None if text.casefold() in _UNKNOWN else text
+
+
+def fold(word: str) -> str:
+    """What two spellings of one word have in common, whatever their case, spaces and accents."""
+    composed = unicodedata.normalize("NFC", " ".join(word.split()))
+    return unicodedata.normalize("NFC", composed.casefold())
+
+
+def read_table(
+    path: Path,
+    file_column: str,
+    label_column: str | Sequence[str] | None = None,
+    subject_column: str | None = None,
+    licence_column: str | None = None,
+    *,
+    where: Mapping[str, str] | None = None,
+    join: Join | None = None,
+) -> Table:
+    """Read annotations from a CSV with a header.
+
+    Args:
+        path: of the CSV.
+        file_column: paths, names or stems of files.
+        label_column: class of the file; `NA`, `unknown` and the like are none, see `known`. Several
+            columns are joined.
+        subject_column: whom it shows; without one, and where it is unknown, each row its own.
+        licence_column: licence of the file.
+        where: values by column that a row must have to be read.
+        join: makes one label of the cells of several columns, by their names.
+
+    Raises:
+        UnreadableError: if the file is no readable CSV.
+        DataError: if a named column is missing, or no row is as `where` asks.
+    """
+    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    named_columns = (file_column, *labels, subject_column, licence_column, *(where or ()))
+    try:
+        # utf-8-sig: tables exported from spreadsheets begin with a byte-order mark
+        # at once or not at all: a pipe in its place would be waited for
+        with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            columns = reader.fieldnames or []
+            for column in named_columns:
+                if column is not None and column not in columns:
+                    named = ", ".join(repr(c[:_LONG]) for c in columns[:_MANY] if c)
+                    hint = _hint(columns)
+                    raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}{hint}")
+                if column is not None and columns.count(column) > 1:
+                    raise DataError(f"{path}: has {columns.count(column)} columns {column!r}")
+            lines = []
+            for line in reader:
+                # of cells without a name in the head nobody knows which of the others they moved
+                if any(cell.strip() for cell in line.get(None) or ()):
+                    raise DataError(
+                        f"{path}: line {reader.line_num} has more cells than the head; a cell with "
+                        "a comma in it stands between quotes"
+                    )
+                lines.append(line)
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UnreadableError(f"{path}: is not a CSV in UTF-8 ({error})") from error
+
+    return _table(path, lines, file_column, labels, subject_column, licence_column, where, join)
+
+
+def read_frame(
+    frame: Any,
+    path: Path,
+    file_column: str,
+    label_column: str | Sequence[str] | None = None,
+    subject_column: str | None = None,
+    licence_column: str | None = None,
+    *,
+    join: Join | None = None,
+) -> Table:
+    """Take annotations from a data frame, as `read_table` does from a CSV.
+
+    Args:
+        frame: of pandas or Polars.
+        path: to name it by in messages; rows may count from its folder.
+        file_column: as for `read_table`, and so all that follow.
+        label_column: see there.
+        subject_column: see there.
+        licence_column: see there.
+        join: see there.
+
+    Raises:
+        DataError: if it is none, or a named column is missing.
+    """
+    columns = getattr(frame, "columns", None)
+    if columns is None:
+        raise DataError(
+            f"{path}: a table is the path of a CSV or a data frame of pandas or Polars, not "
+            f"{type(frame).__name__}"
+        )
+    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    wanted = [file_column, *labels, subject_column, licence_column]
+    for column in filter(None, wanted):
+        if column not in columns:
+            named = ", ".join(repr(str(one)) for one in columns)
+            raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
+    cells = {column: [_text(value) for value in frame[column]] for column in wanted if column}
+    lines = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    return _table(path, lines, file_column, labels, subject_column, licence_column, join=join)
+
+
+def _text(value: Any) -> str:
+    """A value of a data frame as a CSV would have it."""
+    if isinstance(value, float) and value.is_integer():
+        # 12 is made 12.0 by a column in which others are missing
+        return str(int(value))
+    # NaN, NaT and NA are no names of files, and say nothing of whom they show
+    text = "" if value is None else str(value)
+    return text if isinstance(value, str) or text.casefold() not in {"nan", "nat", "<na>"} else ""
+
+
+def _table(
+    path: Path,
+    lines: Sequence[Mapping[str, str | None]],
+    file_column: str,
+    labels: Sequence[str],
+    subject_column: str | None,
+    licence_column: str | None,
+    where: Mapping[str, str] | None = None,
+    join: Join | None = None,
+) -> Table:
+    def cell(line: Mapping[str, str | None], column: str | None) -> str | None:
+        return ((line[column] or "").strip() or None) if column is not None else None
+
+    def label(line: Mapping[str, str | None]) -> str | None:
+        if join is not None:
+            return join({column: cell(line, column) for column in labels})
+        return known(cell(line, labels[0])) if labels else None
+
+    if where:
+        lines = [line for line in lines if all(cell(line, c) == v for c, v in where.items())]
+        if not lines:
+            asked = ", ".join(f"{column} {value!r}" for column, value in where.items())
+            raise DataError(f"{path}: has no row with {asked}")
+    rows: dict[str, Annotation] = {}
+    contradictory: set[str] = set()
+    repeated: set[str] = set()
+    spaced: set[str] = set()
+    for line in lines:
+        key = cell(line, file_column)
+        if key is None:
+            continue
+        if key != line[file_column]:
+            spaced.add(key)
+        licence = cell(line, licence_column)
+        row = Annotation(
+            subject=known(cell(line, subject_column)) or one_line(key),
+            label=label(line),
+            # "CC BY-NC -SA 4.0" and "CC BY-NC-SA 4.0" are one licence
+            licence=re.sub(r"\s*-\s*", "-", licence) if licence else None,
+        )
+        if key in rows:
+            repeated.add(key)
+        if rows.setdefault(key, row) != row:
+            contradictory.add(key)
+    return Table(path, rows, *map(frozenset, (contradictory, repeated, spaced)))
+
+
+def _hint(columns: Iterable[str]) -> str:
+    """What to do about a table whose cells are parted by something else; empty if they are not."""
+    head = "".join(columns)
+    if head.startswith("PK\3\4"):
+        return "; it is an archive, as of a spreadsheet: save it as CSV"
+    for separator, name in _SEPARATORS.items():
+        if separator in head:
+            return f"; its cells seem to be parted by {name}: save it as CSV with commas"
+    return ""
+
+
+class SubjectPattern:
+    """A regular expression whose first group is the subject.
+
+    It is searched in the path of a source within the folder given, or in a file's path as given
+    where a file was given.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        """Compile a pattern.
+
+        Raises:
+            DataError: if it is no regular expression, or has no group.
+        """
+        self.pattern = pattern
+        try:
+            self._compiled = re.compile(pattern)
+        except re.error as error:
+            raise DataError(
+                f"the subject pattern {pattern!r} is no regular expression ({error})"
+            ) from error
+        if self._compiled.groups < 1:
+            raise DataError(
+                f"the subject pattern {pattern!r} has no group, as in '(P[0-9]+)_': it finds nobody"
+            )
+
+    def __call__(self, within: str) -> str | None:
+        """The subject of a source; None where the group says that nobody knows.
+
+        Raises:
+            DataError: for a path without the pattern.
+        """
+        match = self._compiled.search(within)
+        if not match or not match.group(1):
+            raise DataError(f"{within}: the subject pattern {self.pattern!r} finds no group in it")
+        return known(match.group(1))
+
+
+def unify(
+    annotations: Mapping[str, Annotation],
+    classes: Sequence[str] | None = None,
+    unlabelled: Sequence[str] = (),
+) -> dict[str, Annotation]:
+    """Give every label one spelling, see `fold`, and check it against the declared classes.
+
+    Args:
+        annotations: by video.
+        classes: the declared classes; None declares every label that occurs.
+        unlabelled: labels to drop, leaving their videos unlabelled.
+
+    Raises:
+        DataError: for a label that nobody declared.
+    """
+    dropped = {fold(label) for label in unlabelled}
+    if classes is None:
+        counts = Counter(a.label for a in annotations.values() if a.label is not None)
+        # of `regular` and `Regular`, the more frequent spelling wins
+        spelling: dict[str, str] = {}
+        for spelt, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            spelling.setdefault(fold(spelt), spelt)
+    else:
+        spelling = {fold(label): label for label in classes}
+    unified = {}
+    for name, row in annotations.items():
+        label = row.label
+        if label is not None and fold(label) in dropped:
+            label = None
+        elif label is not None:
+            if fold(label) not in spelling:
+                raise DataError(
+                    f"{name}: label {label!r} is not among the declared classes "
+                    f"({', '.join(classes or ())}); declare it or add `unlabelled=[{label!r}]`"
+                )
+            label = spelling[fold(label)]
+        unified[name] = Annotation(row.subject, label, row.licence)
+    return unified

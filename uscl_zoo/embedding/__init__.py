@@ -1,0 +1,1 @@
+"""Images to vectors, and what is done with them: kept, searched, drawn as a map."""

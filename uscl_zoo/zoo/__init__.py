@@ -1,0 +1,1 @@
+"""Checkpoints: cards, the registry, and where verified weights come from."""
