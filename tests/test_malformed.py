@@ -20,10 +20,10 @@ from own import answers_of, write_answers, write_model
 from safetensors.torch import load_file, save, save_file
 from timm.models import save_for_hf
 
-from uscl_zoo.answers import CONFIG, STATISTICS
+from uscl_zoo.answers import CONFIG, STATISTICS, UnguardedWarning
 from uscl_zoo.cli import main
 from uscl_zoo.errors import DataError, UsclError
-from uscl_zoo.network import UnguardedWarning, UnverifiedWarning, load
+from uscl_zoo.network import UnverifiedWarning, load
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
@@ -119,6 +119,8 @@ SPOILED: dict[str, Spoil] = {
     "a threshold of 0": answers(threshold=0),
     "a negative threshold": answers(threshold=-1.0),
     "a negative temperature": answers(temperature=-1.0),
+    "a temperature at which nothing is sure": answers(temperature=1e308),
+    "a temperature at which all is": answers(temperature=1e-9),
     "a confidence of 7": answers(confidence=7),
     "a rate of 0": answers(rate=0),
     "no validation": answers(validation_frames=0),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,10 +38,21 @@ CONFIG = "config.json"
 #: What a model may say of a frame: one of several classes, a number, or which of several labels.
 CLASSES, NUMBER, LABELS = "classification", "regression", "multilabel"
 
+#: Temperatures that are fitted lie between 0.05 and 20; nobody meant others than these.
+TEMPERATURES = (0.01, 100.0)
+TEMPERATURE = "from 0.01 to 100"
+
+#: A distance from the training images, in standard deviations of each number, that no image has.
+_OFF = 100.0
+
 #: Bytes of statistics: a ResNet-50 has 768 numbers, and their square of 8 bytes.
 _LARGEST = 1 << 26
 
 Floats = NDArray[np.float64]
+
+
+class UnguardedWarning(UserWarning):
+    """Nothing tells images apart that are unlike those that the model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,16 @@ class Statistics:
         return cls(values.mean(axis=0), np.linalg.inv(covariance) / np.outer(spread, spread))
 
     def distance(self, textures: NDArray[np.float32]) -> Floats:
-        """Mahalanobis distance of each image, (N,), as root mean square over the D numbers."""
+        """Mahalanobis distance of each image, (N,), as root mean square over the D numbers.
+
+        Raises:
+            CheckpointError: if they are of a network of another width.
+        """
+        if textures.shape[1] != len(self.mean):
+            raise CheckpointError(
+                f"{STATISTICS}: holds statistics of {len(self.mean)} numbers, where the network "
+                f"has {textures.shape[1]}; copy the model's folder again"
+            )
         away = textures.astype(np.float64) - self.mean
         squares = (away @ self.precision * away).mean(axis=1)
         return np.asarray(np.sqrt(np.maximum(squares, 0)))
@@ -230,7 +251,7 @@ def read_model(folder: Path) -> tuple[Card, Answers]:
             len(answers.cuts) in (0, len(answers.classes)) and all(0 < c < 1 for c in answers.cuts),
             "a probability a label",
         ),
-        ("temperature", answers.temperature > 0, "positive"),
+        ("temperature", is_temperature(answers.temperature), TEMPERATURE),
         ("confidence", 0 <= answers.confidence <= 1, "a probability"),
         ("threshold", answers.threshold > 0, "positive"),
         ("quantile", 0 < answers.quantile <= 1, "a share"),
@@ -274,6 +295,28 @@ def _check_config(path: Path, card: Card) -> None:
                 f"{path}: {key} is {there!r}, and {here!r} on the card of {card.name}; copy the "
                 "model's folder again"
             )
+
+
+def is_temperature(number: float) -> bool:
+    """Whether logits may have been divided by a number."""
+    return TEMPERATURES[0] <= number <= TEMPERATURES[1]
+
+
+def warn_unguarded(path: Path, threshold: float, seen: str) -> None:
+    """Say so if a threshold lets every image pass as like the training images.
+
+    Args:
+        path: of the file that has it.
+        threshold: of distances.
+        seen: what it was determined by.
+    """
+    if threshold > _OFF:
+        warnings.warn(
+            f"{path}: its threshold of {threshold:.3g}, by {seen}, lets every image pass as like "
+            "the training images",
+            UnguardedWarning,
+            stacklevel=3,
+        )
 
 
 class HasStatistics(Protocol):

@@ -18,7 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from .answers import ANSWERS, STATISTICS, Answers, Statistics, read_model, read_statistics, softmax
+from .answers import (
+    ANSWERS,
+    STATISTICS,
+    Answers,
+    Statistics,
+    read_model,
+    read_statistics,
+    softmax,
+    warn_unguarded,
+)
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
 from .errors import reason as why
 from .files import expanded
@@ -41,14 +50,6 @@ _WRONG = (TypeError, AttributeError, AssertionError)
 
 Floats = NDArray[np.float64]
 Frame = Image.Image | NDArray[Any]
-
-
-#: A distance from the training images, in standard deviations of each number, that no image has.
-_OFF = 100.0
-
-
-class UnguardedWarning(UserWarning):
-    """Nothing tells images apart that are unlike those that the model was trained on."""
 
 
 class UnverifiedWarning(UserWarning):
@@ -341,14 +342,8 @@ def _of_folder(reference: str, folder: Path) -> Network:
                 f"{folder / STATISTICS}: holds statistics of {len(seen.mean)} numbers, where "
                 f"{card.architecture} has {wide}; copy the model's folder again"
             )
-        if answers.threshold > _OFF:
-            warnings.warn(
-                f"{folder / ANSWERS}: its threshold of {answers.threshold:.3g}, by "
-                f"{answers.validation_frames} validation frames, lets every image pass as like "
-                "the training images",
-                UnguardedWarning,
-                stacklevel=2,
-            )
+        frames = f"{answers.validation_frames} validation frames"
+        warn_unguarded(folder / ANSWERS, answers.threshold, frames)
         return replace(loaded, answers=answers, statistics=seen)
     if (folder / STATISTICS).exists():
         raise DataError(

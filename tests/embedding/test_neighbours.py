@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import TINTS, draw_clip, write_clip
 from own import run, write_model
 from PIL import Image
+from pyarrow import parquet
 
 from uscl_zoo.data.annotations import read_table
 from uscl_zoo.embedding.atlas import MOST_GROUPS, draw_map
@@ -83,6 +87,71 @@ class TestReading:
         made["features"] = np.full((1, 8), np.nan, "f4")
         np.savez(tmp_path / "f.npz", **made)  # type: ignore[arg-type]
         with pytest.raises(UnreadableError, match="are no numbers"):
+            read_embeddings(tmp_path / "f.npz")
+
+    @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+    @pytest.mark.parametrize("what", ["pipe", "device"])
+    def test_no_file_is_said_at_once(self, suffix: str, what: str, tmp_path: Path) -> None:
+        path = tmp_path / f"f{suffix}"
+        if what == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+        with pytest.raises(UnreadableError, match="neither a file nor a folder"):
+            read_embeddings(path)
+
+    def test_small_to_send_and_long_to_read(self, tmp_path: Path) -> None:
+        packed = zipfile.ZipFile(tmp_path / "f.npz", "w", zipfile.ZIP_DEFLATED)
+        with packed, packed.open("features.npy", "w") as stream:
+            about = {"descr": "<f4", "fortran_order": False, "shape": (60_000, 512)}
+            np.lib.format.write_array_header_1_0(stream, about)
+            for _ in range(60):
+                stream.write(bytes(2048_000))
+        frames = pyarrow.array(np.zeros(10_000_000, np.int8))
+        columns = dict.fromkeys(("source", "frame", "frames_averaged", "feature_0"), frames)
+        parquet.write_table(pyarrow.table(columns), tmp_path / "f.parquet", compression="zstd")
+        for suffix in ("npz", "parquet"):
+            assert (tmp_path / f"f.{suffix}").stat().st_size < 2**20
+            with pytest.raises(UnreadableError, match="many more numbers than a file of its size"):
+                read_embeddings(tmp_path / f"f.{suffix}")
+
+    def test_what_claims_to_be_larger_than_memory(self, tmp_path: Path) -> None:
+        packed = zipfile.ZipFile(tmp_path / "f.npz", "w")
+        with packed, packed.open("features.npy", "w") as stream:
+            about = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 512)}
+            np.lib.format.write_array_header_1_0(stream, about)
+        with pytest.raises(UnreadableError, match="holds no embeddings"):
+            read_embeddings(tmp_path / "f.npz")
+
+    def test_what_spreadsheets_and_editors_make_of_a_table(
+        self, features: Path, folder: Path, network: Network, tmp_path: Path
+    ) -> None:
+        path = embed(network, folder, progress=False).save(tmp_path / "f.csv")
+        text = path.read_text("utf-8")
+        marked = tmp_path / "marked.csv"
+        marked.write_text(text, "utf-8-sig")
+        assert read_embeddings(marked).sources == read_embeddings(path).sources
+        lines = text.splitlines()
+        for number, line in enumerate((lines[3] + ",1", lines[3].rpartition(",")[0])):
+            path = tmp_path / f"{number}.csv"
+            path.write_text("\n".join([*lines[:3], line, *lines[4:]]))
+            with pytest.raises(UnreadableError, match=r"line 4 has \d+ cells, not \d+"):
+                read_embeddings(path)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"frames": -np.ones(1, np.int64)},
+            {"counts": np.zeros(1, np.int64)},
+            {"frames": np.array(["x"])},
+            {"features": np.ones((1, 8), "c8")},
+        ],
+    )
+    def test_numbers_that_are_none(self, changed: dict[str, Any], tmp_path: Path) -> None:
+        one = np.ones(1, np.int64)
+        made = {"features": np.ones((1, 8), "f4"), "sources": ["x"], "frames": one, "counts": one}
+        np.savez(tmp_path / "f.npz", **made | changed)  # type: ignore[arg-type]
+        with pytest.raises(UnreadableError):
             read_embeddings(tmp_path / "f.npz")
 
 

@@ -80,6 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing = (error.name or "").partition(".")[0]
         _say_error(f"uscl: needs {missing}: pip install 'uscl-zoo[training]'")
         sys.exit(2)
+    except MemoryError:
+        if debug:
+            raise
+        _say_error("uscl: not enough memory; --debug shows where")
+        sys.exit(2)
     except (UsclError, OSError) as error:
         if debug:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import zipfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -29,6 +30,9 @@ from .extraction import embed, embed_frames
 
 #: Below this cosine to its own embedding a frame was embedded by another network, or otherwise.
 SAME = 0.98
+
+# Bytes of numbers that a byte of a file may stand for: of a clip that stands still, a hundred.
+_BYTES_A_BYTE = 250
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,10 @@ def read_embeddings(path: str | Path) -> Collection:
     path = check_suffix(path)
     try:
         embedded = _READERS[path.suffix.lower()](path)
-    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, csv.Error) as error:
+    except (
+        *(OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, csv.Error),
+        MemoryError,  # of what claims to be larger than it is
+    ) as error:
         if isinstance(error, UsclError):
             raise
         raise UnreadableError(
@@ -197,6 +204,8 @@ def read_embeddings(path: str | Path) -> Collection:
     columns = (features, embedded.frames, embedded.counts, embedded.subjects or embedded.sources)
     if features.ndim != 2 or not count or {len(column) for column in columns} != {count}:
         raise UnreadableError(f"{path}: holds no embeddings of `uscl embed`")
+    if embedded.frames.min() < 0 or embedded.counts.min() < 1:
+        raise UnreadableError(f"{path}: some of its frames have numbers that none can have")
     if not np.isfinite(features).all():
         raise UnreadableError(f"{path}: some of its embeddings are no numbers; embed again")
     return dataclasses.replace(embedded, features=_unit(features))
@@ -226,24 +235,38 @@ def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _of_npz(path: Path) -> Collection:
-    with open_file(path) as stream, np.load(stream, allow_pickle=False) as content:
-        return Collection(
-            path,
-            content["features"].astype(np.float32),
-            [str(name) for name in content["sources"]],
-            content["frames"],
-            content["counts"],
-            [str(name) for name in content["subjects"]] if "subjects" in content else None,
-        )
+    with open_file(path) as stream:
+        if stream.read(2) != b"PK":
+            raise ValueError("not an archive of NumPy")
+        with zipfile.ZipFile(stream) as archive:
+            _check_size(path, sum(held.file_size for held in archive.infolist()))
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as content:
+            features = content["features"]
+            if features.dtype.kind not in "fiu":
+                raise ValueError("its features are no numbers")
+            return Collection(
+                path,
+                features.astype(np.float32),
+                [str(name) for name in content["sources"]],
+                content["frames"].astype(np.int64),
+                content["counts"].astype(np.int64),
+                [str(name) for name in content["subjects"]] if "subjects" in content else None,
+            )
 
 
 def _of_csv(path: Path) -> Collection:
-    with path.open(newline="", encoding="utf-8") as stream:
+    # spreadsheets mark UTF-8 at the beginning
+    with open_file(path) as held, io.TextIOWrapper(held, "utf-8-sig", newline="") as stream:
         lines = csv.reader(stream)
         head = next(lines, [])
         first = head.index("feature_0")
         at = {name: head.index(name) for name in head[:first]}
-        rows = list(lines)
+        rows = []
+        for row in lines:
+            if len(row) != len(head):
+                raise ValueError(f"line {lines.line_num} has {len(row)} cells, not {len(head)}")
+            rows.append(row)
     return Collection(
         path,
         np.array([row[first:] for row in rows], np.float32),
@@ -259,18 +282,32 @@ def _of_parquet(path: Path) -> Collection:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
+        with open_file(path) as stream:
+            held = parquet.ParquetFile(stream)
+            _check_size(path, 4 * held.metadata.num_rows * held.metadata.num_columns)
+            table = held.read()
+        names = [name for name in table.column_names if name.startswith("feature_")]
+        columns = [table[name].to_numpy() for name in names]
+    except pyarrow.ArrowException as error:
         raise UnreadableError(f"{path}: is no Parquet file ({reason(error)})") from error
-    names = [name for name in table.column_names if name.startswith("feature_")]
     return Collection(
         path,
-        np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.float32),
-        table["source"].to_pylist(),
+        np.stack(columns, axis=1).astype(np.float32),
+        [str(name) for name in table["source"].to_pylist()],
         table["frame"].to_numpy().astype(np.int64),
         table["frames_averaged"].to_numpy().astype(np.int64),
         table["subject"].to_pylist() if "subject" in table.column_names else None,
     )
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Refuse what is small to send and long to read.
+
+    Raises:
+        ValueError: if so many bytes cannot be in that file.
+    """
+    if size > _BYTES_A_BYTE * path.stat().st_size + 2**26:
+        raise ValueError("many more numbers than a file of its size should hold")
 
 
 _READERS = {".npz": _of_npz, ".csv": _of_csv, ".parquet": _of_parquet}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from ..answers import (
     ANSWERS,
     OUTLINING,
     STATISTICS,
+    TEMPERATURE,
     Statistics,
+    is_temperature,
     read_statistics,
     task_of,
     verified_bytes,
+    warn_unguarded,
 )
-from ..errors import CardError, CheckpointError, DataError, HubError
+from ..errors import CardError, CheckpointError, DataError, HubError, reason
 from ..files import expanded
 from ..inference import batched, infer
 from ..network import HUB, LOCAL
@@ -169,14 +172,18 @@ def read_outliner(folder: Path) -> Outliner:
             f"{folder}: holds no model that outlines (`uscl finetune --task segmentation --data "
             f"DIR -o {folder}`)"
         )
-    said = from_mapping(Outliner, read_json(path), str(path))
+    plain: Any = read_json(path)
+    said = from_mapping(Outliner, plain, str(path))
+    # a weight that is not there would be that of a model that nobody has fitted
+    if lacking := [one.name for one in fields(Trust) if one.name not in plain["trust"]]:
+        raise CardError(f"{path}: trust: lacks {', '.join(lacking)}; copy the model's folder again")
     known = SEGMENTERS if said.task == "segmentation" else DETECTORS
     for key, right, rule in (
         ("network", said.network in known, f"one of {', '.join(known)}"),
         ("encoder", re.fullmatch(r"\w+", said.encoder) is not None, "a name of timm"),
         ("classes", 0 < len(set(said.classes)) == len(said.classes) < 255, "different names"),
         ("input", _is_shape(said.input), "3 channels and sides from 32 to 4096 pixels"),
-        ("temperature", said.temperature > 0, "positive"),
+        ("temperature", is_temperature(said.temperature), TEMPERATURE),
         ("exponent", 0 < said.exponent < 10, "from 0 to 10"),
         ("confidence", 0 <= said.confidence <= 1, "a probability"),
         ("threshold", said.threshold > 0, "positive"),
@@ -429,10 +436,18 @@ def load_outliner(folder: str | Path, device: str | torch.device | None = None) 
     said = read_outliner(folder)
     seen = read_statistics(folder / STATISTICS, said)
     state = _weights(folder / HUB_FILE, said)
-    if said.task == "detection":
-        module = build_detector(said.network, said.encoder, len(said.classes), said.input)
-    else:
-        module = build_segmenter(said.network, said.encoder, len(said.classes))
+    frames = f"{said.validation_images} validation images"
+    warn_unguarded(folder / ANSWERS, said.threshold, frames)
+    try:
+        if said.task == "detection":
+            module = build_detector(said.network, said.encoder, len(said.classes), said.input)
+        else:
+            module = build_segmenter(said.network, said.encoder, len(said.classes))
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise CardError(
+            f"{folder / ANSWERS}: encoder: {said.encoder!r} is none of which a {said.network} can "
+            f"be built ({reason(error)})"
+        ) from error
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -455,4 +470,7 @@ def _weights(path: Path, said: Outliner) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_tensors(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
+    # of which every answer would be that there is nothing
+    if not all(bool(torch.isfinite(one).all()) for one in state.values()):
+        raise CheckpointError(f"{path}: holds numbers that are not finite")
     return state

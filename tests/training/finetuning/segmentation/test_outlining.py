@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ import segmentation_models_pytorch as smp
 import torch
 from conftest import make_card
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 import uscl_zoo
-from uscl_zoo.answers import task_of
+from uscl_zoo.answers import UnguardedWarning, task_of
 from uscl_zoo.cli import main
-from uscl_zoo.errors import DataError, DigestError, UnreadableError
+from uscl_zoo.errors import (
+    CardError,
+    CheckpointError,
+    DataError,
+    DigestError,
+    UnreadableError,
+)
 from uscl_zoo.segmentation import model as models
 from uscl_zoo.segmentation.prediction import outline
 from uscl_zoo.segmentation.regions import region_of
@@ -201,6 +208,59 @@ def test_a_damaged_model_is_refused(outliner: Path, tmp_path: Path) -> None:
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(DigestError, match="is not the file"):
+        models.load_outliner(folder, "cpu")
+
+
+def say(folder: Path, **changes: Any) -> None:
+    """Change what a model says of itself."""
+    path = folder / "predict.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"trust": {}}, "trust: lacks score, area, offset, regions"),
+        ({"trust": {"score": 1.0, "offset": 0.0}}, "trust: lacks area, regions"),
+        ({"temperature": 1e308}, "temperature: should be from 0.01 to 100"),
+        ({"encoder": "x"}, "encoder: 'x' is none of which a unet can be built"),
+    ],
+)
+def test_a_model_that_says_what_cannot_be_is_refused(
+    outliner: Path, tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    folder = Path(shutil.copytree(outliner, tmp_path / "model"))
+    say(folder, **changes)
+    with pytest.raises(CardError, match=match):
+        models.load_outliner(folder, "cpu")
+
+
+def test_weights_that_are_no_numbers_and_statistics_of_another_width(
+    outliner: Path, images: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(outliner, tmp_path / "model"))
+    content = save({"mean": torch.zeros(5).double(), "precision": torch.eye(5).double()})
+    (folder / "statistics.safetensors").write_bytes(content)
+    say(folder, statistics_sha256=sha256(content).hexdigest())
+    with pytest.raises(CheckpointError, match="statistics of 5 numbers"):
+        outline(folder, images, device="cpu", progress=False)
+    state = load_file(folder / "model.safetensors")
+    content = save(
+        {
+            key: one * float("nan") if one.dtype.is_floating_point else one
+            for key, one in state.items()
+        }
+    )
+    (folder / "model.safetensors").write_bytes(content)
+    say(folder, weights_sha256=sha256(content).hexdigest())
+    with pytest.raises(CheckpointError, match="not finite"):
+        models.load_outliner(folder, "cpu")
+
+
+def test_a_guard_that_lets_all_pass_is_said(outliner: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(outliner, tmp_path / "model"))
+    say(folder, threshold=1e308)
+    with pytest.warns(UnguardedWarning, match="lets every image pass"):
         models.load_outliner(folder, "cpu")
 
 
