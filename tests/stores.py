@@ -15,7 +15,7 @@ from uscl_zoo.training.preparing.prepare import Report, prepare
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from uscl_zoo.training import parts
+from uscl_zoo.training.preparing import parts
 from uscl_zoo.training.preparing.labels import from_name
 from uscl_zoo.training.preparing.prepare import prepare
 decode = parts._decode

@@ -20,7 +20,7 @@ NAME = "resnet18_uscl"
 _IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 _MEMORY = """
 import resource, timm, uscl_zoo
-from uscl_zoo import weights_cache
+from uscl_zoo.zoo import weights_cache
 path = weights_cache.locate(uscl_zoo.model_info({name!r})).path
 {create}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

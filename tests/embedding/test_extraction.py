@@ -1,6 +1,7 @@
 import copy
 import csv
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -366,7 +367,7 @@ class TestEmbedTo:
         torch.manual_seed(0)
         network = timm.create_model("test_resnet", num_classes=0)
         code = (
-            "import sys, time, timm, torch; from uscl_zoo import embedding as e, parts\n"
+            "import sys, time, timm, torch; from uscl_zoo.embedding import extraction as e, parts\n"
             "parts._PART_ROWS = 1\n"
             "torch.manual_seed(0); m = timm.create_model('test_resnet', num_classes=0)\n"
             "m.register_forward_pre_hook(lambda *_: time.sleep(0.5))\n"
@@ -383,6 +384,45 @@ class TestEmbedTo:
         assert done.resumed >= 1
         assert done.rows == 9 + 8 * 6
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clips", "out.parquet"]
+
+    def test_what_ends_the_process_that_reads_it_is_skipped_and_named(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        output, beside = tmp_path / "out.csv", tmp_path / "beside"
+        beside.mkdir()
+        # as FFmpeg may end by a damaged byte, in whatever process reads it
+        (beside / "sitecustomize.py").write_text(
+            "import os, sys, threading\n"
+            "def look(event, about):\n"
+            "    if event == 'open' and str(about[0]).endswith('c.gif'):\n"
+            "        if sys.argv[0] == '-c' or 'decode' in threading.current_thread().name:\n"
+            "            os.kill(os.getpid(), 9)\n"
+            "sys.addaudithook(look)\n"
+        )
+        code = (
+            "import timm, torch; from uscl_zoo.embedding.extraction import embed_to\n"
+            "torch.manual_seed(0); m = timm.create_model('test_resnet', num_classes=0)\n"
+            f"done = embed_to({str(output)!r}, m, {str(folder)!r}, rate=10, progress=False)\n"
+            "print(*done.skipped, sep='\\n')\n"
+        )
+        script = tmp_path / "script.py"
+        script.write_text(code)
+        paths = os.pathsep.join([str(beside), os.environ.get("PYTHONPATH", "")])
+        where = os.environ | {"PYTHONPATH": paths}
+
+        def call() -> subprocess.CompletedProcess[str]:
+            words = [sys.executable, str(script)]
+            return subprocess.run(words, capture_output=True, text=True, env=where)
+
+        assert call().returncode == -9
+        assert len(list(tmp_path.glob("out.csv.parts/*.begun"))) >= 1
+        done = call()
+        assert done.returncode == 0, done.stderr
+        assert f"{folder / 'c.gif'}'), 'ends the process that reads it" in done.stdout
+        assert not list(tmp_path.glob("out.csv.parts"))
+        with output.open(newline="", encoding="utf-8") as stream:
+            read = {row["source"] for row in csv.DictReader(stream)}
+        assert read == {str(folder / "a.gif"), str(folder / "d.png")}
 
     def test_nothing_readable_leaves_nothing(
         self, model: nn.Module, folder: Path, tmp_path: Path

@@ -25,15 +25,27 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from uscl_zoo.training.learning.execution import Execution
-from uscl_zoo.training.learning.frames import FrameStore
-from uscl_zoo.training.learning.recipe import Recipe
-from uscl_zoo.training.learning.runs import load_checkpoint
-from uscl_zoo.training.preparing.labels import Annotation
-from uscl_zoo.training.preparing.prepare import Sampling, prepare
-from uscl_zoo.training.pretraining import network
-from uscl_zoo.training.pretraining import trainer as trainers
-from uscl_zoo.training.pretraining.pretrain import Interrupted, pretrain
+try:  # by the release that begins the run
+    from uscl_zoo.training.execution import Execution
+    from uscl_zoo.training.frames import FrameStore
+    from uscl_zoo.training.labels import Annotation
+    from uscl_zoo.training.prepare import Sampling, prepare
+    from uscl_zoo.training.pretrain import Interrupted, pretrain
+    from uscl_zoo.training.recipe import Recipe
+    from uscl_zoo.training.runs import load_checkpoint
+
+    from uscl_zoo.training import network
+    from uscl_zoo.training import trainer as trainers
+except ImportError:  # by the test that goes on with it
+    from uscl_zoo.training.learning.execution import Execution
+    from uscl_zoo.training.learning.frames import FrameStore
+    from uscl_zoo.training.learning.recipe import Recipe
+    from uscl_zoo.training.learning.runs import load_checkpoint
+    from uscl_zoo.training.preparing.labels import Annotation
+    from uscl_zoo.training.preparing.prepare import Sampling, prepare
+    from uscl_zoo.training.pretraining import network
+    from uscl_zoo.training.pretraining import trainer as trainers
+    from uscl_zoo.training.pretraining.pretrain import Interrupted, pretrain
 
 #: Channels of the stages: a checkpoint of a few kilobytes.
 CHANNELS = (2, 4, 8, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import written
-from ..ultrasound.sources import state_of
+from ..ultrasound.sources import Source, path_of, state_of
 from .embeddings import Embeddings
 
 # Rows, and seconds, after which what is done is put on disk.
 _PART_ROWS, _PART_SECONDS = 8192, 30.0
 # Parts that are held while their rows are read.
 _OPEN = 3
-#: Names of parts, half-written ones of earlier releases among them.
-NAMES = re.compile(r"\.?\d{8,}-\d+(\.\d+\.partial)?\.npz")
+#: Names of parts, half-written ones of earlier releases among them, and of marks of what is read.
+NAMES = re.compile(r"\.?\d{8,}-\d+(\.\d+\.partial)?\.npz|[0-9a-f]{32}\.begun")
 
 
 class Row(NamedTuple):
@@ -96,6 +97,25 @@ class Parts:
             if source not in self._states:
                 self._states[source] = json.dumps(state_of(source))
         return [source for source in sources if not self.has(source)]
+
+    @contextlib.contextmanager
+    def reading(self, source: Source) -> Iterator[None]:
+        """Leave a mark while a source is read, which stays if that ends the process."""
+        mark = self._mark(path_of(source))
+        with contextlib.suppress(OSError):  # of a full disk the rows tell
+            mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def were_read(self, sources: Sequence[Path]) -> list[Path]:
+        """Which of some sources were being read when an earlier call was killed."""
+        return [source for source in sources if self._mark(source).exists()]
+
+    def _mark(self, source: Path) -> Path:
+        name = str(source).encode(errors="surrogatepass")
+        return self.folder / f"{hashlib.sha256(name).hexdigest()[:32]}.begun"
 
     def size(self, sources: Sequence[Path]) -> tuple[int, int]:
         """Rows of these sources, and numbers in each."""

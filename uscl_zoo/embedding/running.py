@@ -7,6 +7,8 @@ import hashlib
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..cluster import DEADLY
 from ..errors import DataError, MissingDependencyError, UsclError
 from ..inference import Answer, batched, infer
 from ..network import Network
 from ..ultrasound.reading import DamageWarning
-from ..ultrasound.sources import Look, Source, decode_ahead, path_of
+from ..ultrasound.sources import Look, Source, decode_ahead, ends_its_reader, path_of
 from .parts import Parts, Row, mean_of
 
 
@@ -36,6 +39,7 @@ def run(
     progress: bool = True,
     done: int = 0,
     fill: bool = False,
+    watch: Callable[[Source], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[Row, None, None]:
     """Put the frames of each source that can be read through a network, a row a source, in order.
 
@@ -55,6 +59,7 @@ def run(
         done: how many more sources there were, which are done, for the bar.
         fill: the last batch up to its size: in what order numbers are summed may depend on how many
             frames there are, and so the last bit of an answer on what else is asked for.
+        watch: see `decode_ahead`.
 
     Raises:
         DataError: if an argument is out of range.
@@ -75,6 +80,7 @@ def run(
             network.transform.resize,
             workers,
             damaged.append,
+            watch,
         )
         total = done + len(sources)
         bar = tqdm(total=total, initial=done, unit="source", disable=not progress)
@@ -154,7 +160,8 @@ def complete(
 ) -> list[tuple[Path, str]]:
     """Put what parts lack of some sources through a network, as `run` does, and into them.
 
-    Interrupted, what is done is on disk.
+    Interrupted, what is done is on disk. What was being read when an earlier call was killed is
+    read by a process of its own first, and left out if it ends that as well.
 
     Args:
         parts: of an earlier call, or none.
@@ -173,8 +180,10 @@ def complete(
         Sources that cannot be read, and why.
     """
     left = parts.left(sources)
-    skipped: list[tuple[Path, str]] = []
-    rows = (through or run)(
+    deadly = [source for source in parts.were_read(left) if ends_its_reader(source, look)]
+    skipped = [(source, DEADLY) for source in deadly]
+    left = [source for source in left if source not in deadly]
+    rows = (through or partial(run, watch=parts.reading))(
         network,
         left,
         look,

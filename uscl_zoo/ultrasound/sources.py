@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from queue import Full, Queue
@@ -202,6 +205,7 @@ def decode_ahead(
     take: Callable[[Image.Image], T],
     workers: int | None = None,
     on_damage: OnDamage = lambda message: None,
+    watch: Callable[[Source], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[Iterator[tuple[float, T]], None, None]:
     """Sample sources in threads, ahead of the caller, and hand their frames over in order.
 
@@ -215,6 +219,7 @@ def decode_ahead(
         take: what to make of a frame, in the thread that decodes it.
         workers: threads; None for one a core.
         on_damage: as for `reading.iterate`, called from these threads.
+        watch: what is around the reading of a source, in the thread that reads it.
 
     Yields:
         For each source in turn its frames, as time and what `take` made. That iterator raises what
@@ -231,9 +236,10 @@ def decode_ahead(
 
     def fill(source: Source, line: _Line[T]) -> None:
         try:
-            for time, image in look.at(source, threads, on_damage):
-                if not line.put((time, take(image))):
-                    return
+            with watch(source):
+                for time, image in look.at(source, threads, on_damage):
+                    if not line.put((time, take(image))):
+                        return
             line.put(None)
         except BaseException as error:  # raised again where the frames are taken
             line.put(error)
@@ -278,3 +284,27 @@ class _Line(Generic[T]):
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+
+def ends_its_reader(source: Path, look: Look) -> bool:
+    """Whether a source ends the process that reads it, which is another one here."""
+    code = "from uscl_zoo.ultrasound import sources; sources._read_through()"
+    # not by multiprocessing, which would run the caller's own script once more
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((source, look)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    # by a signal; on Windows by a number that none gives on purpose
+    return other.returncode < 0 or other.returncode > 255
+
+
+def _read_through() -> None:
+    source, look = pickle.load(sys.stdin.buffer)
+    try:
+        for _ in look.at(source):
+            pass
+    except Exception:  # it is read again where that is said
+        sys.exit(0)
