@@ -131,8 +131,10 @@ def test_an_interrupted_pool_ends_without_tracebacks(
     output = tmp_path / "store"
     words = ["prepare", str(many), "-o", str(output), "--workers", "2", "--size", "32"]
     words += ["--subject-pattern", r"(.*)"]
+    # what a shell has put in the background does not hear Ctrl-C, and tests may be
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     process = subprocess.Popen(
-        [sys.executable, "-c", "from uscl_zoo.cli import main; main()", *words],
+        [sys.executable, "-c", f"{code}from uscl_zoo.cli import main; main()", *words],
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,

@@ -89,20 +89,31 @@ def test_a_probe_is_worth_what_the_card_says(card: Card, pocus: FrameStore, home
     assert (measured.low, measured.high) == pytest.approx(told.interval, abs=0.03)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What calls of `uscl evaluate` keep: frames, and features by weights, ImageNet's for all."""
+    return tmp_path_factory.mktemp("kept") / "work"
+
+
 @pytest.mark.first
 @pytest.mark.slow
 @pytest.mark.parametrize("card", EVALUATED, ids=lambda card: card.name)
 def test_the_figures_of_a_card_are_what_its_command_prints(
-    card: Card, data: Path, tmp_path: Path
+    card: Card, data: Path, kept: Path, tmp_path: Path
 ) -> None:
     (command,) = {metric.command for metric in card.metrics}
     words = [word.replace("shared/data", str(data)) for word in shlex.split(command)[1:]]
-    words[words.index("-o") + 1] = str(tmp_path / "report")
+    report = tmp_path / "report"
+    words[words.index("-o") + 1] = str(report)
+    if kept.exists():
+        report.mkdir()
+        kept.rename(report / "work")
     # of the command's shares, the one that the goals are set by
     words[words.index("--shares") + 1] = "10,100"
     description = tmp_path / f"{card.name}.yaml"
     write_yaml(description, replace(card, metrics=()))
     main([*words, "--card", str(description)])
+    (report / "work").rename(kept)
 
     def by_kind(of: Card) -> dict[tuple[str | None, ...], Metric]:
         return {(m.dataset, m.protocol, m.unit, m.model, m.compared_with): m for m in of.metrics}
