@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def run(
     progress: bool = True,
     done: int = 0,
     fill: bool = False,
-    watch: Callable[[Source], AbstractContextManager[None]] = nullcontext,
+    watch: Callable[[Source], AbstractContextManager[Any]] = nullcontext,
 ) -> Generator[Row, None, None]:
     """Put the frames of each source that can be read through a network, a row a source, in order.
 

@@ -205,7 +205,7 @@ def decode_ahead(
     take: Callable[[Image.Image], T],
     workers: int | None = None,
     on_damage: OnDamage = lambda message: None,
-    watch: Callable[[Source], AbstractContextManager[None]] = nullcontext,
+    watch: Callable[[Source], AbstractContextManager[Any]] = nullcontext,
 ) -> Generator[Iterator[tuple[float, T]], None, None]:
     """Sample sources in threads, ahead of the caller, and hand their frames over in order.
 
