@@ -53,8 +53,8 @@ Work = Callable[[Sequence[tuple[int, Any]]], Iterable[Outcome]]
 
 # How often a job may end a worker that does nothing else, before it is given up.
 _TIMES = 2
-# Jobs that may be given up, before memory is the likelier reason.
-_MOST_DEADLY = 3
+#: Files that may each end the process that reads them, before memory is the likelier reason.
+MOST_DEADLY = 3
 # Bytes of answers for which a batch is not waited for: it may be of hours of video.
 _SOONEST = 1 << 18
 # Seconds in which a machine answers, and in which a cluster can be joined.
@@ -166,7 +166,7 @@ class Cluster:
         return max(-(-jobs // together), min(jobs, self.workers))
 
     def _check(self, lost: set[int]) -> None:
-        if len(lost) > _MOST_DEADLY:
+        if len(lost) > MOST_DEADLY:
             raise DataError(
                 f"`ray={self.address}`: {len(lost)} files have each ended the worker that read "
                 "them, several times; out of memory? The same call goes on from there, with fewer "

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from uscl_zoo.cluster import DEADLY, Outcome, Work, check_there, joined
+from uscl_zoo.cluster import DEADLY, MOST_DEADLY, Outcome, Work, check_there, joined
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.files import WriteError, written
 from uscl_zoo.records import write_text
@@ -41,8 +41,6 @@ from .sources import Item
 #: Names of parts, half-written ones of earlier releases among them.
 _PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial|begun)|\.[0-9a-f]{32}\..*\.partial")
 
-# Sources that may each end the process that reads them, before memory is the likelier reason.
-_MOST_DEADLY = 3
 # Videos that are handed to a worker of a cluster at once, and bytes that it sends at once.
 _TOGETHER, _PIECE = 32, 1 << 25
 
@@ -134,7 +132,7 @@ def _outcomes(
         for _, outcome in _pooled([job], 1):
             return job[0], outcome
         deadly.append(job[0])
-        if len(deadly) > _MOST_DEADLY:
+        if len(deadly) > MOST_DEADLY:
             raise DataError(
                 f"{job[1].parents[1]}: {len(deadly)} sources have each ended the process that read "
                 f"them ({', '.join(map(str, deadly))}); out of memory? The same call goes on from "
