@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -166,9 +167,9 @@ def pretrain_within(
         ) as bar,
         ProcessPoolExecutor(
             workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=torch.set_num_threads,
-            initargs=(threads,),
+            mp_context=_context(),
+            initializer=_begin,
+            initargs=(threads, dict(os.environ)),
             # what a run leaves in memory goes with its process
             max_tasks_per_child=1,
         ) as pool,
@@ -201,6 +202,26 @@ def pretrain_within(
             pool.shutdown(cancel_futures=True)
             raise
     return paths
+
+
+def _context() -> Any:
+    """How processes begin: from one that has imported what they need, where there is a fork.
+
+    To import it takes seconds, and each run has a process of its own. None is a fork of this
+    one, whose threads and CUDA do not survive one.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _begin(threads: int, variables: dict[str, str]) -> None:
+    # those of the server are of the first call
+    os.environ.clear()
+    os.environ.update(variables)
+    torch.set_num_threads(threads)
 
 
 def _one(job: Job, folder: Path, path: Path, device: str | None) -> None:

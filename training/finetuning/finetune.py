@@ -190,6 +190,7 @@ def finetune(
     check_folder(output, ours, [data, *([home] if home else [])])
     with locked(output):
         base = backbone(model)
+        base.allows(licence)
         notes: list[str] = []
 
         def note(text: str) -> None:

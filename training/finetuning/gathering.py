@@ -13,7 +13,8 @@ from uscl_zoo import network as door
 from uscl_zoo.answers import CLASSES
 from uscl_zoo.errors import DataError, one_line
 from uscl_zoo.ultrasound.transforms import create_transform
-from uscl_zoo.zoo.card import ARCHITECTURES, MODELS, Card, Input
+from uscl_zoo.zoo import licences
+from uscl_zoo.zoo.card import ARCHITECTURES, MODELS, Card, Input, Origin, licences_of
 from uscl_zoo.zoo.catalogue import model_info
 from uscl_zoo.zoo.registry import create_model
 
@@ -45,6 +46,30 @@ class Base:
     architecture: str
     input: Input
     card: Card | None
+
+    @property
+    def origin(self) -> Origin:
+        """What a card says of it as the start of others."""
+        if self.card is None:
+            return Origin(self.name, None, None)
+        return Origin(self.name, self.card.weights.sha256, self.card.licence)
+
+    def allows(self, licence: str | None, *of_data: str | None) -> None:
+        """Refuse a licence of fine-tuned weights before they are trained.
+
+        Args:
+            licence: wished for.
+            of_data: what they are to be trained on, as far as it is known.
+
+        Raises:
+            DataError: if it is looser than that of the backbone or of the data.
+        """
+        if licence is None:
+            return
+        bound = () if self.card is None else (self.card.licence, *licences_of(self.card.training))
+        wrong = licences.fault(licence, (*bound, *of_data))
+        if wrong is not None:
+            raise DataError(f"`licence={licence}`: {wrong}")
 
 
 def backbone(name: str) -> Base:

@@ -139,6 +139,7 @@ def card_of(
         training=Training(
             method=f"fine-tuning of {base.name}",
             sources=(own, *earlier),
+            start=base.origin,
             labels=classes if goal.task != NUMBER else (),
             # names of files are not for a card
             held_out_subjects=tuple(sorted(held)) if subjects and len(held) <= MANY else (),

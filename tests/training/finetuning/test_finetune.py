@@ -33,13 +33,13 @@ from uscl_zoo.training.downstream.sample import Sample
 from uscl_zoo.training.downstream.settings import PAPER, Settings, sensible
 from uscl_zoo.training.finetuning.crossing import folds_of
 from uscl_zoo.training.finetuning.finetune import finetune
-from uscl_zoo.training.finetuning.gathering import Base, warnings_of
+from uscl_zoo.training.finetuning.gathering import Base, backbone, warnings_of
 from uscl_zoo.training.finetuning.judging import threshold_of
 from uscl_zoo.training.finetuning.loop import fit
 from uscl_zoo.training.finetuning.tuning import Tuner, cost_of, merge, sides_of, steps_of
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.signals import Interrupted
-from uscl_zoo.zoo.card import Card
+from uscl_zoo.zoo.card import Card, Origin, read_card
 
 # ------------------------------------------------------------------------------------- the data
 
@@ -539,7 +539,7 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
     installed: Callable[[], Card],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    installed()
+    begun = installed()
 
     def call(output: Path, **changes: Any) -> None:
         finetune(
@@ -580,9 +580,28 @@ def test_stopped_and_run_again_it_ends_as_if_it_had_not_been(
     assert len(steps) == 10
     whole, parted = (load_file(tmp_path / k / "model.safetensors") for k in ("whole", "parted"))
     assert all(torch.equal(whole[k], parted[k]) for k in whole)
-    # without a licence nobody could use what is published
+    # without a licence nobody could use what is published, which the card says what it came of
+    (description,) = (tmp_path / "parted").glob("resnet18_uscl.*.yaml")
+    origin = Origin(begun.name, begun.weights.sha256, begun.licence)
+    assert read_card(description).training.start == origin
     with pytest.raises(CardError, match="states no licence"):
         publish.build(str(tmp_path / "parted"), tmp_path / "repository")
+
+
+@pytest.mark.parametrize(("licence", "binding"), [("MIT", None), ("CC0-1.0", "MIT"), ("CC", "CC")])
+def test_a_licence_looser_than_the_backbones_is_refused_before_the_work(
+    licence: str, binding: str | None, classes: Path, tmp_path: Path
+) -> None:
+    base = backbone("resnet18_imagenet")
+    if binding is None:
+        base.allows(licence)
+        # the licence of the data counts too, where it is known
+        with pytest.raises(DataError, match=r"MIT is looser than CC-BY-NC-4\.0"):
+            base.allows(licence, "CC-BY-NC-4.0")
+        return
+    with pytest.raises(DataError, match=f"`licence={licence}`: .*{binding}"):
+        finetune(classes, tmp_path / "model", model=base.name, licence=licence, tell=print)
+    assert not (tmp_path / "model" / "work").exists()
 
 
 def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) -> None:

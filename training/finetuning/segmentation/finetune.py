@@ -197,6 +197,7 @@ def finetune(
             )
         else:
             outlined = load(layout, data)
+        base.allows(licence, outlined.licence)
         if name is not None:
             outlined = dataclasses.replace(outlined, name=name)
         for text in outlined.notes:

@@ -94,6 +94,7 @@ def said_of(
         training=Training(
             method=f"{task} ({settings.network}) from {base.name}",
             sources=(own, *earlier),
+            start=base.origin,
             labels=outlined.classes,
             held_out_subjects=tuple(held) if outlined.subjects and len(held) <= MANY else (),
             recipe=to_plain(settings),

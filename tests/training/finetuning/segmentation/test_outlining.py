@@ -306,6 +306,11 @@ def test_the_encoder_begins_as_the_backbone(images: Path, installed: Callable[[]
         assert all(torch.equal(own[key], value) for key, value in backbone.state_dict().items())
 
 
+def test_a_licence_looser_than_the_backbones_is_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"`licence=MIT`: MIT is looser than CC-BY"):
+        house.finetune(images, tmp_path / "model", licence="MIT", tell=print)
+
+
 def test_options_of_other_tasks_are_refused(images: Path, tmp_path: Path, capsys: Any) -> None:
     common = ["finetune", "--data", str(images), "-o", str(tmp_path / "m"), "--task"]
     for options, told in (
