@@ -12,6 +12,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from narrow import TIMM as narrow_timm
 from numpy.typing import NDArray
 from PIL import Image
 
+from uscl_zoo import demo
 from uscl_zoo.records import write_yaml
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.preparing.labels import from_name
 from uscl_zoo.training.preparing.parts import Sampling
 from uscl_zoo.training.preparing.prepare import prepare
 from uscl_zoo.training.pretraining import network
+from uscl_zoo.ultrasound.phantom import lung_clip
 from uscl_zoo.zoo.card import Card, Input, Training, Weights, read_card
 from uscl_zoo.zoo.checkpoint import write_backbone
 
@@ -93,6 +96,14 @@ def home(
     yield home
     # the caches of a thousand tests would fill a disk
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_phantom() -> Iterator[None]:
+    """The picture of a page is of eight frames and not of sixty, which take a core six seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "lung_clip", partial(lung_clip, rate=2.0))
+        yield
 
 
 @pytest.fixture(scope="session")

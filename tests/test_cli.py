@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import fresh
 import numpy as np
 import pytest
 import yaml
@@ -114,7 +115,7 @@ def test_what_is_not_installed_is_named() -> None:
         "from uscl_zoo.cli import main\n"
         "main(['probe', 'resnet18_uscl', '--data', 'store'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = fresh.run(code)
     told = "needs sklearn: pip install 'uscl-zoo[training]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, f"finetune {told}", f"uscl: {told}")
 

@@ -41,7 +41,7 @@ def test_the_phantom(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert RED in colours(output)  # the tag that says so
     printed = capsys.readouterr().out
     assert f"{NAME}: named folder, {zoo}" in printed
-    assert "synthetic lung phantom: 60 frames" in printed
+    assert "synthetic lung phantom: 8 frames" in printed
     assert [entry.name for entry in output.parent.iterdir()] == ["demo.png"]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 import timm
@@ -221,8 +222,7 @@ def homeless(program: str, *lines: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "HOME"}
     environment = {key: v for key, v in environment.items() if not key.startswith("USCL_ZOO")}
     code = nobody + "\n".join([program, *lines])
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return fresh.run(code, environment=environment)
 
 
 def test_without_a_home_the_package_says_what_it_lacks() -> None:

@@ -221,7 +221,9 @@ def test_namespaces_that_are_none(own: Path, namespace: str) -> None:
 #: As `uscl publish` does it; a process of its own, as the client reads HF_* when imported.
 PUBLISH = f"""
 import json, sys
-from uscl_zoo import publish
+from uscl_zoo import demo, publish
+from uscl_zoo.ultrasound.phantom import lung_clip
+demo.lung_clip = lambda: lung_clip(rate=2.0)
 for times in range(2):
     done = publish.publish({trial.NAME!r}, "me")
     print(json.dumps({{"commit": done.commit, "text": str(done), "files": done.files}}))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import fresh
 import timm
 import torch
 from torch import Tensor
@@ -120,11 +121,12 @@ def python(*arguments: str, environment: Mapping[str, object], path: Path | None
     inherited = {key: os.environ[key] for key in kept if key in os.environ}
     if path is not None:
         inherited["PYTHONPATH"] = os.pathsep.join([str(path), inherited.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        env=inherited | {key: str(value) for key, value in environment.items()},
-        capture_output=True,
-        text=True,
-    )
+    variables = inherited | {key: str(value) for key, value in environment.items()}
+    if path is None and arguments[0] == "-c":
+        result = fresh.run(*arguments[1:], environment=variables)
+    else:
+        result = subprocess.run(
+            [sys.executable, *arguments], env=variables, capture_output=True, text=True
+        )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -148,8 +147,7 @@ def test_it_works_without_scikit_learn(model: Path, tmp_path: Path, picture: np.
         "embedder = uscl_zoo.Embedder(sys.argv[1], device='cpu')\n"
         "print(embedder(sys.argv[2]).shape)"
     )
-    command = [sys.executable, "-c", code, str(model), str(tmp_path / "still.png")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = fresh.run(code, model, tmp_path / "still.png")
     assert done.stdout.strip() == "(512,)", done.stderr
 
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
 from typing import Any
 
+import fresh
 import pytest
 import timm
 import torch
@@ -381,7 +380,7 @@ def test_another_process_finds_it_in_timm_alone(tmp_path: Path, own_folder: Path
         "import timm, uscl_zoo;"
         "print(timm.create_model('resnet18_uscl.us4', pretrained=True).conv1.weight.sum().item())"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = fresh.run(code)
     assert float(found.stdout) == backbone(network())["conv1.weight"].sum().item()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 SHOWN = """
@@ -17,8 +18,7 @@ assert timm.create_model("resnet18_uscl").num_features == 512
 
 
 def python(code: str, *arguments: str) -> None:
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = fresh.run(code, *arguments)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 import timm
@@ -123,7 +122,12 @@ def greys(data: Path) -> list[Image.Image]:
     return images
 
 
-@pytest.mark.parametrize("extra", [{}, {"features_only": True}], ids=str)
+@pytest.mark.parametrize(
+    ("create", "extra"),
+    # either door, which open into the same room
+    [(uscl_zoo.create_model, {}), (timm.create_model, {"features_only": True})],
+    ids=["uscl_zoo", "timm, features only"],
+)
 def test_one_channel_is_the_same_network_on_grey(
     card: Card, create: Create, greys: list[Image.Image], extra: dict[str, Any]
 ) -> None:
@@ -300,13 +304,8 @@ def test_listing(trial: Card) -> None:
 
 def in_another_process(code: str, folder: Path) -> Any:
     """What a Python process with its own folder of cards prints as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "USCL_ZOO_WEIGHTS": str(folder)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = fresh.run(code, environment={**os.environ, "USCL_ZOO_WEIGHTS": folder})
+    done.check_returncode()
     return json.loads(done.stdout), done.stderr
 
 

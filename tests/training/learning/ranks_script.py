@@ -1,11 +1,8 @@
-"""One rank of test_ranks.py: writes the gradients of the first batch, by each of some recipes.
-
-torchrun --nproc-per-node N tests/training/learning/ranks_script.py STORE OUTPUT DTYPE RECIPE...
-"""
+"""One rank of test_ranks.py: writes the gradients of the first batch, by each of some recipes."""
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +16,31 @@ from uscl_zoo.training.pretraining.network import TwoViews
 from uscl_zoo.training.pretraining.trainer import Trainer, _parallel
 
 
-def main(store: str, output: str, dtype: str, *recipes: str) -> None:
+def be(rank: int, world: int, port: int, store: Path, output: Path, recipes: list[Path]) -> None:
+    """Be one of so many ranks, with the variables that torchrun sets."""
+    if world > 1:
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{world}"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     torch.set_num_threads(1)
     with join("cpu") as (ranks, device):
         execution = Execution(device_named(device))
         found = [
-            gradients(Trainer(load_recipe(recipe), FrameStore(store), execution, ranks), dtype)
+            gradients(Trainer(load_recipe(recipe), FrameStore(store), execution, ranks))
             for recipe in recipes
         ]
         if ranks.rank == 0:
-            torch.save(found, Path(output))
+            torch.save(found, output)
 
 
-def gradients(trainer: Trainer, dtype: str) -> dict[str, Any]:
+def gradients(trainer: Trainer) -> dict[str, Any]:
     """Of the first batch; what statistics became; labelled videos of each rank."""
     ranks = trainer.ranks
     # DDP has to be told of the type from the beginning
-    two_views = TwoViews(trainer.network.train().to(getattr(torch, dtype)), trainer.recipe)
+    two_views = TwoViews(trainer.network.train().double(), trainer.recipe)
     trainer._two_views = _parallel(two_views, trainer.recipe, trainer.device, ranks)
     tables = trainer.tables(0)
     sample = trainer.sample(tables, ranks.share(tables.batches[0]))
-    views = (view.to(getattr(torch, dtype)) for view in trainer.views(sample))
+    views = (view.double() for view in trainer.views(sample))
     loss = trainer.loss(sample.target, *views)
     loss.total.backward()
     return {
@@ -50,7 +51,3 @@ def gradients(trainer: Trainer, dtype: str) -> dict[str, Any]:
         "buffers": dict(trainer.network.named_buffers()),
         "labelled": ranks.counts(int((sample.target >= 0).sum())),
     }
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
