@@ -327,8 +327,11 @@ def expanded(path: str | Path) -> Path:
     """A path with the home of `~` or `~user` in its place; of object storage an `Address`.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is none, or the path is empty.
     """
+    if path == "":
+        # as a path it would be the folder that Python was started in
+        raise DataError("a path is empty; `.` is the folder here")
     if is_address(path):
         return path if isinstance(path, Address) else Address(path)
     try:
