@@ -327,10 +327,22 @@ def expanded(path: str | Path) -> Path:
     """A path with the home of `~` or `~user` in its place; of object storage an `Address`.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is none, or the path is empty.
     """
+    if path == "":
+        # as a path it would be the folder that Python was started in
+        raise DataError("a path is empty; `.` is the folder here")
+    if isinstance(path, Address):
+        return path
     if is_address(path):
-        return path if isinstance(path, Address) else Address(path)
+        address = Address(path)
+        # what a path drops would be another file
+        if str(address) != str(path).rstrip("/") or {".", ".."} & set(address.parts):
+            raise DataError(
+                f"{path}: is no address that can be read; one is of the kind s3://bucket/folder, "
+                "without two slashes in a row, `.` or `..`"
+            )
+        return address
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -60,6 +60,9 @@ def infer(
 
     Yields:
         float32 (N, D), in order.
+
+    Raises:
+        DataError: if a value is not finite.
     """
     return _run(module, normalise, batches, answer or pooled, precision, _fetched)
 
@@ -77,6 +80,8 @@ def outputs(
 
 def _fetched(values: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = values.float().cpu().numpy()
+    if not np.isfinite(array).all():
+        raise DataError("the network gives values that are not finite; its weights may be damaged")
     return array
 
 

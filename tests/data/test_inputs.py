@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -184,12 +187,45 @@ class TestRefused:
             ([[]], "image: has no frames"),
             (FRAMES[0].astype(np.float64), "image: an image of floats should keep to 0-1"),
             (FRAMES[0].astype(np.int64), "image: an image should be bool, uint8"),
+            # what could be channels is no stack of narrow pictures
+            (FRAMES[0][..., :2], r"an array \(40, 48, 2\) is no image"),
+            ([np.zeros((40, 48, 5), np.uint8)], r"an array \(40, 48, 5\) is no image"),
+            (torch.zeros(5, 40, 48), r"\(N, 1, H, W\): `tensor\[:, None\]`"),
+            ([torch.zeros(2, 40, 48)], r"\(N, 1, H, W\): `tensor\[:, None\]`"),
+            (torch.zeros(4, 40, 48), r"a tensor of an image is \(1, H, W\) or \(3, H, W\)"),
+            (torch.zeros(3, 9, 9, device="meta"), "has no values"),
+            (torch.zeros(9, 9).to_sparse(), "not dense"),
+            (np.ma.masked_greater(FRAMES[0], 100), r"masked pixels.*array\.filled\(0\)"),
+            (Image.new("RGB", (0, 5)), "an image of 0 x 5 pixels has none"),
+            ("", "a path is empty"),
+            ([""], "a path is empty"),
+            (pandas.Series([""]), "a path is empty"),
+            (memoryview(b"x"), "not memoryview"),
+            (pandas.Series([pandas.NA], dtype="string"), "not NAType"),
         ],
     )
     def test_what_is_no_image(self, wrong: Any, words: str, loaded: Any) -> None:
         for call in (embed, predict):
             with pytest.raises(DataError, match=words):
                 call(loaded, wrong)
+
+    def test_a_network_that_says_no_number(self, loaded: Any) -> None:
+        broken = copy.deepcopy(loaded.module)
+        next(broken.parameters()).data[0] = math.nan
+        for call in (embed, predict):
+            with pytest.raises(DataError, match="gives values that are not finite"):
+                call(dataclasses.replace(loaded, module=broken), FRAMES[0])
+
+    @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+    def test_no_default_of_the_caller_matters(self, kind: torch.dtype, loaded: Any) -> None:
+        usual = [call(loaded, FRAMES[0]) for call in (embed, uscl_zoo.explain)]
+        torch.set_default_dtype(kind)
+        try:
+            other = [call(loaded, FRAMES[0]) for call in (embed, uscl_zoo.explain)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert np.array_equal(usual[0].features, other[0].features)
+        assert np.array_equal(usual[1].heat, other[1].heat)
 
     def test_nothing(self, loaded: Any) -> None:
         for call in (embed, predict):

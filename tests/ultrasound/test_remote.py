@@ -19,7 +19,7 @@ from PIL import Image
 import uscl_zoo
 from uscl_zoo.embedding import running
 from uscl_zoo.embedding.extraction import embed, embed_to
-from uscl_zoo.errors import MissingDependencyError, UnreadableError
+from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.files import Address, expanded
 from uscl_zoo.network import Network, load
 from uscl_zoo.ultrasound import remote
@@ -121,6 +121,23 @@ class TestS3:
         assert [line.partition(":")[0] for line in told] == ["s3", "s3"]
         assert "b/notes.txt" in told[0] and "b/1_mask.png" in told[1]
         assert [str(path) for path in find(f"{s3}/a/x2.png")] == [f"{s3}/a/x2.png"]
+
+    def test_names_that_no_path_has(self, s3: str, files: Path) -> None:
+        """A path of `odd//etc/x.png` would be `odd/etc/x.png`, or `/etc/x.png` on this machine."""
+        import boto3
+
+        names = ["odd/x.png", "odd//x.png", f"odd/{files}/a/y.png", "odd/./x.png", "odd/../x.png"]
+        for name in names:
+            boto3.client("s3").upload_file(str(files / "a" / "x2.png"), "scans", name)
+        told: list[str] = []
+        found = find("s3://scans/odd", on_damage=told.append)
+        assert [str(source) for source in found] == ["s3://scans/odd/x.png"]
+        assert [isinstance(source, Address) for source in found] == [True]
+        (line,) = told
+        assert line.startswith("s3://scans/odd: 4 names that no path has")
+        for name in names[1:]:
+            with pytest.raises(DataError, match="is no address that can be read"):
+                find(f"s3://scans/{name}")
 
     def test_rows_are_those_of_the_files_here(self, s3: str, files: Path, network: Network) -> None:
         here = embed(network, files, rate=5, progress=False, subjects=lambda name: name[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -32,13 +33,24 @@ PENALTIES = tuple(10.0**k for k in range(7))
 COVERED = 0.9
 
 
+#: Digits in groups of three, by a comma: of 1,234 nobody can tell whether it is more than 2.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+
+
 def number(text: str) -> float:
     """A number as people write it, a decimal comma included.
 
     Raises:
-        DataError: if it is none, or not finite.
+        DataError: if it is none, or not finite, or could be two: 1,234.
     """
+    if _GROUPED.fullmatch(text.strip()):
+        raise DataError(
+            f"{text!r} may be a thousand and more, or a number with a decimal comma; write it with "
+            "a point, or without"
+        )
     try:
+        if "_" in text:  # which Python reads over
+            raise ValueError
         value = float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
     except ValueError:
         value = math.nan

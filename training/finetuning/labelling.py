@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -29,6 +30,8 @@ THERE = frozenset({"1", "1.0", "yes", "y", "true", "present", "positive", "pos",
 ABSENT = frozenset({"0", "0.0", "no", "n", "false", "absent", "negative", "neg"})
 NONE = frozenset({"none", "no finding", "no findings", "no label", "normal"})
 _BETWEEN = re.compile(r"[;|]")
+# What parts labels in lists of others, and may be a part of a label here.
+_ELSEWHERE = re.compile(r"\s*[,/+&]\s*")
 # Logits beyond which a first classifier does not begin, of a label that all or none have.
 _ABSENT = -4.0
 # Probabilities at most that are tried to cut at.
@@ -42,6 +45,11 @@ def of_columns(cells: Mapping[str, str | None]) -> str | None:
         DataError: if a cell says neither that it is there nor that it is not.
     """
     labels = []
+    plain = {name: _plain(name) for name in cells}
+    for folded, count in Counter(map(fold, plain.values())).items():
+        if count > 1 or not folded:
+            twice = [name for name in cells if fold(plain[name]) == folded]
+            raise DataError(f"columns {', '.join(map(repr, twice))} have one name, or none")
     for name, cell in cells.items():
         text = known(cell)
         if text is None:
@@ -49,7 +57,7 @@ def of_columns(cells: Mapping[str, str | None]) -> str | None:
         word = text.casefold()
         if word not in THERE | ABSENT:
             raise DataError(f"column {name!r} has {text!r}; should be 1 or 0, yes or no, or empty")
-        labels.append(f"{_plain(name)}={int(word in THERE)}")
+        labels.append(f"{plain[name]}={int(word in THERE)}")
     return ";".join(labels) or None
 
 
@@ -64,22 +72,31 @@ def parsed(text: str) -> dict[str, bool | None]:
     Returns:
         Whether each is there; of a list, what is not in it is not there, which `spread` adds.
     """
-    present: dict[str, bool | None] = {}
-    for part in filter(None, map(str.strip, _BETWEEN.split(text))):
-        name, sign, value = part.rpartition("=")
-        if sign and value in "01":
-            present[name] = value == "1"
-        elif fold(part) not in NONE:
-            present[part] = True
-    return present
+    parts = list(filter(None, map(str.strip, _BETWEEN.split(text))))
+    if is_of_columns(text):
+        return {part[:-2]: part[-1] == "1" for part in parts}
+    # `A; unknown` says of A alone
+    spelt = [known(part) for part in parts]
+    return {part: True for part in spelt if part is not None and fold(part) not in NONE}
+
+
+def is_of_columns(text: str) -> bool:
+    """Whether a text says of each label whether it is there; a name may have any sign in it."""
+    parts = list(filter(None, map(str.strip, _BETWEEN.split(text))))
+    return bool(parts) and all(re.fullmatch(r".*=[01]", part, re.DOTALL) for part in parts)
 
 
 def spread(texts: Mapping[str, str]) -> dict[str, str]:
     """Label texts by file in one form, `A=1;B=0`, with one spelling a label.
 
     Raises:
-        DataError: if there is no label.
+        DataError: if there is no label; if a label is a list of others, parted otherwise, or all
+            are the 1 and 0 of a single column.
     """
+    columns = all(map(is_of_columns, filter(None, texts.values())))
+    if not columns:
+        # of labels such as `grade=1`, not of columns
+        texts = {file: _escaped(text) for file, text in texts.items()}
     rows = {file: parsed(text) for file, text in texts.items()}
     spelling: dict[str, str] = {}
     for row in rows.values():
@@ -87,7 +104,8 @@ def spread(texts: Mapping[str, str]) -> dict[str, str]:
             spelling.setdefault(fold(name), name)
     if not spelling:
         raise DataError("no file has any label")
-    columns = any("=" in text for text in texts.values())
+    if not columns:
+        _check_lists(list(spelling.values()))
     names = sorted(spelling.values())
     result = {}
     for file, row in rows.items():
@@ -97,6 +115,31 @@ def spread(texts: Mapping[str, str]) -> dict[str, str]:
             f"{name}={int(bool(there))}" for name, there in sorted(recorded.items())
         )
     return result
+
+
+def _escaped(text: str) -> str:
+    """A list of labels that cannot be taken for columns."""
+    return f"{text};none" if is_of_columns(text) else text
+
+
+def _check_lists(labels: Sequence[str]) -> None:
+    """Refuse labels that are lists themselves, and cells that say whether one label is there."""
+    words = {fold(label) for label in labels}
+    # a letter may be what a label is called
+    if words <= {word for word in THERE | ABSENT if word.isdigit() or len(word) > 1}:
+        raise DataError(
+            f"the labels are {', '.join(sorted(labels))}, as of a column of one label: give a "
+            "column each (`label_column` twice or more), or `task=classification`"
+        )
+    for label in labels:
+        parts = [fold(part) for part in _ELSEWHERE.split(label)]
+        own = [part for part in parts if part in words]
+        # what a slash or plus parts may be a finding of its own
+        if len(parts) > 1 and own and ("," in label or len(own) == len(parts)):
+            raise DataError(
+                f"the label {label!r} seems to be a list that has {own[0]!r} in it; labels are "
+                "parted by ; or |"
+            )
 
 
 class Labelling(Goal):
@@ -131,7 +174,7 @@ class Labelling(Goal):
         """1, 0, or NaN where nobody knows, (N, labels)."""
         target = np.full((len(labels), len(outputs)), np.nan, np.float32)
         for row, text in zip(target, labels, strict=True):
-            if "=" not in text:
+            if not is_of_columns(text):
                 # a list of those that are there
                 row[:] = 0
             for name, there in parsed(text).items():

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from uscl_zoo.data.annotations import Annotation, SubjectPattern, Table, fold, known, read_table
+from uscl_zoo.data.annotations import (
+    Annotation,
+    SubjectPattern,
+    Table,
+    fold,
+    known,
+    known_subject,
+    read_table,
+)
 from uscl_zoo.data.rows import survey
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.files import expanded
@@ -251,7 +259,7 @@ def items_named(
 def _plain(name: str, path: Path, row: Annotation | None) -> Item:
     if row is None:
         return Item(path, Annotation(subject=name), False)
-    row = Annotation(known(row.subject) or name, known(row.label), row.licence)
+    row = Annotation(known_subject(row.subject) or name, known(row.label), row.licence)
     return Item(path, row)
 
 

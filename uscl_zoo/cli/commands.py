@@ -6,6 +6,7 @@ Whoever is at the command line knows it as --overwrite, and reads that.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,20 @@ class Command(click.Command):
     def __init__(self, *args: Any, also: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.also = also or {}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the words of the command line; an empty one would be the folder it is called in."""
+        if any(not word or re.fullmatch(r"--[^=]+=", word) for word in args):
+            raise click.UsageError(
+                "an empty word, as of a variable that is not set; `.` is the folder here", ctx
+            )
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name or "")
+            # no range holds what cannot be compared
+            if isinstance(value, float) and not math.isfinite(value):
+                raise click.BadParameter(f"{value} is no finite number", ctx, parameter)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; of an error of the library, the same with the message translated."""

@@ -15,16 +15,35 @@ from typing import Any
 from ..errors import DataError, UnreadableError, one_line
 from ..files import open_file
 
-#: What stands where nobody knows, in lower case.
+#: What stands where nobody knows, without what `_bare` takes away.
 _UNKNOWN = frozenset(
     {
-        *("", "-", "--", "---", "?", "??", "#n/a", "#na", "<na>", "\\n", "n.a.", "n.d.", "n/a"),
-        *("na", "nan", "-nan", "null", "unknown", "unk", "missing", "not available"),
-        *("not applicable", "not known", "not recorded", "not stated"),
-        # what a spreadsheet could not compute
-        *("#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!"),
+        *("", "-nan", "\\n", "n.a", "n.d", "n/a", "n/k", "na", "nan", "nat", "null", "undefined"),
+        *("unknown", "unk", "missing", "no data", "nodata", "not available", "not applicable"),
+        *("not determined", "not known", "not provided", "not recorded", "not specified"),
+        *("not stated", "tbd", "tba", "to be determined", "unassigned", "unlabeled", "unlabelled"),
+        *("unspecified", "unbekannt", "inconnu", "inconnue", "desconocido", "desconocida"),
+        # of who takes names away
+        *("anon", "anonymised", "anonymized", "anonymous", "deidentified", "redacted", "withheld"),
+        # numbers that are none
+        *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
     }
 )
+#: What a spreadsheet writes where it could not compute, in some languages.
+_UNCOMPUTED = re.compile(
+    r"#(?:n/?a(?: n/a)?|nv|div/0!|(?:name|getting_data)\??|"
+    r"(?:null|num|ref|value|spill|calc|wert|zahl|bezug)!)|\(blank\)",
+    re.IGNORECASE,
+)
+#: Words that are a finding, and no person.
+_NOBODY = frozenset({"none", "nobody", "no", "-1", "-9", "-99", "-999", "-9999"})
+# Characters that are not seen: marks of direction and order, spaces of no width, soft hyphens. The
+# joiners of Arabic and Indic scripts are spelling, but at the end of a word.
+_UNSEEN = re.compile(
+    "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]|^[\u200c\u200d]+|[\u200c\u200d]+$"
+)
+# A whole number as a column has it in which others are missing.
+_WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
 # Letters of a column, and columns, that a message names.
 _LONG, _MANY = 40, 30
 #: What may stand between the cells of a table that is no CSV.
@@ -54,6 +73,7 @@ class Table:
         contradictory: keys with rows that disagree; an error only if they have a file.
         repeated: keys with several rows, whether they disagree or not.
         spaced: keys that had spaces around them.
+        nameless: how many rows say something, and name no file.
     """
 
     path: Path
@@ -61,24 +81,68 @@ class Table:
     contradictory: frozenset[str] = frozenset()
     repeated: frozenset[str] = frozenset()
     spaced: frozenset[str] = frozenset()
+    nameless: int = 0
 
 
 def known(word: object) -> str | None:
-    """A label or subject as it is written: one line, composed (NFC), without spaces around it.
+    """A label as it is written: one line, composed (NFC), without spaces around it or the unseen.
+
+    A whole number with a fraction of zeros is written without: `1.0` is `1`, as of a column in
+    which others are missing.
 
     Returns:
         None for `NA`, `NaN`, `unknown` and the like, in any case: nobody knows.
     """
-    if word is None or word != word:  # NaN, as pandas has it
+    if word is None:
         return None
-    text = one_line(" ".join(unicodedata.normalize("NFC", str(word)).split()))
-    return None if text.casefold() in _UNKNOWN else text
+    text = one_line(_spelt(str(word)))
+    return None if _is_unknown(text) else text
+
+
+def known_subject(word: object) -> str | None:
+    """A subject, as `known` has labels; nobody is called `none` or -1."""
+    text = known(word)
+    return None if text is None or text.casefold() in _NOBODY else text
+
+
+def _spelt(word: str) -> str:
+    """One of the spellings of a word."""
+    seen = word
+    # what is within others may be at an end when they are gone
+    while (less := _UNSEEN.sub("", seen).strip()) != seen:
+        seen = less
+    text = " ".join(unicodedata.normalize("NFC", seen).split())
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def _is_unknown(text: str) -> bool:
+    # of dots, dashes and brackets alone; signs such as + are none of these
+    if all(unicodedata.category(char)[0] in "PZ" for char in text):
+        return True
+    if _UNCOMPUTED.fullmatch(text):
+        return True
+    bare = unicodedata.normalize("NFKC", text).casefold().replace("_", " ")
+    bare = re.sub(r"\s*/\s*", "/", bare)
+    return bare.strip(" .<>()[]{}\"'") in _UNKNOWN
 
 
 def fold(word: str) -> str:
     """What two spellings of one word have in common, whatever their case, spaces and accents."""
-    composed = unicodedata.normalize("NFC", " ".join(word.split()))
-    return unicodedata.normalize("NFC", composed.casefold())
+    return unicodedata.normalize("NFC", _spelt(word).casefold())
+
+
+def nearly_alike(words: Iterable[str]) -> list[list[str]]:
+    """Words that differ in no more than case, zeros before numbers, width or what parts them.
+
+    They may well be one, as `7`, `07` and `P 7`, `p_7` are, and count as several.
+    """
+    alike: dict[str, list[str]] = {}
+    for word in dict.fromkeys(words):
+        text = unicodedata.normalize("NFKC", word).casefold()
+        parted = re.sub(r"[\W_]+", " ", text).strip()
+        alike.setdefault(re.sub(r"\b0+(?=\d)|(?<=\D)0+(?=\d)", "", parted), []).append(word)
+    return [group for group in alike.values() if len(group) > 1]
 
 
 def read_table(
@@ -124,6 +188,8 @@ def read_table(
                     raise DataError(f"{path}: has {columns.count(column)} columns {column!r}")
             lines = []
             for line in reader:
+                if any("\0" in cell for cell in line.values() if isinstance(cell, str)):
+                    raise DataError(f"{path}: line {reader.line_num} has a null byte in it")
                 # of cells without a name in the head nobody knows which of the others they moved
                 if any(cell.strip() for cell in line.get(None) or ()):
                     raise DataError(
@@ -134,7 +200,9 @@ def read_table(
     except OSError as error:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UnreadableError(f"{path}: is not a CSV in UTF-8 ({error})") from error
+        raise UnreadableError(
+            f"{path}: is not a CSV in UTF-8 ({error}); save it so, as `CSV UTF-8`"
+        ) from error
 
     return _table(path, lines, file_column, labels, subject_column, licence_column, where, join)
 
@@ -163,7 +231,9 @@ def read_frame(
     Raises:
         DataError: if it is none, or a named column is missing.
     """
-    columns = getattr(frame, "columns", None)
+    # a lazy one of Polars has columns, and no cells yet
+    held = hasattr(frame, "iloc") or hasattr(frame, "to_pandas")
+    columns = getattr(frame, "columns", None) if held else None
     if columns is None:
         raise DataError(
             f"{path}: a table is the path of a CSV or a data frame of pandas or Polars, not "
@@ -171,10 +241,15 @@ def read_frame(
         )
     labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
     wanted = [file_column, *labels, subject_column, licence_column]
-    for column in filter(None, wanted):
+    columns = list(columns)
+    for column in wanted:
+        if column is None:
+            continue
         if column not in columns:
-            named = ", ".join(repr(str(one)) for one in columns)
+            named = ", ".join(repr(str(one)[:_LONG]) for one in columns[:_MANY])
             raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
+        if columns.count(column) > 1:
+            raise DataError(f"{path}: has {columns.count(column)} columns {column!r}")
     cells = {column: [_text(value) for value in frame[column]] for column in wanted if column}
     lines = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     return _table(path, lines, file_column, labels, subject_column, licence_column, join=join)
@@ -185,6 +260,9 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         # 12 is made 12.0 by a column in which others are missing
         return str(int(value))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        # several labels, as a CSV has them
+        return ";".join(map(_text, sorted(value) if isinstance(value, (set, frozenset)) else value))
     # NaN, NaT and NA are no names of files, and say nothing of whom they show
     text = "" if value is None else str(value)
     return text if isinstance(value, str) or text.casefold() not in {"nan", "nat", "<na>"} else ""
@@ -217,15 +295,18 @@ def _table(
     contradictory: set[str] = set()
     repeated: set[str] = set()
     spaced: set[str] = set()
+    nameless = 0
     for line in lines:
         key = cell(line, file_column)
         if key is None:
+            # an empty line is no row
+            nameless += any(cell(line, column) for column in line if column is not None)
             continue
         if key != line[file_column]:
             spaced.add(key)
         licence = cell(line, licence_column)
         row = Annotation(
-            subject=known(cell(line, subject_column)) or one_line(key),
+            subject=known_subject(cell(line, subject_column)) or one_line(key),
             label=label(line),
             # "CC BY-NC -SA 4.0" and "CC BY-NC-SA 4.0" are one licence
             licence=re.sub(r"\s*-\s*", "-", licence) if licence else None,
@@ -234,7 +315,14 @@ def _table(
             repeated.add(key)
         if rows.setdefault(key, row) != row:
             contradictory.add(key)
-    return Table(path, rows, *map(frozenset, (contradictory, repeated, spaced)))
+    return Table(
+        path=path,
+        rows=rows,
+        contradictory=frozenset(contradictory),
+        repeated=frozenset(repeated),
+        spaced=frozenset(spaced),
+        nameless=nameless,
+    )
 
 
 def _hint(columns: Iterable[str]) -> str:
@@ -242,6 +330,8 @@ def _hint(columns: Iterable[str]) -> str:
     head = "".join(columns)
     if head.startswith("PK\3\4"):
         return "; it is an archive, as of a spreadsheet: save it as CSV"
+    if "\0" in head:
+        return "; it seems to be in UTF-16: save it in UTF-8"
     for separator, name in _SEPARATORS.items():
         if separator in head:
             return f"; its cells seem to be parted by {name}: save it as CSV with commas"
@@ -282,7 +372,7 @@ class SubjectPattern:
         match = self._compiled.search(within)
         if not match or not match.group(1):
             raise DataError(f"{within}: the subject pattern {self.pattern!r} finds no group in it")
-        return known(match.group(1))
+        return known_subject(match.group(1))
 
 
 def unify(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 from ..errors import DataError, UnreadableError, one_line
 from ..files import expanded
 from ..ultrasound import reading
-from ..ultrasound.masks import is_mask, masks_left_out
+from ..ultrasound.masks import counted, is_mask, masks_left_out, some
 from ..ultrasound.sources import Named, named
 from ..zoo.catalogue import refuse_model
 from .annotations import Annotation, SubjectPattern, Table, fold, known, read_frame, read_table
@@ -26,8 +26,17 @@ _SIDES = {
     "train": re.compile(r"(?:train|training|trn|trainval)"),
     "val": re.compile(r"(?:val|valid|validation|dev|development)"),
     "test": re.compile(r"(?:test|testing|tst|eval|evaluation|held[\W_]?out|holdout)"),
-    "fold": re.compile(r"(?:fold|split|cv)[\W_]*\d+"),
+    "fold": re.compile(r"(?:folds?|splits?|cv)[\W_]*(?:\d+|[a-z])"),
 }
+#: Words that say the same beside others, as `01_train` and `externalTest`, where there are both.
+_WORDS = {
+    "train": {"train", "training", "trn", "trainval", "learn", "learning", "seen"},
+    "val": {"val", "valid", "validate", "validation", "dev", "development"},
+    "test": {"test", "testing", "tst", "eval", "evaluation", "holdout", "unseen", "external"},
+}
+# `imagesTr` and `imagesTs`; TR and TS alone are of valves
+_SHORT = {"tr": "train", "ts": "test", "te": "test", "va": "val"}
+_TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _SET = re.compile(r"[\W_]*(?:set|data|images?|imgs?|videos?|split|\d+)$")
 
 
@@ -158,9 +167,13 @@ def collect(
             for name, (source, row) in labelled.items()
         }
     elif len({fold(row.label or "") for _, row in labelled.values()}) < 2:
+        found = sorted({row.label or "" for _, row in labelled.values()})
+        # what was left out may be why
+        aside = "".join(f"; {note}" for note in notes[:3])
         raise DataError(
-            f"{data}: has {len(labelled)} files of less than two classes; "
-            "give a folder per class, or a CSV and its `label_column`"
+            f"{data}: has {len(labelled)} files of less than two classes"
+            f"{f' ({found[0]})' if found else ''}; give a folder per class, or a CSV and its "
+            f"`label_column`{aside}"
         )
     subjects = subject_column is not None or pattern is not None
     if not subjects:
@@ -187,14 +200,20 @@ def sides(data: Path) -> dict[str, Path]:
     # `busi_train` beside `busi_test`: what all begin with is the name of the data
     shared = os.path.commonprefix([folder.name.casefold() for folder in folders])  # noqa: RUF071
     begin = len(re.sub(r"[^\W_]*$", "", shared)) if len(folders) > 1 else 0
+    by_word: dict[str, list[Path]] = {}
     for folder in folders:
-        name = folder.name.casefold()
+        name = folder.name.casefold().strip()
         words = {name, _SET.sub("", name), name[begin:], _SET.sub("", name[begin:])}
         for kind, pattern in _SIDES.items():
             if any(map(pattern.fullmatch, words)):
                 kinds.setdefault(kind, []).append(folder)
                 break
-    divided = [folder for of in kinds.values() for folder in of]
+        for kind in _kinds_by_word(folder.name):
+            by_word.setdefault(kind, []).append(folder)
+    if "train" in by_word and len(by_word) > 1:
+        for kind, of in by_word.items():
+            kinds[kind] = list(dict.fromkeys([*kinds.get(kind, ()), *of]))
+    divided = list(dict.fromkeys(folder for of in kinds.values() for folder in of))
     names = {folder.name.casefold() for folder in folders}
     nested = {
         entry.name.casefold()
@@ -206,6 +225,43 @@ def sides(data: Path) -> dict[str, Path]:
     if len(kinds) > 1 or len(kinds.get("fold", ())) > 1 or alone or nested & names:
         return {folder.name: folder for folder in sorted(divided, key=reading.natural_key)}
     return {}
+
+
+def _kinds_by_word(name: str) -> set[str]:
+    """What sides of a division a name has words of."""
+    tokens = [token.casefold() for token in _TOKEN.findall(name)]
+    kinds = {kind for kind, words in _WORDS.items() if not words.isdisjoint(tokens)}
+    # a data set, a set and a folder of images are of either side
+    joined = [re.sub(r"(?:data)?set$|images?$", "", token) for token in tokens]
+    kinds |= {kind for kind, words in _WORDS.items() if not words.isdisjoint(joined)}
+    if len(tokens) > 1 and tokens[-2] in {"image", "images", "frames", "videos"}:
+        kinds |= {_SHORT[tokens[-1]]} if tokens[-1] in _SHORT else set()
+    return kinds
+
+
+def _doubts(data: Path, folders: Sequence[Path], loose: Sequence[Path]) -> list[str]:
+    """What in a folder per class looks as if the classes were others, in words."""
+    said = []
+    if loose:
+        said.append(f"{data}: {counted(loose)} in no class, and left out: {some(data, loose)}")
+    inside = {
+        folder: {entry.name for entry in reading.entries(folder) if entry.is_dir()}
+        for folder in folders
+    }
+    divided = [folder.name for folder in folders if inside[folder] and sides(folder)]
+    if divided:
+        said.append(
+            f"{data}: the division within {', '.join(divided)} is not kept: subjects are divided "
+            "here"
+        )
+    # of subjects the names have numbers
+    shared = {name for name in set.intersection(*inside.values()) if not re.search(r"\d", name)}
+    if len(folders) > 1 and len(shared) > 1 and not divided:
+        said.append(
+            f"{data}: each of {', '.join(folder.name for folder in folders)} has folders "
+            f"{', '.join(sorted(shared))}; if those are the classes, give a CSV of all"
+        )
+    return list(map(one_line, said))
 
 
 def is_wanted(label: str | None, classes: Sequence[str] | None) -> bool:
@@ -225,11 +281,14 @@ def _of_folder(
             f"as {data / next(iter(division))}, or a CSV of all: subjects are divided here"
         )
     files: dict[str, tuple[Path, Annotation]] = {}
-    folders = [entry for entry in reading.entries(data) if entry.is_dir()]
-    masks = [folder for folder in folders if is_mask(folder)]
+    own = reading.entries(data)
+    masks = [entry for entry in own if entry.is_dir() and is_mask(entry)]
+    folders = [entry for entry in own if entry.is_dir() and entry not in masks]
     if masks:
         notes.append(masks_left_out(data, masks))
-    for folder in (folder for folder in folders if folder not in masks):
+    if folders:
+        notes += _doubts(data, folders, [entry for entry in own if not entry.is_dir()])
+    for folder in folders:
         try:
             sources = reading.find([folder], on_damage=notes.append)
         except DataError as error:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, reason
 from ..files import expanded, is_address
 from ..ultrasound.clip import Clip, Frame
 from ..ultrasound.rgb import to_frame
 from ..ultrasound.sources import Named, Source, name_sources
 from ..zoo.catalogue import refuse_model
-from .annotations import Annotation, SubjectPattern, Table, known
+from .annotations import Annotation, SubjectPattern, Table, known_subject
 from .rows import survey
 
 #: What can be looked at: one image, clip, file or folder, or several; `one_by_one` says how.
@@ -25,6 +25,8 @@ from .rows import survey
 Inputs = Any
 
 _WANTED = "an image is a path, a Pillow image, an array or a tensor"
+#: Pixels that a grey image in a stack is wide at least: a shorter last axis is one of channels.
+_NARROWEST = 8
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def several(given: Inputs) -> list[Any] | None:
             hint = ": `np.moveaxis(array, 1, -1)`" if given.shape[1] in (1, 3) else ""
             raise DataError(f"an array of images is (N, H, W, C), not {given.shape}{hint}")
         return list(given) if given.ndim > 3 or _is_grey_stack(given) else None
-    if isinstance(given, Iterable) and not isinstance(given, bytes):
+    if isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray, memoryview, type)):
         return list(given)
     raise DataError(f"{_WANTED}, not {described(given)}")
 
@@ -228,21 +230,39 @@ def whose(
                 f"`subjects` names {len(one_each)}, and {gathered.count} files or images were given"
             )
         reported = (one_each[item] for item in gathered.items)
-    return [known(one) for one in reported]
+    return [known_subject(one) for one in reported]
 
 
 def _is_grey_stack(array: Any) -> bool:
-    return bool(array.ndim == 3 and array.shape[2] not in (1, 3, 4))
+    """Whether an array is several grey images.
+
+    Raises:
+        DataError: if its last axis is too long for channels and too short for a row of pixels.
+    """
+    if array.ndim != 3 or array.shape[2] in (1, 3, 4):
+        return False
+    if 0 < array.shape[2] < _NARROWEST:
+        raise DataError(
+            f"an array {array.shape} is no image, of 1, 3 or 4 channels; if it is several grey "
+            f"ones, each is {array.shape[2]} pixels wide: give `array[..., None]`"
+        )
+    return True
 
 
 def _pixels(item: Any) -> Any:
     if isinstance(item, torch.Tensor):
-        if item.ndim == 3 and item.shape[0] not in (1, 3) and item.shape[2] in (1, 3, 4):
+        if item.ndim == 3 and item.shape[0] not in (1, 3):
+            hint = "several grey ones are (N, 1, H, W): `tensor[:, None]`"
+            if item.shape[2] in (1, 3, 4):
+                hint = "`permute(2, 0, 1)` puts the channels first"
             raise DataError(
-                f"a tensor of an image is (C, H, W), not {tuple(item.shape)}: permute(2, 0, 1)"
+                f"a tensor of an image is (1, H, W) or (3, H, W), not {tuple(item.shape)}; {hint}"
             )
-        held = item.detach().cpu()
-        array = (held.float() if held.is_floating_point() else held).numpy()
+        try:
+            held = item.detach().cpu()
+            array = (held.float() if held.is_floating_point() else held).numpy()
+        except (RuntimeError, TypeError) as error:  # sparse, quantised, or on no device
+            raise DataError(f"a tensor is not dense or has no values ({reason(error)})") from error
         return np.moveaxis(array, -3, -1) if array.ndim > 2 else array
     if isinstance(item, (Image.Image, np.ndarray)):
         return item

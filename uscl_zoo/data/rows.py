@@ -18,7 +18,7 @@ from ..ultrasound import images, reading
 from ..ultrasound.clip import OnDamage
 from ..ultrasound.masks import masks_left_out
 from ..ultrasound.sources import Named, name_sources, named
-from .annotations import Annotation, Table, known
+from .annotations import Annotation, Table, fold, known_subject, nearly_alike
 
 #: Lines of a list in a message.
 _LISTED = 20
@@ -136,7 +136,11 @@ def _said(row: Annotation, key: str) -> Annotation:
 def _check_lost(
     table: Table, matched: Matched, files: Mapping[Path, Sequence[str]], every_row: bool
 ) -> None:
-    if not matched.lost or (matched.rows and not every_row):
+    if matched.rows and not every_row:
+        return
+    if not matched.lost and (matched.rows or not table.rows):
+        if every_row and table.nameless:
+            raise DataError(f"{table.path}: {table.nameless} rows name no file at all")
         return
     listed = _listed([repr(key) for key in matched.lost])
     if matched.rows:
@@ -152,12 +156,32 @@ def _check_lost(
 
 
 def report_lost(table: Table, lost: Sequence[str]) -> list[str]:
-    """A line about rows without a file; none if there are none."""
-    if not lost:
-        return []
-    rows = f"{len(lost)} rows of {table.path.name} have no file"
+    """A line about rows without a file, and one about those that name none."""
+    said = []
+    if lost:
+        rows = f"{len(lost)} rows of {table.path.name} have no file"
+        said += [f"{rows}, the first: {lost[0]}" if len(lost) == 1 else f"{rows}: {_listed(lost)}"]
+    if table.nameless:
+        said.append(f"{table.nameless} rows of {table.path.name} name no file at all")
+    return list(map(one_line, said))
+
+
+def report_alike(matched: Matched) -> list[str]:
+    """A line about subjects, and one about labels, that may well be one and count as several."""
+    rows = matched.rows
+    # whoever is not known is called as the row is
+    subjects = [row.subject for f, row in rows.items() if row.subject != one_line(matched.keys[f])]
+    labels = [row.label for row in rows.values() if row.label is not None]
+    # of labels, case is no difference
+    spelt = {fold(label): label for label in labels}
     return [
-        one_line(f"{rows}, the first: {lost[0]}" if len(lost) == 1 else f"{rows}: {_listed(lost)}")
+        f"{what} that may be one count as several: "
+        + _listed([", ".join(map(repr, group[:3])) for group in groups], 3)
+        for what, groups in (
+            ("subjects", nearly_alike(subjects)),
+            ("labels", nearly_alike(spelt.values())),
+        )
+        if groups
     ]
 
 
@@ -323,7 +347,8 @@ def survey(
         if left := [path for path, of in masks.items() if of == root and path not in items]:
             on_damage(masks_left_out(root, left))
     found_ = tuple(named(path, area) for path, area in items.items())
-    return Survey(found_, matched.rows, (*matched.notes, *report_lost(table, matched.lost)))
+    said = (*matched.notes, *report_lost(table, matched.lost), *report_alike(matched))
+    return Survey(found_, matched.rows, said)
 
 
 def absolute(path: Path) -> Path:
@@ -411,7 +436,7 @@ def _refuse_both(table: Table, folder: Path, files: Sequence[Path]) -> None:
 
 def own_subjects(sources: Sequence[Named], subjects: Sequence[str | None]) -> list[str]:
     """The subject of each source; one of whom nobody knows is its own, whatever it is called."""
-    subjects = [known(subject) for subject in subjects]
+    subjects = [known_subject(subject) for subject in subjects]
     counts = Counter(source.name for source in sources)
     taken = {subject for subject in subjects if subject is not None}
     return [

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .. import films
-from ..data.annotations import SubjectPattern, known
+from ..data.annotations import SubjectPattern, known_subject
 from ..errors import CardError, DataError, UnreadableError, one_line
 from ..files import begins_with, check_folder, expanded, written_folder
 from ..names import cell
@@ -399,7 +399,7 @@ def outline(
     found = [source for source, _ in name_sources(paths)]
     if not found:
         raise DataError("there is nothing to outline: name a file or folder")
-    told = [known(whose(source.path, source.within)) for source in found]
+    told = [known_subject(whose(source.path, source.within)) for source in found]
     network = model if isinstance(model, Model) else load_outliner(model, device)
     network = network.adapted(confidence, rate)
     look, said = network.look(), network.said

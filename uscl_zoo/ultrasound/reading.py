@@ -99,7 +99,15 @@ def find(
         if not _is_folder(path):
             own = [path]
         elif isinstance(path, Address):
-            own = list(_search_remote(path, left_out, beside))
+            unnamed: list[str] = []
+            own = list(_search_remote(path, left_out, beside, unnamed))
+            if unnamed:
+                on_damage(
+                    one_line(
+                        f"{path}: {len(unnamed):,} names that no path has, as with two slashes in "
+                        f"a row, are left out: {', '.join(unnamed[:5])}"
+                    )
+                )
         else:
             own = list(_search(path, set(), left_out, beside))
         if not own and drawn and masks is None:
@@ -404,7 +412,7 @@ def _search(
 
 
 def _search_remote(
-    folder: Address, left_out: list[Path], masks: list[Path] | None
+    folder: Address, left_out: list[Path], masks: list[Path] | None, unnamed: list[str]
 ) -> Iterator[Path]:
     """The sources below an address, as far as names tell, in natural order."""
 
@@ -412,7 +420,7 @@ def _search_remote(
         below = file.relative_to(folder)
         return tuple(natural_key(Path(part)) for part in below.parts)
 
-    for file in sorted(remote.files_under(folder), key=order):
+    for file in sorted(remote.files_under(folder, unnamed), key=order):
         within = file.relative_to(folder)
         if any(part[0] == "." or part.casefold() in _NEVER for part in within.parts):
             continue

@@ -21,8 +21,12 @@ from ..files import Address
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
-def files_under(address: Address) -> list[Address]:
+def files_under(address: Address, lost: list[str] | None = None) -> list[Address]:
     """The file of an address, or all that are below it, whatever they are.
+
+    Args:
+        address: of a file or folder.
+        lost: is given the names that no path has, as those with two slashes in a row.
 
     Raises:
         UnreadableError: if there is none, or the storage cannot be reached.
@@ -35,9 +39,19 @@ def files_under(address: Address) -> list[Address]:
         # with what tells whether a file has changed, so that it need not be asked for again
         found: dict[str, Any] = system.find(path, detail=True)
     root = path.rstrip("/")
-    names = (name for name in found if name.startswith(f"{root}/"))
-    files = [(address / name[len(root) + 1 :], found[name]) for name in names]
-    if not files:
+    files = []
+    for name in found:
+        below = name.removeprefix(f"{root}/")
+        if below == name:
+            continue
+        whole = f"{str(address).rstrip('/')}/{below}"
+        file = Address(whole)
+        # what a path drops would be another file, and here perhaps
+        if str(file) == whole and not {".", ".."} & set(file.parts):
+            files.append((file, found[name]))
+        elif lost is not None and not below.endswith("/"):
+            lost.append(below)
+    if not files and not lost:
         raise UnreadableError(f"{address}: no such file or folder")
     for file, about in files:
         _STATES[str(file)] = _state(about)

@@ -36,6 +36,8 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
             "stills, and `uscl_zoo.Embedder(model)` takes the path of whatever is read here"
         )
     if isinstance(image, Image.Image):
+        if not image.width or not image.height:
+            raise DataError(f"an image of {image.width} x {image.height} pixels has none")
         if image.mode[0] in "IF":  # I;16, I;16B, I and F: more than 8 bits, one channel
             return to_frame(_deep_pixels(image))
         if image.mode == "P" and "transparency" in image.info:
@@ -44,6 +46,8 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
             return image.convert("RGB")
         except ValueError as error:
             raise UnreadableError(f"image mode {image.mode} cannot be made RGB: {error}") from error
+    if np.ma.is_masked(image):
+        raise DataError("an array has masked pixels; say what they are: `array.filled(0)`")
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[:, :, None]

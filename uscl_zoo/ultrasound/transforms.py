@@ -106,7 +106,7 @@ class FrameTransform:
         channels = [c % pixels.shape[1] for c in range(self.channels)]
         pixels = pixels[:, channels].contiguous().float() / 255
         mean, std = (
-            torch.tensor(values, device=frames.device)[:, None, None]
+            torch.tensor(values, dtype=torch.float32, device=frames.device)[:, None, None]
             for values in (self.mean, self.std)
         )
         return (pixels - mean) / std

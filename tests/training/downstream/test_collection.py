@@ -60,6 +60,17 @@ def subjects(found: Collection) -> dict[str, str]:
         ("train", "test", "more"),
         ("busi_train", "busi_test"),
         ("p1-images-training-set", "p1-images-test-set"),
+        ("01_train", "02_test"),
+        ("TrainDataset", "TestDataset"),
+        ("train", "internal_test", "externalTest"),
+        ("trainA", "testA", "testB"),
+        ("Train (1)", "Test (1)"),
+        ("80_train", "20_test"),
+        ("train_labelled", "train_unlabelled", "test"),
+        ("imagesTr", "imagesTs"),
+        ("learning ", "validation "),
+        ("train.v2", "validate.v2"),
+        ("fold a", "fold b"),
     ],
 )
 def test_a_division_is_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -84,12 +95,50 @@ def test_a_division_is_no_classes(tmp_path: Path, names: tuple[str, ...]) -> Non
         ("valve", "vessel"),
         ("breast_left", "breast_right"),
         ("stress test", "rest"),
+        ("TR", "TS"),
+        ("mild TR", "severe TS"),
+        ("training effect", "none"),
     ],
 )
 def test_classes_are_no_division(tmp_path: Path, names: tuple[str, ...]) -> None:
     draw(tmp_path, *(f"{label}/p{i}/x.png" for label in names for i in range(2)))
     assert sides(tmp_path) == {}
     assert set(labels(collect(tmp_path)).values()) == set(names)
+
+
+def test_what_is_told_of_folders_that_may_be_no_classes(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{site}/{label}/x.png" for site in ("s1", "s2") for label in ("aa", "bb")))
+    draw(tmp_path, "loose.png")
+    notes = " ".join(collect(tmp_path).notes)
+    assert "each of s1, s2 has folders aa, bb; if those are the classes" in notes
+    assert "1 file is in no class, and left out: loose.png" in notes
+
+
+def test_a_division_within_classes_is_said(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{label}/{side}/x.png" for side in ("train", "test") for label in "ab"))
+    found = collect(tmp_path)
+    assert set(labels(found).values()) == {"a", "b"}
+    assert any("the division within a, b is not kept" in note for note in found.notes)
+
+
+def test_subjects_that_may_be_one_are_said(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{number}.png" for number in range(6)))
+    table = tmp_path / "t.csv"
+    cells = ["a,1", "b,1.0", "a,01", "b,P2", "a,p2\u200b", "b,"]
+    table.write_text("f,y,s\n" + "".join(f"{i}.png,{cell}\n" for i, cell in enumerate(cells)))
+    found = collect(table, file_column="f", label_column="y", subject_column="s")
+    whose = [row.subject for row in found.annotations.values()]
+    assert whose == ["1", "1", "01", "P2", "p2", "5.png"]
+    notes = [note for note in found.notes if "may be one" in note]
+    assert notes == ["subjects that may be one count as several: '1', '01'; 'P2', 'p2'"]
+
+
+def test_why_there_are_less_than_two_classes(tmp_path: Path) -> None:
+    draw(tmp_path, "1.png")
+    table = tmp_path / "t.csv"
+    table.write_text("f,y\n1.png,a\nelsewhere/2.png,b\n")
+    with pytest.raises(DataError, match=r"two classes \(a\).*1 rows of t.csv have no file"):
+        collect(table, file_column="f", label_column="y")
 
 
 def test_a_side_beside_the_classes(tmp_path: Path) -> None:

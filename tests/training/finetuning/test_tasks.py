@@ -45,7 +45,7 @@ def test_a_number_is_read_as_people_write_it(text: str, value: float) -> None:
     assert number(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "n/a", "nan", "inf", "12 cm", "1,234.5"])
+@pytest.mark.parametrize("text", ["", "n/a", "nan", "inf", "12 cm", "1,234.5", "1_000"])
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(DataError, match="is no number"):
         number(text)
@@ -61,6 +61,48 @@ def test_labels_are_read_from_columns_and_from_lists() -> None:
     assert listed == {"a": "X=1;y=1", "b": "X=0;y=0", "c": "X=0;y=1"}
     target = Labelling().targets(["A=1;B=0", "B=1", "A;B", "none"], ("A", "B"))
     np.testing.assert_array_equal(target, [[1, 0], [np.nan, 1], [1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("text", ["1,234", "-12,500", "999,999"])
+def test_a_number_that_may_be_two_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="may be a thousand and more"):
+        number(text)
+
+
+def test_signs_within_names_of_labels() -> None:
+    # what is not in a list is not there, whatever its labels are called
+    listed = spread({"a": "E=1;B", "b": "B", "c": "none", "d": "E/A=high"})
+    assert listed["b"] == "B=1;E/A=high=0;E=1=0"
+    assert listed["c"] == "B=0;E/A=high=0;E=1=0"
+    assert spread({"a": "E=1", "b": "B"})["b"] == "B=1;E=1=0"
+    assert spread({"a": "A=x=1;B=0", "b": "B=1"}) == {"a": "A=x=1;B=0", "b": "B=1"}
+    assert spread({"a": "A; unknown", "b": "B;NA"}) == {"a": "A=1;B=0", "b": "A=0;B=1"}
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["A, B", "A"], ["A,B;C", "B"], ["A/B", "A", "B"], ["A & B", "a;b"], ["A+B+C", "a|b|c"]],
+)
+def test_lists_that_are_parted_otherwise_are_refused(cells: list[str]) -> None:
+    with pytest.raises(DataError, match=r"seems to be a list .* parted by ; or \|"):
+        spread(dict(zip("xyz", cells, strict=False)))
+
+
+def test_labels_that_are_no_lists() -> None:
+    assert spread({"x": "mass/cyst", "y": "mass"})["y"] == "mass=1;mass/cyst=0"
+    assert spread({"x": "left, upper", "y": "right, upper"})["x"] == "left, upper=1;right, upper=0"
+
+
+@pytest.mark.parametrize("cells", [["1", "0"], ["yes", "no", "yes"], ["true"]])
+def test_a_column_of_one_label_is_no_list(cells: list[str]) -> None:
+    with pytest.raises(DataError, match="as of a column of one label"):
+        spread(dict(zip("xyz", cells, strict=False)))
+
+
+@pytest.mark.parametrize("names", [("A", "a "), ("A;B", "A B"), (";", "B")])
+def test_columns_of_one_name_are_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match="have one name, or none"):
+        of_columns(dict.fromkeys(names, "1"))
 
 
 def draw(folder: Path, count: int = 40) -> Path:
