@@ -25,7 +25,7 @@ def be(rank: int, world: int, port: int, store: Path, output: Path, recipes: lis
     with join("cpu") as (ranks, device):
         execution = Execution(device_named(device))
         found = [
-            gradients(Trainer(load_recipe(recipe), FrameStore(store), execution, ranks))
+            gradients(Trainer(load_recipe(str(recipe)), FrameStore(store), execution, ranks))
             for recipe in recipes
         ]
         if ranks.rank == 0:
