@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,27 +20,21 @@ import pytest
 import stores
 import timm
 import torch
+from own import run
 from PIL import Image
+from storage import s3_of
 from torch import nn
 
-from uscl_zoo import cluster
+from uscl_zoo import cluster, network
 from uscl_zoo.cli import main
 from uscl_zoo.cluster import Cluster, Outcome, joined
-from uscl_zoo.embedding import parts
+from uscl_zoo.embedding import parts, spreading
 from uscl_zoo.embedding.extraction import embed_to
 from uscl_zoo.errors import DataError
+from uscl_zoo.files import expanded
+from uscl_zoo.training.preparing import parts as decoding
 from uscl_zoo.ultrasound.reading import DamageWarning
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Cluster]:
-    """Two workers, which the calls of this process then use."""
-    with joined("local", 2) as session:
-        from ray import cloudpickle
-
-        # workers cannot import what pytest has
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        yield session
+from uscl_zoo.ultrasound.sources import Look
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +62,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (folder / "c5.gif").read_bytes()
     (folder / "c5.gif").write_bytes(whole[: len(whole) // 2])
     return folder
+
+
+@pytest.fixture(scope="module")
+def bucket(folder: Path) -> Iterator[str]:
+    """The same in object storage, by the address of the folder."""
+    with s3_of(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def ray(bucket: str) -> Iterator[Cluster]:
+    """Two workers, which the calls of this process then use, and which know where the bucket is."""
+    with joined("local", 2) as session:
+        from ray import cloudpickle
+
+        # workers cannot import what pytest has
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield session
 
 
 def killed_at_work(count: int) -> threading.Thread:
@@ -107,8 +120,8 @@ def done(mark: Path, jobs: Sequence[tuple[int, str]]) -> Iterable[Outcome]:
         if job == "always" or (job == "once" and not mark.exists()):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if job == "wrong":
-            raise DataError(f"{job}: no")
+        if job.startswith("/"):
+            cluster.check_there(Path(job))
         yield Outcome(number, ("first", job), last=False)
         yield Outcome(number, job.upper())
 
@@ -121,9 +134,33 @@ def test_every_job_is_done_though_workers_are_killed(ray: Cluster, tmp_path: Pat
     assert sum(outcome.last for outcome in outcomes) == len(jobs)
 
 
-def test_an_error_of_a_worker_is_raised_here(ray: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^wrong: no$"):
-        list(ray.outcomes(partial(work, tmp_path / "mark"), ["wrong"], together=1))
+def test_a_file_that_a_worker_does_not_see_is_an_error_here(ray: Cluster, tmp_path: Path) -> None:
+    said = "/elsewhere/x.png: is not there on .*all have to see files by the same names"
+    with pytest.raises(DataError, match=said):
+        list(ray.outcomes(partial(work, tmp_path / "mark"), ["a", "/elsewhere/x.png"], together=2))
+
+
+def test_workers_of_another_release_are_refused(
+    ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs is asked of themselves: the same where it is, another where this one is newer."""
+    own = cluster.release()
+    monkeypatch.setattr(cluster, "release", lambda: "99.0")
+    with pytest.raises(DataError, match=f"has uscl-zoo {own} where this is 99.0; install the same"):
+        list(ray.outcomes(partial(work, tmp_path / "mark"), ["a"], together=1))
+
+
+def test_embed_and_prepare_ask_whether_a_file_is_there(model: nn.Module, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.png"
+    how = {"batch_size": 2, "answer": None, "fill": True, "workers": 1}
+    embedding = spreading._Work(network.load(model, "cpu"), Look(1), "cpu", how)
+    for work, job in ((embedding, gone), (decoding._make(), (gone, decoding.Sampling()))):
+        with pytest.raises(DataError, match=r"gone\.png: is not there on"):
+            list(work([(0, job)]))
+    # of object storage each worker finds out when it reads
+    cluster.check_there(expanded("s3://nowhere/x.png"))
+    (dangling := tmp_path / "link").symlink_to(gone)
+    cluster.check_there(dangling)
 
 
 def test_nobody_else_can_reach_it(ray: Cluster) -> None:
@@ -177,8 +214,9 @@ def test_rows_and_bytes_are_those_of_one_process(
 
 
 def test_one_process_continues_what_workers_began(
-    ray: Cluster, model: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray: Cluster, model: nn.Module, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """From object storage, of which each worker fetches its own."""
     settings: dict[str, Any] = {"rate": 10, "batch_size": 4, "progress": False, "pool": "clip"}
     add, taken = parts.Parts.add, 0
 
@@ -192,10 +230,10 @@ def test_one_process_continues_what_workers_began(
     output = tmp_path / "spread.parquet"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(parts.Parts, "add", interrupt)
-        embed_to(output, model, folder, ray="local", workers=1, **settings)
+        embed_to(output, model, bucket, ray="local", workers=1, **settings)
     with pytest.warns(DamageWarning):
-        plain = embed_to(tmp_path / "plain.parquet", model, folder, **settings)
-        ended = embed_to(output, model, folder, **settings)
+        plain = embed_to(tmp_path / "plain.parquet", model, bucket, **settings)
+        ended = embed_to(output, model, bucket, **settings)
     assert ended.resumed == 5
     assert output.read_bytes() == plain.path.read_bytes()
 
@@ -212,6 +250,24 @@ def test_a_store_is_that_of_one_process(ray: Cluster, clips: Path, tmp_path: Pat
     assert killing.killed == [1]  # type: ignore[attr-defined]
     assert report.reused == 0
     assert stores.content(tmp_path / "spread") == stores.content(tmp_path / "plain")
+
+
+def test_a_cluster_that_runs_is_joined(ray: Cluster, bucket: str, tmp_path: Path) -> None:
+    """By another process, and left as it was; its workers read object storage."""
+    import ray as engine
+
+    address = engine.get_runtime_context().gcs_address
+    options = ("--label-scheme", "none", "--size", "32", "--workers", "1")
+    words = ["prepare", bucket, *options, "-o", str(tmp_path / "joined"), "--ray", address]
+    code = "import sys; from uscl_zoo.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "c3.gif" in done.stderr
+    assert run("prepare", bucket, *options, "-o", tmp_path / "plain") == 0
+    assert stores.content(tmp_path / "joined") == stores.content(tmp_path / "plain")
+    assert engine.is_initialized()
 
 
 # --------------------------------------------------------------------------------------- mistakes

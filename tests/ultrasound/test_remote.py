@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 from conftest import TINTS, draw_clip
 from own import run, write_model
 from PIL import Image
+from storage import free_port, s3_of, wait_for
 
 import uscl_zoo
 from uscl_zoo.embedding import running
@@ -26,12 +25,6 @@ from uscl_zoo.ultrasound import remote
 from uscl_zoo.ultrasound.reading import find, read
 
 pytest.importorskip("s3fs")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -54,39 +47,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def s3(files: Path) -> Iterator[str]:
     """The address of these files on a server of our own that speaks S3."""
-    import boto3
-
-    port = free_port()
-    told = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as server, pytest.MonkeyPatch.context() as patch:
-        for key, value in told.items():
-            patch.setenv(key, value)
-        try:
-            wait_for(port, server)
-            client = boto3.client("s3")
-            client.create_bucket(Bucket="scans")
-            for file in sorted(files.rglob("*.*")):
-                client.upload_file(str(file), "scans", f"set/{file.relative_to(files).as_posix()}")
-            yield "s3://scans/set"
-        finally:
-            server.terminate()
-
-
-def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        with socket.socket() as asking:
-            if asking.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert server.poll() is None, "the server has ended"
-        time.sleep(0.1)
-    raise AssertionError("the server does not answer")
+    with s3_of(files) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
