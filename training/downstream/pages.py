@@ -14,13 +14,15 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-td span{white-space:nowrap} .wrap td{overflow-wrap:anywhere}
+h1{overflow-wrap:anywhere} td span{white-space:nowrap} .wrap td{overflow-wrap:anywhere}
 img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;font-size:.9rem}
 .narrow{display:inline-block;vertical-align:top;width:31.5%;margin-right:1.5%}
 .verdict{font-size:1.2rem;line-height:1.4} dt{font-weight:600;margin-top:.6rem}
 dd{margin:0 0 0 1rem}
 .note{border-left:4px solid #c53030;padding-left:.8rem} code{font-size:.9em}
-@media (max-width:40rem){.narrow{width:100%} td,th{font-size:.85rem;padding:.2rem .4rem}
+@media (max-width:40rem){
+.narrow{width:100%} .wide{overflow-x:auto} .wide img{max-width:none;width:44rem}
+td,th{font-size:.85rem;padding:.2rem .4rem}
 td:first-child,th:first-child{position:sticky;left:0;background:#fff;min-width:6.5rem;max-width:9rem;
 overflow-wrap:anywhere}}
 @media print{
@@ -64,7 +66,7 @@ def figure(name: str, kind: str, picture: bytes, caption: str) -> str:
     """
     data = base64.b64encode(picture).decode()
     width, height = Image.open(io.BytesIO(picture)).size
-    shape = " class=narrow" if width < _NARROW * height else ""
+    shape = " class=narrow" if width < _NARROW * height else " class=wide"
     return (
         f'<figure{shape}><img alt="{escape(name)}" src="data:{kind};base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"

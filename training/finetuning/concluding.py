@@ -95,7 +95,7 @@ def verdict(standing: Standing, subjects: int, whom: str, how: str) -> str:
         text = f"training {worse} {head} ({main} {figures}): {good}"
     else:
         text = f"{good}; whether training beat {head} ({figures}), so few subjects cannot say"
-    return _sentence(f"{text}; {_weakest(standing)}")
+    return _sentence(f"{text}; {_weakest(standing)}{_behind(standing)}")
 
 
 def _sentence(text: str) -> str:
@@ -154,6 +154,22 @@ def _weakest(standing: Standing) -> str:
     return f"it is worst at {least}: {known[least]} are recognised, the others mostly called {most}"
 
 
+def _behind(standing: Standing) -> str:
+    """The class or label at which the linear head is surely better, though it may not be on all."""
+    own, judged = standing.own, standing.judged
+    kind = {CLASSES: "recall of ", LABELS: "AUROC of "}.get(standing.goal.task)
+    if own is None or kind is None:
+        return ""
+    gaps = {c: own.gap[kind + c] for c in judged.classes}
+    sure = {c: gap for c, gap in gaps.items() if gap.bounded and gap.high < 0}
+    if not sure:
+        return ""
+    worst = min(sure, key=lambda c: sure[c].value)
+    theirs = standing.score(kind + worst, own.values).value
+    what = "recognises" if standing.goal.task == CLASSES else "has an AUROC of"
+    return f"; of {worst} that head {what} {theirs:.3f}, difference {signed(sure[worst])}"
+
+
 def by_third(judged: Judged) -> dict[str, tuple[str, float]]:
     """Of the lowest, middle and highest third of the numbers: from where to where, and the MAE."""
     truth, said = judged.target[:, 0], judged.probabilities[:, 0]
@@ -192,13 +208,16 @@ def listed(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------ what to do next
 
 
-def more_subjects(standing: Standing, trained: int, whom: str) -> list[Advice]:
+def more_subjects(
+    standing: Standing, trained: int, whom: str, crossed: bool = False
+) -> list[Advice]:
     """Whether more subjects would help, by what the second half of them brought a linear head.
 
     Args:
         standing: beside linear heads.
-        trained: subjects that it was trained on.
+        trained: subjects that each head was fitted on.
         whom: what they are called.
+        crossed: whether all subjects were judged already, by a cross-validation.
     """
     main = standing.goal.main
     if main not in standing.learns or not np.isfinite(standing.learns[main].value):
@@ -221,8 +240,8 @@ def more_subjects(standing: Standing, trained: int, whom: str) -> list[Advice]:
     else:
         text = (
             f"From {half} to {trained} training {whom} a linear head on {OWN} gained {gained}, "
-            "which does not say whether more will help; for a narrower interval judge on more "
-            "(`holdout`, or `folds`)."
+            "which does not say whether more will help"
+            + ("." if crossed else "; for a narrower interval judge on more (`holdout`, `folds`).")
         )
     return [Advice("More subjects?", text)]
 
@@ -388,6 +407,7 @@ def conclude(
     judged: Sequence[Video],
     network: Network,
     *,
+    fitted: int,
     known: bool,
     seed: int,
 ) -> Conclusion:
@@ -399,17 +419,18 @@ def conclude(
         trained: videos that were trained on.
         judged: videos that it was judged on, which may be the same in a cross-validation.
         network: the trained one, with its answers.
+        fitted: subjects that a linear head was fitted on; the mean over folds.
         known: whether subjects are known.
         seed: of what is drawn.
     """
     whom = "subjects" if known else "files"
-    how = "left-out" if {video.name for video in trained} & {v.name for v in judged} else "held-out"
-    subjects = [len({video.subject for video in side}) for side in (trained, judged)]
+    crossed = bool({video.name for video in trained} & {video.name for video in judged})
+    how, subjects = "left-out" if crossed else "held-out", len({v.subject for v in judged})
     advice = [
         *errors(standing),
         *other_start(standing),
-        *more_subjects(standing, subjects[0], whom),
+        *more_subjects(standing, fitted, whom, crossed),
         *twins(store, trained, judged),
         *by_blanking(network, judged, seed),
     ]
-    return Conclusion(verdict(standing, subjects[1], whom, how), standing, tuple(advice))
+    return Conclusion(verdict(standing, subjects, whom, how), standing, tuple(advice))

@@ -244,7 +244,7 @@ def finetune(
                 tuner, apart, given.outputs, given.shape, confidence, given.rate
             )
             answers = answers.made_for(given.store.description["sampling"])
-            looked = _look(tuner, given, apart, answers, statistics)
+            looked = _look(tuner, given, apart, answers, statistics, progress)
             rows, known = tuner.train.rows, given.subjects
             verdict = judge(looked, goal, given.store, rows, known, resamples, seed)
             return answers, statistics, looked, verdict
@@ -257,7 +257,9 @@ def finetune(
             note(gained(len(tuners), alone, verdict))
         tell("compares it with linear heads on frozen features")
         pairs = _pairs(given, apart, looked)
-        conclusion = _conclude(base, given, tuner, answers, statistics, pairs, verdict, output.name)
+        conclusion = _conclude(
+            base, given, tuner, answers, statistics, pairs, verdict, output.name, progress
+        )
         # without it the folder is no model, so that half of one and half of another never are
         (output / ANSWERS).unlink(missing_ok=True)
         card = card_of(output, base, given, tuner, verdict, conclusion.standing, folds, licence)
@@ -335,12 +337,17 @@ def _train(
 
 
 def _look(
-    tuner: Tuner, given: Gathered, apart: OutOfFold, answers: Answers, statistics: Statistics
+    tuner: Tuner,
+    given: Gathered,
+    apart: OutOfFold,
+    answers: Answers,
+    statistics: Statistics,
+    progress: bool,
 ) -> list[Looked]:
     """What is made of the files that are judged, by the network or those of a cross-validation."""
     if given.parts.held_out:
         rows = given.sample(given.parts.held_out).rows
-        logits, textures = look(tuner, rows, given.shape)
+        logits, textures = look(tuner, rows, given.shape, progress)
         return [Looked(given.parts.held_out, logits, statistics.distance(textures), answers)]
     clip = tuner.train.clip
     looked = []
@@ -378,6 +385,7 @@ def _conclude(
     pairs: list[tuple[Sample, Sample]],
     verdict: Verdict,
     name: str,
+    progress: bool,
 ) -> Conclusion:
     """What it comes to, beside linear heads on the same subjects."""
     shape, settings = given.shape, tuner.settings
@@ -393,6 +401,7 @@ def _conclude(
         tuner.device,
         tuner.precision,
         settings.seed,
+        progress,
     )
     network = Network(
         reference=name,
@@ -410,6 +419,7 @@ def _conclude(
         given.parts.train,
         given.parts.held_out or given.parts.train,
         network,
+        fitted=round(float(np.mean([len(np.unique(train.subject)) for train, _ in pairs]))),
         known=given.subjects,
         seed=settings.seed,
     )

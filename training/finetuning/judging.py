@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save
 from scipy.stats import t as student  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from uscl_zoo.answers import Answers, Statistics
 from uscl_zoo.classifier import prediction
@@ -145,11 +146,12 @@ def threshold_of(distances: npt.NDArray[np.float64], quantile: float = QUANTILE)
 
 
 def look(
-    tuner: Tuner, rows: Rows, shape: Input
+    tuner: Tuner, rows: Rows, shape: Input, progress: bool = False
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Logits and textures of frames, by the way that `uscl predict` goes."""
     transform = FrameTransform(shape.size[1:], shape.mean, shape.std, shape.interpolation)
-    batches = batched(transform.resize(tuner.frames[row]) for row in rows)
+    bar = tqdm(rows, "judges", unit="frame", leave=False, disable=not progress)
+    batches = batched(transform.resize(tuner.frames[row]) for row in bar)
     answer = both_ways(logits_and_textures) if tuner.settings.flips else logits_and_textures
     outputs = np.concatenate(list(infer(tuner.network, transform.normalise, batches, answer)))
     classes = int(tuner.network.num_classes)  # type: ignore[arg-type]

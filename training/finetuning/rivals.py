@@ -7,13 +7,14 @@ of random weights, which know nothing but edges and brightness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from uscl_zoo import network as door
 from uscl_zoo.errors import UsclError
@@ -128,7 +129,7 @@ def compare(
     device: torch.device,
     precision: str,
     seed: int,
-    tick: Callable[[str], object] = lambda text: None,
+    progress: bool = False,
 ) -> Standing:
     """Fit linear heads on the training subjects of a network, and compare them with it.
 
@@ -145,7 +146,7 @@ def compare(
         device: to compute on.
         precision: of the embedding.
         seed: of the random network and the folds within.
-        tick: is given what is being done.
+        progress: show a bar for each of the networks.
     """
     parts, rows = frames_of(pairs)
     places = [tuple(np.searchsorted(rows, part.rows) for part in pair) for pair in parts]
@@ -178,14 +179,14 @@ def compare(
         return replace(judged, probabilities=mean, answered=every, unlike=~every, said=None)
 
     for name in names:
-        tick(f"a linear head on {name}")
         try:
             module, mean, std = _network(name, own, shape, seed)
         except UsclError as error:
             absent.append(f"{name}: {error}")
             continue
         transform = FrameTransform(shape.size[1:], mean, std, shape.interpolation)
-        batches = batched((transform.resize(frames[row]) for row in rows), 64)
+        bar = tqdm(rows, name, unit="frame", leave=False, disable=not progress)
+        batches = batched((transform.resize(frames[row]) for row in bar), 64)
         known = np.concatenate(
             list(infer(module.to(device), transform.normalise, batches, precision=precision))
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -86,6 +87,18 @@ def test_subjects_that_all_agree_give_none_either() -> None:
     assert said(beside(1.0, 1.0)).startswith("Training did not beat a linear head")
 
 
+def test_a_class_at_which_the_head_is_better_is_said_though_training_won() -> None:
+    standing = beside(0.97, 0.6)
+    assert "that head" not in said(standing)
+    own, other = standing.rivals
+    lost: Floats = np.linspace(-0.3, -0.2, 201)
+    gap = GOAL.score("recall of benign", lost, standing.judged)
+    behind = dataclasses.replace(own, gap=own.gap | {"recall of benign": gap})
+    text = said(dataclasses.replace(standing, rivals=(behind, other)))
+    assert "training was worth its while" in text
+    assert re.search(r"; of benign that head recognises 0\.\d+, difference -0\.300 \[", text)
+
+
 def test_a_linear_head_is_not_compared_with_itself() -> None:
     standing = beside(0.8, 0.8)
     alone = dataclasses.replace(standing, rivals=standing.rivals[1:])
@@ -105,6 +118,9 @@ def test_more_subjects_are_asked_for_where_the_last_ones_helped(mean: float, tol
     standing = dataclasses.replace(standing, learns=learns)
     (advice,) = concluding.more_subjects(standing, 40, "subjects")
     assert told in advice.text and "From 20 to 40 training subjects" in advice.text
+    # who judged by all subjects has no more to judge by
+    (crossed,) = concluding.more_subjects(standing, 40, "subjects", crossed=True)
+    assert "`folds`" not in crossed.text and told in crossed.text
 
 
 def test_errors_are_counted_most_frequent_first() -> None:
