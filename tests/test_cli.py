@@ -460,6 +460,30 @@ def test_shells_complete_commands_options_and_names(shell: str) -> None:
     assert "resnet18" not in ask("complete", "uscl info resnet50")
 
 
+def test_bash_offers_what_it_was_given(tmp_path: Path) -> None:
+    """By the function that is put into ~/.bashrc, which heeds the order of what it is given."""
+    program = tmp_path / "uscl"
+    program.write_text(f"#!{sys.executable}\nfrom uscl_zoo.cli import main; main()\n")
+    program.chmod(0o755)
+    script = """
+        compopt() { :; }
+        eval "$(_USCL_COMPLETE=bash_source uscl)"
+        for words in "info resnet50" "app resnet50_uscl.o" "embed x --mod"; do
+            COMP_WORDS=(uscl $words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+            _uscl_completion uscl
+            echo "${COMPREPLY[@]}"
+        done
+    """
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
+    of_info, of_app, of_embed = done.stdout.splitlines()
+    assert "resnet50_uscl.pocus" in of_info.split()
+    assert of_app == "resnet50_uscl.open"
+    assert of_embed == "--model"
+
+
 def test_verify_tells_right_from_wrong_and_absent(
     bundled: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Images of one's own as a Dataset: whose they are, what an item is, and in training loops."""
+"""Images of one's own as a Dataset: whose they are, what an item is, and how it is parted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import TINTS, draw_clip, write_clip
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader
 
 from uscl_zoo.data import Images
@@ -211,112 +210,6 @@ class TestItems:
             images[0]
         with pytest.raises(UnreadableError, match=r"x\.png"):
             next(iter(DataLoader(images, num_workers=1)))
-
-
-class TestLoops:
-    """As docs/data.md shows them, in small."""
-
-    @pytest.fixture
-    def network(self) -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
-
-    @pytest.fixture
-    def parts(self, cohort: Path) -> tuple[Images, Images]:
-        return of_table(cohort, transform=TRANSFORM).split(0.3)
-
-    def test_a_plain_loop(self, network: nn.Module, parts: tuple[Images, Images]) -> None:
-        train, test = (DataLoader(part, batch_size=8, shuffle=True) for part in parts)
-        optimiser = torch.optim.Adam(network.parameters(), 1e-3)
-        for _ in range(3):
-            for images, targets in train:
-                loss = nn.functional.cross_entropy(network(images), targets)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-        with torch.inference_mode():
-            right = [(network(x).argmax(1) == y).float().mean() for x, y in test]
-        assert torch.stack(right).mean() > 0.8
-
-    def test_lightning(
-        self, network: nn.Module, parts: tuple[Images, Images], tmp_path: Path
-    ) -> None:
-        import pytorch_lightning as lightning
-
-        class Classifier(lightning.LightningModule):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = network
-
-            def training_step(self, batch: Any, number: int) -> Any:
-                images, targets = batch
-                return nn.functional.cross_entropy(self.network(images), targets)
-
-            def test_step(self, batch: Any, number: int) -> None:
-                images, targets = batch
-                self.log("accuracy", (self.network(images).argmax(1) == targets).float().mean())
-
-            def configure_optimizers(self) -> Any:
-                return torch.optim.Adam(self.parameters(), 1e-3)
-
-        trainer = lightning.Trainer(
-            max_epochs=3,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-        )
-        train, test = parts
-        classifier = Classifier()
-        trainer.fit(classifier, DataLoader(train, batch_size=8, shuffle=True))
-        (found,) = trainer.test(
-            classifier, dataloaders=DataLoader(test, batch_size=8), verbose=False
-        )
-        assert found["accuracy"] > 0.8
-
-    def test_transformers(
-        self, network: nn.Module, parts: tuple[Images, Images], tmp_path: Path
-    ) -> None:
-        from transformers import Trainer, TrainingArguments
-
-        class Classifier(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.network = network
-
-            def forward(self, pixel_values: Any, labels: Any = None) -> dict[str, Any]:
-                logits = self.network(pixel_values)
-                return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-        def collate(rows: list[Any]) -> dict[str, Any]:
-            images, targets = zip(*rows, strict=True)
-            return {"pixel_values": torch.stack(images), "labels": torch.tensor(targets)}
-
-        def accuracy(found: Any) -> dict[str, float]:
-            return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
-
-        train, test = parts
-        trainer = Trainer(
-            Classifier(),
-            TrainingArguments(
-                str(tmp_path / "run"),
-                num_train_epochs=3,
-                per_device_train_batch_size=8,
-                learning_rate=1e-3,
-                report_to="none",
-                save_strategy="no",
-                use_cpu=True,
-                disable_tqdm=True,
-            ),
-            data_collator=collate,
-            train_dataset=train,
-            eval_dataset=test,
-            compute_metrics=accuracy,
-        )
-        trainer.train()
-        assert trainer.evaluate()["eval_accuracy"] > 0.8
 
 
 def test_it_pickles(cohort: Path) -> None:

@@ -41,8 +41,9 @@ class _Name(click.types.StringParamType):
         from ..zoo.catalogue import all_cards, list_models
 
         names = [name for name in (*list_models(), *all_cards()) if name.startswith(incomplete)]
+        # before the names: at a file bash forgets what it was given until then
         files = [CompletionItem(incomplete, type="file")] if self.or_file else []
-        return [*map(CompletionItem, names), *files]
+        return [*files, *map(CompletionItem, names)]
 
 
 #: A name of the zoo.
