@@ -32,6 +32,7 @@ from uscl_zoo.embedding import parts, spreading
 from uscl_zoo.embedding.extraction import embed_to
 from uscl_zoo.errors import DataError
 from uscl_zoo.files import expanded
+from uscl_zoo.release import release
 from uscl_zoo.training.preparing import parts as decoding
 from uscl_zoo.ultrasound.reading import DamageWarning
 from uscl_zoo.ultrasound.sources import Look
@@ -144,7 +145,7 @@ def test_workers_of_another_release_are_refused(
     ray: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Theirs is asked of themselves: the same where it is, another where this one is newer."""
-    own = cluster.release()
+    own = release()
     monkeypatch.setattr(cluster, "release", lambda: "99.0")
     with pytest.raises(DataError, match=f"has uscl-zoo {own} where this is 99.0; install the same"):
         list(ray.outcomes(partial(work, tmp_path / "mark"), ["a"], together=1))
@@ -154,7 +155,11 @@ def test_embed_and_prepare_ask_whether_a_file_is_there(model: nn.Module, tmp_pat
     gone = tmp_path / "gone.png"
     how = {"batch_size": 2, "answer": None, "fill": True, "workers": 1}
     embedding = spreading._Work(network.load(model, "cpu"), Look(1), "cpu", how)
-    for work, job in ((embedding, gone), (decoding._make(), (gone, decoding.Sampling()))):
+    asked: list[tuple[cluster.Work, Any]] = [
+        (embedding, gone),
+        (decoding._make(), (gone, decoding.Sampling())),
+    ]
+    for work, job in asked:
         with pytest.raises(DataError, match=r"gone\.png: is not there on"):
             list(work([(0, job)]))
     # of object storage each worker finds out when it reads

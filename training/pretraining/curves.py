@@ -32,6 +32,8 @@ _PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ),
 )
 _COLUMNS = 3
+# Of the first quantity of a panel, and of the second.
+_MARKS = ".o"
 
 
 def draw(history: Sequence[dict[str, float]], path: Path) -> None:
@@ -44,10 +46,12 @@ def draw(history: Sequence[dict[str, float]], path: Path) -> None:
     # without pyplot: no display, no global state
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     measured = {name for row in history for name in row}
     panels = [panel for panel in _PANELS if measured.intersection(panel[1])]
     rows = -(-len(panels) // _COLUMNS)
+    epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(11, 3.4 * rows), layout="constrained")
     places = figure.subplots(rows, _COLUMNS, squeeze=False).flat
     for (title, names), axes in zip(panels, places, strict=False):
@@ -55,9 +59,21 @@ def draw(history: Sequence[dict[str, float]], path: Path) -> None:
             points = [(row["epoch"], row[name]) for row in history if name in row]
             if points:
                 # of a few points a line shows nothing
-                marker = "." if len(points) < 40 else None
-                axes.plot(*zip(*points, strict=True), label=label, linewidth=1.3, marker=marker)
-        axes.set(title=title, xlabel="epoch")
+                marker = _MARKS[len(axes.lines)] if len(points) < 40 else None
+                axes.plot(
+                    *zip(*points, strict=True),
+                    label=label,
+                    linewidth=1.3,
+                    marker=marker,
+                    markersize=5,
+                    # two that coincide are both seen
+                    fillstyle="full" if not axes.lines else "none",
+                )
+        # of what is measured now and then, too: one scale of time for all
+        axes.set(title=title, xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
+        if "accuracy" in title:
+            axes.set_ylim(0, 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
