@@ -230,6 +230,46 @@ NO_MASKS += ["unMasked.png", "UNMASK.png", "LEGT.png"]
 NO_MASKS += ["image.png", "P1_GTI.png", "patient/1.png"]
 
 
+#: Only beside `x.png`: alone they may be anything.
+BESIDE = ["x_roi.png", "gt_x.png", "xSegmentation.png", "x_labelIds.png", "x_manual1.png"]
+BESIDE += ["x_GT - Copy.png", "x_seg_final.png", "X_ANNOT.PNG", "x_contour(2).bmp", "xmask.png"]
+BESIDE += ["segmentation_x.png", "x_truth.png", "x_overlay.png", "x_GT_left.png", "x_lesion.png"]
+NOT_BESIDE = ["x_left.png", "x2.png", "x_annular.png", "x_segment_2.png", "y_roi.png", "gt_y.png"]
+#: Folders beside `images`.
+FOLDERS = ["labelsTr", "SegmentationClass", "annots", "images_gt", "train_labels", "label_mha"]
+
+
+@pytest.mark.parametrize("mask", BESIDE)
+def test_what_is_a_mask_beside_its_image_is_none_alone(tmp_path: Path, mask: str) -> None:
+    stills(tmp_path, mask, "other.png")
+    assert len(name_sources(tmp_path, on_damage=pytest.fail)) == 2
+    stills(tmp_path, "x.png")
+    told: list[str] = []
+    sources = {source.name for source, _ in name_sources(tmp_path, on_damage=told.append)}
+    assert sources == {"x.png", "other.png"}
+    assert told == [f"{tmp_path}: 1 file is left out, being masks by name: {mask}"]
+
+
+@pytest.mark.parametrize("name", NOT_BESIDE)
+def test_what_is_no_mask_beside_an_image(tmp_path: Path, name: str) -> None:
+    stills(tmp_path, "x.png", name)
+    assert len(name_sources(tmp_path, on_damage=pytest.fail)) == 2
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_of_masks_have_the_names_of_the_images(tmp_path: Path, folder: str) -> None:
+    stills(tmp_path, "images/a_0000.png", "images/b.png", f"{folder}/a.png", f"{folder}/b.png")
+    told: list[str] = []
+    sources = [source.name for source, _ in name_sources(tmp_path, on_damage=told.append)]
+    assert sources == ["images/a_0000.png", "images/b.png"]
+    assert f"{folder}/a.png" in told[0]
+
+
+def test_classes_that_are_called_as_masks_are(tmp_path: Path) -> None:
+    stills(tmp_path, *(f"label_{k}/{name}.png" for k in range(2) for name in "ab"))
+    assert len(name_sources(tmp_path, on_damage=pytest.fail)) == 4
+
+
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks_beside_images_are_left_out_and_said(tmp_path: Path, mask: str) -> None:
     stills(tmp_path, "x.png", "y.png", mask)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 from ..errors import DataError, UnreadableError, one_line
 from ..files import expanded
 from ..ultrasound import reading
-from ..ultrasound.masks import counted, is_mask, masks_left_out, some
+from ..ultrasound.masks import counted, folders_of_masks, masks_left_out, some
 from ..ultrasound.sources import Named, named
 from ..zoo.catalogue import refuse_model
 from .annotations import Annotation, SubjectPattern, Table, fold, known, read_frame, read_table
@@ -282,7 +282,7 @@ def _of_folder(
         )
     files: dict[str, tuple[Path, Annotation]] = {}
     own = reading.entries(data)
-    masks = [entry for entry in own if entry.is_dir() and is_mask(entry)]
+    masks = folders_of_masks([entry for entry in own if entry.is_dir()])
     folders = [entry for entry in own if entry.is_dir() and entry not in masks]
     if masks:
         notes.append(masks_left_out(data, masks))

@@ -21,7 +21,7 @@ from ..errors import DataError, UnreadableError, one_line, reason
 from ..files import Address, expanded, open_file
 from . import dicom, images, remote, video
 from .clip import Clip, DamageWarning, Facts, Frame, OnDamage, Wanted
-from .masks import MASKS, counted, is_mask, is_mask_name, masks_left_out, some
+from .masks import MASKS, counted, folders_of_masks, masks_among, masks_left_out, some
 
 __all__ = ["DamageWarning", "Frame", "find", "iterate", "read", "sample"]
 
@@ -99,15 +99,7 @@ def find(
         if not _is_folder(path):
             own = [path]
         elif isinstance(path, Address):
-            unnamed: list[str] = []
-            own = list(_search_remote(path, left_out, beside, unnamed))
-            if unnamed:
-                on_damage(
-                    one_line(
-                        f"{path}: {len(unnamed):,} names that no path has, as with two slashes in "
-                        f"a row, are left out: {', '.join(unnamed[:5])}"
-                    )
-                )
+            own = list(_search_remote(path, left_out, beside, on_damage))
         else:
             own = list(_search(path, set(), left_out, beside))
         if not own and drawn and masks is None:
@@ -391,10 +383,10 @@ def _search(
     left_out += [entry for entry in own if entry not in folders and entry not in sources]
     below: list[Path] = []
     if masks is not None:
-        drawn = {entry for entry in sources if is_mask_name(entry.stem)}
+        drawn = masks_among(sources)
         masks += sorted(drawn, key=natural_key)
         sources -= drawn
-        below = [entry for entry in own if entry in folders and is_mask(entry)]
+        below = folders_of_masks([entry for entry in own if entry in folders])
         for entry in below:
             masks += _files_in(entry, visited)
             folders.remove(entry)
@@ -412,7 +404,7 @@ def _search(
 
 
 def _search_remote(
-    folder: Address, left_out: list[Path], masks: list[Path] | None, unnamed: list[str]
+    folder: Address, left_out: list[Path], masks: list[Path] | None, on_damage: OnDamage
 ) -> Iterator[Path]:
     """The sources below an address, as far as names tell, in natural order."""
 
@@ -420,15 +412,18 @@ def _search_remote(
         below = file.relative_to(folder)
         return tuple(natural_key(Path(part)) for part in below.parts)
 
-    for file in sorted(remote.files_under(folder, unnamed), key=order):
+    files = sorted(remote.files_under(folder, on_damage), key=order)
+    together: dict[Path, list[Path]] = {}
+    for file in files:
+        together.setdefault(file.parent, []).append(file)
+    drawn = {file for own in together.values() for file in masks_among(own)}
+    for file in files:
         within = file.relative_to(folder)
         if any(part[0] == "." or part.casefold() in _NEVER for part in within.parts):
             continue
         if file.suffix.lower() not in _SUFFIXES:
             left_out.append(file)
-        elif masks is not None and (
-            is_mask_name(file.stem) or any(map(MASKS.fullmatch, within.parts[:-1]))
-        ):
+        elif masks is not None and (file in drawn or any(map(MASKS.fullmatch, within.parts[:-1]))):
             masks.append(file)
         else:
             yield file
@@ -453,7 +448,8 @@ def images_in(folder: Path) -> list[Path]:
     if MASKS.fullmatch(folder.name):
         return files
     # a folder of nothing else is only here if it was named itself
-    return [file for file in files if not is_mask(file)] or files
+    drawn = masks_among(files)
+    return [file for file in files if file not in drawn] or files
 
 
 def _is_source(file: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from ..files import Address
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
-def files_under(address: Address, lost: list[str] | None = None) -> list[Address]:
+def files_under(address: Address, tell: Callable[[str], None]) -> list[Address]:
     """The file of an address, or all that are below it, whatever they are.
 
     Args:
         address: of a file or folder.
-        lost: is given the names that no path has, as those with two slashes in a row.
+        tell: is given a line about names that no path has, as those with two slashes in a row.
 
     Raises:
         UnreadableError: if there is none, or the storage cannot be reached.
@@ -39,7 +39,7 @@ def files_under(address: Address, lost: list[str] | None = None) -> list[Address
         # with what tells whether a file has changed, so that it need not be asked for again
         found: dict[str, Any] = system.find(path, detail=True)
     root = path.rstrip("/")
-    files = []
+    files, lost = [], list[str]()
     for name in found:
         below = name.removeprefix(f"{root}/")
         if below == name:
@@ -49,8 +49,15 @@ def files_under(address: Address, lost: list[str] | None = None) -> list[Address
         # what a path drops would be another file, and here perhaps
         if str(file) == whole and not {".", ".."} & set(file.parts):
             files.append((file, found[name]))
-        elif lost is not None and not below.endswith("/"):
+        elif not below.endswith("/"):
             lost.append(below)
+    if lost:
+        tell(
+            one_line(
+                f"{address}: {len(lost):,} names that no path has, as with two slashes in a row, "
+                f"are left out: {', '.join(lost[:5])}"
+            )
+        )
     if not files and not lost:
         raise UnreadableError(f"{address}: no such file or folder")
     for file, about in files:

@@ -15,6 +15,7 @@ from PIL import Image
 from uscl_zoo.errors import DataError, UnreadableError, one_line, quietly, reason
 from uscl_zoo.segmentation.regions import Labels
 from uscl_zoo.ultrasound.clip import MAX_PIXELS
+from uscl_zoo.ultrasound.masks import image_of
 
 #: Formats that keep values, and those of photographs.
 _FORMATS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG", "JPEG2000")
@@ -72,6 +73,7 @@ def pair(
             or by_stem.get(_END.sub("", stem))
             or (by_stem.get(bare) if bare != stem else None)
             or (by_tail.get(bare) if bare != stem else None)
+            or by_stem.get(image_of(stem, by_stem) or "")
         )
         if not candidates:
             lost.append(mask)
