@@ -383,7 +383,7 @@ def _cannot(address: str, why: str) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep standard error from all there is: Ray's core says that it was told to be quiet."""
+    """Keep standard error from all there is: Ray's core says that it was asked to be quiet."""
     usual = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

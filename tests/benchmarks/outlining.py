@@ -95,7 +95,9 @@ def cases_of(lesson: Teaching, network: Any, rows: Rows) -> list[Case]:
         item = decoded.items[row]
         image, _, there = opened(lesson.outlined, item)
         size = image.height, image.width
-        found = sorted(lesson.found(answer, size, Pixels()), key=lambda region: -region.score)
+        predicted = sorted(
+            lesson.predicted(answer, size, Pixels()), key=lambda region: -region.score
+        )
         cases.append(
             judge(
                 row,
@@ -104,7 +106,7 @@ def cases_of(lesson: Teaching, network: Any, rows: Rows) -> list[Case]:
                 size,
                 decoded.spacing[row],
                 there,
-                found,
+                predicted,
                 CONFIDENCE,
                 lesson.classes,
                 0.0,
@@ -126,7 +128,7 @@ def kept(cases: Sequence[Case], labels: Sequence[str], seconds: float) -> dict[s
         "silent": np.where(some, np.nan, [float(not case.said) for case in cases]),
         "seconds": np.array(seconds),
     }
-    scenes = [Scene(case.size, case.there, case.found) for case in cases]
+    scenes = [Scene(case.size, case.there, case.predicted) for case in cases]
     for kind in KINDS:
         found = measure(scenes, 1, kind)
         for key, value in dataclasses.asdict(found.matched[0]).items():

@@ -82,11 +82,11 @@ def divide(store: FrameStore, goal: Goal, share: float, seed: int, none: bool = 
             # of a rare kind there are fewer than parts
             warnings.simplefilter("ignore", UserWarning)
             try:
-                found = [test for _, test in parts.split(strata, strata, groups)]
+                tests = [test for _, test in parts.split(strata, strata, groups)]
             except ValueError:
-                found = [test for _, test in GroupKFold(count).split(strata, groups=groups)]
+                tests = [test for _, test in GroupKFold(count).split(strata, groups=groups)]
         wanted = min(max(round(share * count), 1), count - 1)
-        held = {labelled[i].subject for test in found[:wanted] for i in test}
+        held = {labelled[i].subject for test in tests[:wanted] for i in test}
     return Split(
         train=[video for video in labelled if video.subject not in held],
         held_out=[video for video in labelled if video.subject in held],

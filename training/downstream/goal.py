@@ -183,8 +183,8 @@ class Goal(ABC):
 
     def measure(self, judged: Judged, bootstrap: Bootstrap) -> dict[str, Score]:
         """Every figure with its interval, if the subjects can give one."""
-        found = self.resampled(judged, bootstrap)
-        return {name: self.score(name, values, judged) for name, values in found.items()}
+        values = self.resampled(judged, bootstrap)
+        return {name: self.score(name, drawn, judged) for name, drawn in values.items()}
 
 
 class Classes(Goal):

@@ -225,8 +225,8 @@ def warnings_of(
 ) -> list[str]:
     """What makes the figures say less than they seem to."""
     said = []
-    told = goal is None or goal.task == CLASSES
-    for label in frames.labels if told and parts.held_out else ():
+    of_classes = goal is None or goal.task == CLASSES
+    for label in frames.labels if of_classes and parts.held_out else ():
         if label not in {video.label for video in parts.held_out}:
             said.append(f"{label}: too few subjects to be judged on")
     content = frames.description["sources_sha256"]

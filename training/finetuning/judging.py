@@ -240,7 +240,7 @@ def judge(
     tables: list[list[Answer]] = [[], [], []]
     for part in looked:
         rows = Sample.of(part.videos, (), np.zeros(len(part.videos)))
-        found = prediction.answer(
+        answered = prediction.answer(
             part.answers,
             part.answers.of(part.logits),
             part.distance,
@@ -250,7 +250,7 @@ def judge(
             sources=[Path(video.name) for video in part.videos],
             subjects=[video.subject if subjects else None for video in part.videos],
         )
-        for table, more in zip(tables, found, strict=True):
+        for table, more in zip(tables, answered, strict=True):
             table += more
     pictures, clips, people = tables
     names = tuple(sorted({video.subject for video in videos}))
@@ -259,7 +259,7 @@ def judge(
     for video in videos:
         of_subject.setdefault(video.subject, set()).add(video.label or "")
     if subjects:
-        labels |= {who: min(found) for who, found in of_subject.items() if len(found) == 1}
+        labels |= {who: min(own) for who, own in of_subject.items() if len(own) == 1}
     owner = {video.name: video.subject for video in videos}
     within = goal.within(sample.target)
     bootstrap = Bootstrap.draw(

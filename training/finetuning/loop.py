@@ -194,8 +194,8 @@ def fit(
             learner.restore(kept)
     learner.begin()
     state = learner.progress
-    told = tick or (lambda cost, text: None)
-    told(sum(learner.cost(step) for step in range(learner.done)), "")
+    report = tick or (lambda cost, text: None)
+    report(sum(learner.cost(step) for step in range(learner.done)), "")
     clock = time.monotonic()
     saving = 0.0
     with listening() as asked:
@@ -204,7 +204,9 @@ def fit(
                 began, cost = time.perf_counter(), learner.cost(learner.done)
                 learner.step()
                 state.seconds += time.perf_counter() - began
-                told(cost, f"epoch {state.epoch + 1}/{epochs}, loss {state.total / state.step:.3f}")
+                report(
+                    cost, f"epoch {state.epoch + 1}/{epochs}, loss {state.total / state.step:.3f}"
+                )
                 if asked:
                     saved = ""
                     if work is not None:

@@ -143,8 +143,8 @@ def _facts(card: Card, answers: Answers) -> list[list[str]]:
         ("code", str(training.code)),
     ]
     if answers.task == NUMBER:
-        told = f"within {answers.spread:.4g} of the number, by cross-validation"
-        facts.append(("nine in ten", told))
+        text = f"within {answers.spread:.4g} of the number, by cross-validation"
+        facts.append(("nine in ten", text))
     else:
         edge = f"below a probability of {answers.confidence:g}"
         if answers.task == LABELS:

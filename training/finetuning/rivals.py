@@ -151,7 +151,7 @@ def compare(
     parts, rows = frames_of(pairs)
     places = [tuple(np.searchsorted(rows, part.rows) for part in pair) for pair in parts]
     values = goal.compared(judged, bootstrap)
-    found: list[Rival] = []
+    rivals: list[Rival] = []
     absent: list[str] = []
     learns: dict[str, Score] = {}
 
@@ -193,13 +193,13 @@ def compare(
         other = answers(known)
         theirs = goal.compared(other, bootstrap)
         gap = {k: goal.score(k, values[k] - theirs[k], judged) for k in values}
-        found.append(Rival(name, other, theirs, gap))
+        rivals.append(Rival(name, other, theirs, gap))
         if name == OWN:
             draws = [goal.compared(answers(known, draw), bootstrap) for draw in range(HALVES)]
             for figure, whole in theirs.items():
                 half = np.mean([draw[figure] for draw in draws], axis=0)
                 learns[figure] = goal.score(figure, whole - half, judged)
-    return Standing(goal, judged, values, tuple(found), learns, tuple(absent))
+    return Standing(goal, judged, values, tuple(rivals), learns, tuple(absent))
 
 
 def _network(

@@ -272,8 +272,8 @@ class Tuner(Learner):
         transform = FrameTransform(size, self.recipe.mean, self.recipe.std)
         answer = inference.pooled if pooled else inference.logits
         batches = inference.batched((self.frames[row] for row in rows), 64)
-        found = inference.infer(self.network, transform.normalise, batches, answer)
-        return np.concatenate(list(found))
+        outputs = inference.infer(self.network, transform.normalise, batches, answer)
+        return np.concatenate(list(outputs))
 
 
 def merge(tuners: Sequence[Tuner]) -> Tuner:

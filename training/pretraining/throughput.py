@@ -241,7 +241,7 @@ def step_of(trainer: Trainer, kind: _Kind | None = None) -> None:
     """The next step of a kind, going on to the next epoch where one ends, and to the first at last.
 
     Args:
-        trainer: where it is told where to look from.
+        trainer: where it is given where to look from.
         kind: side of the views and number of videos; None for the last side and a whole batch.
     """
     recipe, progress = trainer.recipe, trainer.progress

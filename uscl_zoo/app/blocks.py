@@ -57,8 +57,8 @@ def build(network: Network, collection: Collection | None, folder: Path) -> Any:
                 choice = gradio.update(visible=bool(classes), value=best)
                 waiting = panels.wrapped('<p class="faint">Looking for the evidence …</p>')
                 yield *shown[:1], waiting, *shown[1:], choice
-                found = panels.evidence(explain(network, path, best, progress=False))
-                yield *shown[:1], found, *shown[1:], choice
+                evidence = panels.evidence(explain(network, path, best, progress=False))
+                yield *shown[:1], evidence, *shown[1:], choice
         except (UsclError, OSError) as error:
             yield (
                 panels.refused(str(error), path.parent),

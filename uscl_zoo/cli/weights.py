@@ -78,7 +78,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
 
     asked = [(model_info(name), own_folder(name)) for name in names]
     cards = asked or [(card, None) for card in all_cards().values()]
-    wrong, found = 0, []
+    wrong, results = 0, []
     for card, folder in cards:
         (result,) = weights_cache.verify_all([card], folder)
         right, absent = result.located, isinstance(result.error, FileNotFoundError)
@@ -87,7 +87,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
         if as_json:
             plain: dict[str, Any] = {"name": result.name, "result": words.lower()}
             plain |= {"where": right and right.source, "path": right and str(right.path)}
-            found.append(plain | {"error": result.error and str(result.error)})
+            results.append(plain | {"error": result.error and str(result.error)})
         elif right:
             said = painted(words, "right")
             say(f"{result.name}: {said}, {right.source}, {right.path}", indent=2)
@@ -95,7 +95,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> None:
             said = words if absent else painted(words, "wrong")
             say(f"{result.name}: {said}: {result.error}", indent=2)
     if as_json:
-        say_json(found)
+        say_json(results)
     if wrong:
         raise UsclError(f"{wrong} of {len(cards)} not verified")
 

@@ -167,12 +167,12 @@ def collect(
             for name, (source, row) in labelled.items()
         }
     elif len({fold(row.label or "") for _, row in labelled.values()}) < 2:
-        found = sorted({row.label or "" for _, row in labelled.values()})
+        kinds = sorted({row.label or "" for _, row in labelled.values()})
         # what was left out may be why
         aside = "".join(f"; {note}" for note in notes[:3])
         raise DataError(
             f"{data}: has {len(labelled)} files of less than two classes"
-            f"{f' ({found[0]})' if found else ''}; give a folder per class, or a CSV and its "
+            f"{f' ({kinds[0]})' if kinds else ''}; give a folder per class, or a CSV and its "
             f"`label_column`{aside}"
         )
     subjects = subject_column is not None or pattern is not None

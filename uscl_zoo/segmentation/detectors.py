@@ -25,7 +25,7 @@ STAGES = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
 _WIDTH = 256
 #: Sides of the anchors of its five levels, as shares of the frame's.
 _ANCHORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-#: What is found in a frame at most, and the lowest score of it.
+#: What is detected in a frame at most, and the lowest score of it.
 _MOST, _LOWEST = 20, 0.02
 #: Proposals a frame that are taught, and that are looked at: an image of an organ shows one thing
 #: or a few, where a photograph, for which torchvision has 512 and 1,000, shows dozens.
@@ -57,7 +57,7 @@ class Detected:
             shape: height and width of the detector's input.
             size: height and width of the frame.
         """
-        found: list[Region] = []
+        regions: list[Region] = []
         down, across = size[0] / shape[0], size[1] / shape[1]
         for place, (label, score) in enumerate(
             zip(self.labels.tolist(), self.scores.tolist(), strict=True)
@@ -66,14 +66,14 @@ class Detected:
                 left, top, right, bottom = self.boxes[place].tolist()
                 box = (left * across, top * down, right * across, bottom * down)
                 if box[2] > box[0] and box[3] > box[1]:
-                    found.append(Region(label, box, None, score))
+                    regions.append(Region(label, box, None, score))
                 continue
             maps = torch.from_numpy(self.masks[place])[None, None]
             large = nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
             region = region_of((large[0, 0] > 0.5).numpy(), label, score)
             if region is not None:
-                found.append(region)
-        return found
+                regions.append(region)
+        return regions
 
 
 def build_detector(network: str, encoder: str, classes: int, shape: Input) -> nn.Module:

@@ -262,7 +262,7 @@ def _is_shape(shape: Input) -> bool:
 
 
 @dataclass(frozen=True)
-class Found:
+class Predicted:
     """What a model says of a frame.
 
     Attributes:
@@ -309,7 +309,7 @@ class Model:
             said = replace(said, rate=rate)
         return replace(self, said=said)
 
-    def __call__(self, frames: Iterable[Image.Image], batch_size: int = 8) -> Iterator[Found]:
+    def __call__(self, frames: Iterable[Image.Image], batch_size: int = 8) -> Iterator[Predicted]:
         """What it says of frames, one after the other, in pixels of each."""
         sizes: list[tuple[int, int]] = []
         transform, said = self.transform, self.said
@@ -321,10 +321,10 @@ class Model:
 
         if said.task == "detection":
             for place, one in enumerate(detect(self.module, small(), batch_size)):
-                found = trusting(
+                regions = trusting(
                     one.regions(transform.size, sizes[place]), said.trust, sizes[place]
                 )
-                yield Found(found, float(self.statistics.distance(one.textures[None])[0]))
+                yield Predicted(regions, float(self.statistics.distance(one.textures[None])[0]))
             return
         done = 0
         for logits, textures in outputs(
@@ -333,8 +333,8 @@ class Model:
             distances = self.statistics.distance(textures)
             for one, distance in zip(logits, distances, strict=True):
                 size, done = sizes[done], done + 1
-                found = found_in(one, size, said.pixels, len(said.classes))
-                yield Found(trusting(found, said.trust, size), float(distance))
+                regions = found_in(one, size, said.pixels, len(said.classes))
+                yield Predicted(trusting(regions, said.trust, size), float(distance))
 
 
 def outputs(
@@ -371,9 +371,9 @@ def outputs(
         return torch.cat([maps.flatten(1), textures], dim=1)
 
     batches = batched(frames, batch_size)
-    for found in infer(module, transform.normalise, batches, answer, precision):
-        maps = found[:, : (classes + 1) * height * width]
-        yield maps.reshape(-1, classes + 1, height, width), found[:, maps.shape[1] :]
+    for out in infer(module, transform.normalise, batches, answer, precision):
+        maps = out[:, : (classes + 1) * height * width]
+        yield maps.reshape(-1, classes + 1, height, width), out[:, maps.shape[1] :]
 
 
 def chances(logits: NDArray[np.float32], size: tuple[int, int], pixels: Pixels) -> Tensor:

@@ -98,9 +98,10 @@ class Outlines:
 
     def __str__(self) -> str:
         own = list(self.sources)
-        found = sum(any(frame.regions for frame in frames) for frames in own)
+        some = sum(any(frame.regions for frame in frames) for frames in own)
         unlike = sum(np.mean([frame.unlike for frame in frames]) > 0.5 for frames in own)
-        return f"{len(own)} files, in {found} something found, {unlike} unlike the training images"
+        said = f"{len(own)} files, something outlined in {some}"
+        return f"{said}, {unlike} unlike the training images"
 
     def lines(self) -> Iterator[str]:
         """A line a source, for people."""
@@ -396,10 +397,10 @@ def outline(
     if confidence is not None and not 0 <= confidence <= 1:
         raise DataError(f"confidence should be a probability, not {confidence}")
     whose = _subjects(subjects)
-    found = [source for source, _ in name_sources(paths)]
-    if not found:
+    sources = [source for source, _ in name_sources(paths)]
+    if not sources:
         raise DataError("there is nothing to outline: name a file or folder")
-    told = [known_subject(whose(source.path, source.within)) for source in found]
+    subjects = [known_subject(whose(source.path, source.within)) for source in sources]
     network = model if isinstance(model, Model) else load_outliner(model, device)
     network = network.adapted(confidence, rate)
     look, said = network.look(), network.said
@@ -408,7 +409,7 @@ def outline(
     skipped: list[tuple[Path, str]] = []
 
     def frames() -> Iterator[Image.Image]:
-        for index, source in enumerate(tqdm(found, unit="file", disable=not progress)):
+        for index, source in enumerate(tqdm(sources, unit="file", disable=not progress)):
             try:
                 spacings[index] = read(source.path).facts.spacing
                 for number, (time, image) in enumerate(look.at(source.path)):
@@ -426,9 +427,9 @@ def outline(
         index, number, time, size = origins[place]
         outlines.append(
             Outline(
-                source=found[index].path,
-                name=found[index].name,
-                subject=told[index],
+                source=sources[index].path,
+                name=sources[index].name,
+                subject=subjects[index],
                 frame=number,
                 time=float(time),
                 size=size,
@@ -440,7 +441,9 @@ def outline(
             )
         )
     if not outlines:
-        raise DataError(f"none of {len(found)} files can be read; {skipped[0][0]}: {skipped[0][1]}")
+        raise DataError(
+            f"none of {len(sources)} files can be read; {skipped[0][0]}: {skipped[0][1]}"
+        )
     return Outlines(network, outlines, skipped)
 
 

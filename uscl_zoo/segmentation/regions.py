@@ -106,7 +106,7 @@ def components(labels: Labels, classes: int) -> list[Region]:
     """
     cv2 = opencv()
     least = max(SPECK * labels.size, 1)
-    found: list[Region] = []
+    regions: list[Region] = []
     for label in range(classes):
         own = (labels == label + 1).astype(np.uint8)
         if not own.any():
@@ -118,8 +118,8 @@ def components(labels: Labels, classes: int) -> list[Region]:
             if area < least:
                 break
             inner = numbered[top : top + height, left : left + width] == number
-            found.append(Region(label, (left, top, left + width, top + height), inner))
-    return found
+            regions.append(Region(label, (left, top, left + width, top + height), inner))
+    return regions
 
 
 def painted(regions: Sequence[Region], height: int, width: int) -> Labels:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import MissingDependencyError
 from .morphology import Mask, Pixels, opencv
 
-# Longest side in pixels that the detector is given; at 960 lines of 9 pixels are still found.
+# Longest side in pixels that the detector is given; at 960 lines of 9 pixels are still detected.
 _LONGEST = 960
 # Shortest side of a picture that can hold text.
 _SHORTEST = 32
@@ -40,8 +40,8 @@ def lettering(frames: Pixels) -> Mask:
         return boxes.astype(bool)
     mean = np.rint(frames.mean(axis=0, dtype=np.float32)).astype(np.uint8)
     with _LOCK:
-        found = _detector()(cv2.cvtColor(mean, cv2.COLOR_RGB2BGR), use_cls=False, use_rec=False)
-    for box in () if found.boxes is None else found.boxes:
+        detected = _detector()(cv2.cvtColor(mean, cv2.COLOR_RGB2BGR), use_cls=False, use_rec=False)
+    for box in () if detected.boxes is None else detected.boxes:
         if min(cv2.minAreaRect(box.astype(np.float32))[1]) <= _TALLEST * height:
             cv2.fillPoly(boxes, [np.rint(box).astype(np.int32)], 1)
     return boxes.astype(bool)

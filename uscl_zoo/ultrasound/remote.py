@@ -37,10 +37,10 @@ def files_under(address: Address, tell: Callable[[str], None]) -> list[Address]:
         if system.isfile(path):
             return [address]
         # with what tells whether a file has changed, so that it need not be asked for again
-        found: dict[str, Any] = system.find(path, detail=True)
+        listed: dict[str, Any] = system.find(path, detail=True)
     root = path.rstrip("/")
     files, lost = [], list[str]()
-    for name in found:
+    for name in listed:
         below = name.removeprefix(f"{root}/")
         if below == name:
             continue
@@ -48,7 +48,7 @@ def files_under(address: Address, tell: Callable[[str], None]) -> list[Address]:
         file = Address(whole)
         # what a path drops would be another file, and here perhaps
         if str(file) == whole and not {".", ".."} & set(file.parts):
-            files.append((file, found[name]))
+            files.append((file, listed[name]))
         elif not below.endswith("/"):
             lost.append(below)
     if lost:

@@ -1,4 +1,4 @@
-"""What timm is told of a card."""
+"""What timm is given of a card."""
 
 from __future__ import annotations
 

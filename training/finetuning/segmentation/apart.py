@@ -96,14 +96,14 @@ def calibrate(task: Teaching, work: Path, tick: Callable[[float, str], object]) 
             tick(float(settings.epochs * learner.steps), "")
             continue
 
-        def told(cost: float, text: str, number: int = number) -> None:
+        def tick(cost: float, text: str, number: int = number) -> None:
             tick(cost, text and f"fold {number}/{FOLDS}, {text}")
 
-        fit(learner, work / f"fold{number}", told)
+        fit(learner, work / f"fold{number}", tick)
         seen = survey(task, learner.network, own)
-        found = list(task.ask(learner.network, other))
-        part = task.evidence([one for one, _ in found], other)
-        part["distance"] = seen.distance(np.stack([textures for _, textures in found]))
+        answers = list(task.ask(learner.network, other))
+        part = task.evidence([one for one, _ in answers], other)
+        part["distance"] = seen.distance(np.stack([textures for _, textures in answers]))
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **part)
         with written(kept) as partial:

@@ -39,13 +39,13 @@ def fit_pixels(
 
     # of a network that is never wrong neither has an end
     bounds = [(-3, 4), (np.log(0.5), np.log(3))]
-    found = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=bounds)
-    temperature, exponent = np.exp(found.x)
+    fitted = minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=bounds)
+    temperature, exponent = np.exp(fitted.x)
     return Pixels(float(temperature), float(exponent))
 
 
 def trust_of(seen: Sequence[tuple[float, float, bool]]) -> Trust:
-    """How sure one may be of regions: a logistic regression on those that were found.
+    """How sure one may be of regions: a logistic regression on those that were predicted.
 
     Its targets are Platt's (1999): of few regions that are all right, or all wrong, the plain
     likelihood would ask for certainty.

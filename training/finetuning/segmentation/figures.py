@@ -36,7 +36,7 @@ class Case:
         size: height and width in pixels.
         spacing: height and width of a pixel in mm; None where it does not say.
         there: regions of the truth.
-        found: all regions of the prediction, the surest first.
+        predicted: all regions of the prediction, the surest first.
         said: those that are not below the confidence.
         dice: of each class, of the whole masks; NaN where it is neither there nor said.
         iou: as `dice`.
@@ -44,7 +44,7 @@ class Case:
             and said.
         distance_mm: the same in mm; NaN without a spacing.
         hits: of each region of the truth, whether one of its class was said there.
-        right: of each region of `found`, whether it is one that is there.
+        right: of each region of `predicted`, whether it is one that is there.
         away: from the training images.
         unlike: whether it is of another kind than they.
         pixels: (3, bins) of a segmentation: how many pixels have a probability of a class in each
@@ -57,7 +57,7 @@ class Case:
     size: tuple[int, int]
     spacing: tuple[float, float] | None
     there: list[Region]
-    found: list[Region]
+    predicted: list[Region]
     said: list[Region]
     dice: Floats
     iou: Floats
@@ -83,15 +83,15 @@ def judge(
     size: tuple[int, int],
     spacing: tuple[float, float] | None,
     there: list[Region],
-    found: list[Region],
+    predicted: list[Region],
     confidence: float,
     classes: int,
     away: float,
     unlike: bool,
     pixels: Floats | None = None,
 ) -> Case:
-    """Compare what was found in an image with what is there; arguments are those of `Case`."""
-    said = [region for region in found if region.score >= confidence]
+    """Compare what was predicted in an image with what is there; arguments are those of `Case`."""
+    said = [region for region in predicted if region.score >= confidence]
     truth, claim = painted(there, *size), painted(said, *size)
     columns = np.full((4, classes), np.nan)
     for label in range(classes):
@@ -102,7 +102,7 @@ def judge(
         columns[2, label] = hausdorff95(one, other)
         if spacing is not None:
             columns[3, label] = hausdorff95(one, other, spacing)
-    right, _ = match(there, found, size)
+    right, _ = match(there, predicted, size)
     _, hits = match(there, said, size)
     overlaps, areas, distance, distance_mm = columns
     return Case(
@@ -112,7 +112,7 @@ def judge(
         size=size,
         spacing=spacing,
         there=there,
-        found=found,
+        predicted=predicted,
         said=said,
         dice=overlaps,
         iou=areas,
@@ -127,26 +127,27 @@ def judge(
 
 
 def match(
-    there: Sequence[Region], found: Sequence[Region], size: tuple[int, int], least: float = SAME
+    there: Sequence[Region], predicted: Sequence[Region], size: tuple[int, int], least: float = SAME
 ) -> tuple[list[bool], list[bool]]:
     """Pair regions with those that are there, the surest first, each with one of its class.
 
     Args:
         there: of the truth.
-        found: of a prediction.
+        predicted: of a prediction.
         size: of the frame.
         least: intersection over union.
 
     Returns:
-        Of each that was found whether it is there, and of each that is there whether it was found.
+        Of each that was predicted whether it is there, and of each that is there whether it
+        was hit.
     """
-    right, hits = [False] * len(found), [False] * len(there)
-    for place in sorted(range(len(found)), key=lambda place: -found[place].score):
+    right, hits = [False] * len(predicted), [False] * len(there)
+    for place in sorted(range(len(predicted)), key=lambda place: -predicted[place].score):
         best, chosen = least, -1
         for other, region in enumerate(there):
-            if hits[other] or region.label != found[place].label:
+            if hits[other] or region.label != predicted[place].label:
                 continue
-            shared = overlap(found[place], region, *size)
+            shared = overlap(predicted[place], region, *size)
             if shared >= best:
                 best, chosen = shared, other
         if chosen >= 0:
@@ -247,8 +248,8 @@ def measure(
             [hit for hit, r in zip(c.hits, c.there, strict=True) if r.label == label] for c in cases
         ]
         counts = np.array([float(len(own)) for own in of])
-        found = np.array([float(sum(own)) for own in of])
-        rows[f"sensitivity by lesion, {name}"] = both(np.where(counts > 0, found, np.nan), counts)
+        hits = np.array([float(sum(own)) for own in of])
+        rows[f"sensitivity by lesion, {name}"] = both(np.where(counts > 0, hits, np.nan), counts)
     wrong = np.array([float(len(case.said) - sum(case.hits)) for case in cases])
     rows["false regions an image"] = both(wrong)
     empty = np.array([np.nan if case.there else float(not case.said) for case in cases])
@@ -276,7 +277,7 @@ def _mean(values: Floats) -> Floats:
 def _precisions(
     cases: Sequence[Case], classes: int, weights: Floats, masks: bool
 ) -> dict[str, tuple[Score | None, Score | None]]:
-    scenes = [precision.Scene(case.size, case.there, case.found) for case in cases]
+    scenes = [precision.Scene(case.size, case.there, case.predicted) for case in cases]
     rows: dict[str, tuple[Score | None, Score | None]] = {}
     for kind, title in (("segm", "mask"), ("bbox", "box")):
         if kind == "segm" and not masks:
@@ -311,11 +312,11 @@ def _of_pixels(cases: Sequence[Case], weights: Floats) -> Score | None:
 
 def _calibration(cases: Sequence[Case], weights: Floats) -> Score | None:
     """Of the scores of regions as the probability that they are there, in ten bins."""
-    scores = np.array([region.score for case in cases for region in case.found])
+    scores = np.array([region.score for case in cases for region in case.predicted])
     if not len(scores):
         return None
     right = np.array([one for case in cases for one in case.right], float)
-    image = np.repeat(np.arange(len(cases)), [len(case.found) for case in cases])
+    image = np.repeat(np.arange(len(cases)), [len(case.predicted) for case in cases])
     bins = np.minimum((scores * 10).astype(int), 9)[:, None] == np.arange(10)
     own = weights[:, image]
     gaps = own @ (bins * (scores - right)[:, None])

@@ -68,8 +68,8 @@ class Outlining:
     def __str__(self) -> str:
         lines = [f"{self.folder}: {', '.join(self.said.classes)}"]
         for name, (one, other) in self.figures.rows.items():
-            told = f"  {name}: {one}" if one is not None else f"  {name}: -"
-            lines.append(told + (f"; by subject {other}" if other is not None else ""))
+            line = f"  {name}: {one}" if one is not None else f"  {name}: -"
+            lines.append(line + (f"; by subject {other}" if other is not None else ""))
         count = len(self.figures.bootstrap.task.subjects)
         lines.append(
             f"  (by image of {self.figures.images}; 95 %, bootstrap over {count} held-out subjects)"
@@ -335,7 +335,7 @@ def judged(
         item = decoded.items[row]
         image, _, there = opened(outlined, item)
         size = image.height, image.width
-        found = trusting(lesson.found(answer, size, said.pixels), said.trust, size)
+        regions = trusting(lesson.predicted(answer, size, said.pixels), said.trust, size)
         away = float(statistics.distance(textures[None])[0])
         pixels = None
         if isinstance(lesson, Segmentation):
@@ -351,7 +351,7 @@ def judged(
                 size,
                 decoded.spacing[row],
                 there,
-                found,
+                regions,
                 said.confidence,
                 lesson.classes,
                 away,

@@ -193,8 +193,8 @@ def _key(outlined: Outlined, transform: FrameTransform, *split: Any) -> str:
         for item in outlined.items
     ]
     drawn = [item.annotations for item in outlined.items]
-    told = [files, drawn, outlined.classes, legend, transform.size, transform.interpolation, split]
-    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+    parts = [files, drawn, outlined.classes, legend, transform.size, transform.interpolation, split]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def _about(folder: Path) -> dict[str, Any] | None:
@@ -249,7 +249,7 @@ def _decode(
         there = sorted({region.label for region in regions})
         return transform.resize(image), np.asarray(small), there, facts.spacing, drawn.shape
 
-    for index, found in enumerate(
+    for index, read in enumerate(
         tqdm(
             _in_order(one, outlined.items, workers),
             total=count,
@@ -257,14 +257,14 @@ def _decode(
             disable=not progress,
         )
     ):
-        if isinstance(found, str):
-            skipped.append(found)
+        if isinstance(read, str):
+            skipped.append(read)
             continue
         place = len(kept)
-        frames[place], labels[place] = found[:2]
-        present.append(found[2])
-        spacing.append(found[3])
-        sizes.append(found[4])
+        frames[place], labels[place] = read[:2]
+        present.append(read[2])
+        spacing.append(read[3])
+        sizes.append(read[4])
         kept.append(index)
     frames.flush()
     labels.flush()

@@ -63,7 +63,7 @@ def pair(
         tail = _TOKEN.split(stem, maxsplit=1)
         if len(tail) == 2:
             by_tail.setdefault(tail[1], []).append(image)
-    found: dict[Path, list[Path]] = {}
+    pairs: dict[Path, list[Path]] = {}
     lost: list[Path] = []
     for mask in masks:
         stem = mask.stem.casefold()
@@ -78,8 +78,8 @@ def pair(
         if not candidates:
             lost.append(mask)
             continue
-        found.setdefault(_nearest(mask, candidates, root), []).append(mask)
-    return found, lost
+        pairs.setdefault(_nearest(mask, candidates, root), []).append(mask)
+    return pairs, lost
 
 
 def _nearest(mask: Path, images: Sequence[Path], root: Path) -> Path:

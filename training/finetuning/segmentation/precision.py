@@ -1,7 +1,7 @@
 """COCO's average precision of boxes and masks, with intervals over resampled subjects.
 
-pycocotools matches what was found to what is there; the curve over the images of each resample is
-drawn here from its matches, as it draws the one over all.
+pycocotools matches what was predicted to what is there; the curve over the images of each resample
+is drawn here from its matches, as it draws the one over all.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Scene:
-    """An image: what is there, and what was found with whatever score.
+    """An image: what is there, and what was predicted with whatever score.
 
     Attributes:
         size: height and width.
         there: regions of the truth.
-        found: of a prediction.
+        predicted: of a prediction.
     """
 
     size: tuple[int, int]
     there: Sequence[Region]
-    found: Sequence[Region]
+    predicted: Sequence[Region]
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What was found of a class in all images, the surest first.
+    """What was predicted of a class in all images, the surest first.
 
     Attributes:
         image: int64 (D,), where each is.
@@ -101,17 +101,17 @@ def _average(one: Matched, weight: Floats) -> Floats:
     precision = up / np.maximum(up + down, np.spacing(1))
     # the best that is to be had at this recall or a higher one
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    found = np.zeros((len(one.hit), len(_RECALLS)))
+    precisions = np.zeros((len(one.hit), len(_RECALLS)))
     for row in range(len(one.hit)):
         # rounding of weights must not pass over a recall that is reached
         places = np.searchsorted(recall[row] + 1e-12, _RECALLS, side="left")
         inside = places < recall.shape[1]
-        found[row, inside] = best[row, places[inside]]
-    return np.asarray(found.mean(axis=1))
+        precisions[row, inside] = best[row, places[inside]]
+    return np.asarray(precisions.mean(axis=1))
 
 
 def measure(scenes: Sequence[Scene], classes: int, kind: str) -> Precision:
-    """Match what was found to what is there.
+    """Match what was predicted to what is there.
 
     Args:
         scenes: the images.
@@ -146,9 +146,9 @@ def measure(scenes: Sequence[Scene], classes: int, kind: str) -> Precision:
         return one
 
     there: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
+    predicted: list[dict[str, Any]] = []
     for image, scene in enumerate(scenes, start=1):
-        for regions, into in ((scene.there, there), (scene.found, found)):
+        for regions, into in ((scene.there, there), (scene.predicted, predicted)):
             for region in regions:
                 into.append(entry(region, image, scene.size, len(into) + 1))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -163,7 +163,7 @@ def measure(scenes: Sequence[Scene], classes: int, kind: str) -> Precision:
         }
         truth.dataset, said.dataset = (
             shared | {"annotations": there},
-            shared | {"annotations": found},
+            shared | {"annotations": predicted},
         )
         truth.createIndex()
         said.createIndex()

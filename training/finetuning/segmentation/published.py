@@ -16,7 +16,7 @@ from .masks import legend_of, survey
 from .outlined import Item, Outlined
 
 #: Images by name, whose each is, their masks, and what is to be said.
-_Found = tuple[dict[str, Path], dict[str, str], dict[str, list[Path]], list[str]]
+_Listed = tuple[dict[str, Path], dict[str, str], dict[str, list[Path]], list[str]]
 
 
 #: Of the second mask of an image, and the third.
@@ -25,14 +25,14 @@ _NUMBER = re.compile(r"(?<=_mask)_\d+$")
 
 @dataclass(frozen=True)
 class _Known:
-    read: Callable[[Path], _Found]
+    read: Callable[[Path], _Listed]
     name: str
     url: str
     citation: str
     licence: str | None
 
 
-def _busi(data: Path) -> _Found:
+def _busi(data: Path) -> _Listed:
     """`benign (1).png` with `benign (1)_mask.png`, and maybe `…_mask_1.png`, beside it.
 
     Near-duplicates are one subject, and what is in two classes is left out, as in `uscl evaluate`.
@@ -57,7 +57,7 @@ def _busi(data: Path) -> _Found:
     return labelled.sources, whose, masks, notes
 
 
-def _bus_bra(data: Path) -> _Found:
+def _bus_bra(data: Path) -> _Listed:
     """`Images/bus_0001-l.png`, `Masks/mask_0001-l.png`, and `Case` of `bus_data.csv`."""
     labelled = load_labelled("bus-bra", data).collection
     masks: dict[str, list[Path]] = {}
@@ -69,7 +69,7 @@ def _bus_bra(data: Path) -> _Found:
     return labelled.sources, whose, masks, list(labelled.notes)
 
 
-def _udiat(data: Path) -> _Found:
+def _udiat(data: Path) -> _Listed:
     """`original/000001.png` and `GT/000001.png`; each image is of another woman."""
     inner = [data, *(path for path in data.iterdir() if path.is_dir())]
     home = next((path for path in inner if (path / "GT").is_dir()), data)

@@ -116,7 +116,7 @@ def draw_cases(
             if line >= len(lines) or place >= len(lines[line]):
                 continue
             case = lines[line][place]
-            doubtful = [r for r in case.found if r.score < said.confidence][:3]
+            doubtful = [r for r in case.predicted if r.score < said.confidence][:3]
             picture = drawn(
                 image_of(case),
                 [*case.said, *doubtful],
@@ -152,7 +152,7 @@ def draw_reliability(cases: Sequence[Case]) -> Figure:
     """Of pixels and of regions, the share that is right by probability."""
     figure = Figure(figsize=(9, 3.9), layout="constrained")
     grid: Any = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
-    scores = np.array([r.score for c in cases for r in c.found])
+    scores = np.array([r.score for c in cases for r in c.predicted])
     right = np.array([one for c in cases for one in c.right], float)
     bins = np.minimum((scores * 10).astype(int), 9)
     regions = (
@@ -212,7 +212,7 @@ def write_rows(stream: Any, said: Outliner, cases: Sequence[Case]) -> None:
                     cell(case.subject),
                     cell(name),
                     len(there),
-                    sum(region.label == label for region in case.found),
+                    sum(region.label == label for region in case.predicted),
                     len(claim),
                     hits,
                     number(case.dice[label]),

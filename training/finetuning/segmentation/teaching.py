@@ -87,7 +87,7 @@ class Teaching:
         """How sure one may be of pixels, and of regions, by what was kept."""
         raise NotImplementedError
 
-    def found(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
+    def predicted(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
         """The regions of a frame of that size."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class Teaching:
         raise NotImplementedError
 
     def _evidence_of(self, regions: Sequence[Region], row: int) -> list[tuple[float, float, bool]]:
-        """Score, share of the frame, and whether it is there, of what was found in an image."""
+        """Score, share of the frame, and whether it is there, of what was predicted in an image."""
         size = self.transform.size
         right, _ = match(self.there(row), regions, size)
         pairs = zip(regions, right, strict=True)
@@ -145,8 +145,8 @@ class Segmentation(Teaching):
         )
         seen: list[tuple[float, float, bool]] = []
         for logits, row in zip(kept["logits"], rows.tolist(), strict=True):
-            found = self.found(logits.astype(np.float32), self.transform.size, pixels)
-            seen += self._evidence_of(found, row)
+            regions = self.predicted(logits.astype(np.float32), self.transform.size, pixels)
+            seen += self._evidence_of(regions, row)
         return pixels, trust_of(seen)
 
     def _pixels(
@@ -159,7 +159,7 @@ class Segmentation(Teaching):
         flat = logits.reshape(len(logits), -1)
         return flat[:, chosen].T.astype(np.float64), labels[chosen].astype(np.int64)
 
-    def found(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
+    def predicted(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
         """As for `Teaching`."""
         return found_in(answer, size, pixels, self.classes)
 
@@ -226,14 +226,14 @@ class Detection(Teaching):
         """Scores and shares of the frame of regions, and whether they are there."""
         seen: list[tuple[float, float, bool]] = []
         for answer, row in zip(answers, rows.tolist(), strict=True):
-            seen += self._evidence_of(self.found(answer, self.transform.size, Pixels()), row)
+            seen += self._evidence_of(self.predicted(answer, self.transform.size, Pixels()), row)
         return {"regions": np.array(seen, np.float64).reshape(-1, 3)}
 
     def settle(self, kept: Mapping[str, npt.NDArray[Any]], rows: Rows) -> tuple[Pixels, Trust]:
         """How sure one may be of regions; scores of boxes are no logits to be divided."""
         return Pixels(), trust_of([(s, a, bool(right)) for s, a, right in kept["regions"].tolist()])
 
-    def found(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
+    def predicted(self, answer: Any, size: tuple[int, int], pixels: Pixels) -> list[Region]:
         """As for `Teaching`."""
         detected: Detected = answer
         return detected.regions(self.transform.size, size)
