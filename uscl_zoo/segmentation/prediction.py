@@ -400,7 +400,7 @@ def outline(
     sources = [source for source, _ in name_sources(paths)]
     if not sources:
         raise DataError("there is nothing to outline: name a file or folder")
-    subjects = [known_subject(whose(source.path, source.within)) for source in sources]
+    owners = [known_subject(whose(source.path, source.within)) for source in sources]
     network = model if isinstance(model, Model) else load_outliner(model, device)
     network = network.adapted(confidence, rate)
     look, said = network.look(), network.said
@@ -429,7 +429,7 @@ def outline(
             Outline(
                 source=sources[index].path,
                 name=sources[index].name,
-                subject=subjects[index],
+                subject=owners[index],
                 frame=number,
                 time=float(time),
                 size=size,
