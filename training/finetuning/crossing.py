@@ -135,11 +135,11 @@ def answer_apart(
             )
             folder = None if work is None else work / f"fold{number}"
 
-            def tick_fold(cost: float, text: str, number: int = number) -> None:
+            def of_fold(cost: float, text: str, number: int = number) -> None:
                 if tick is not None:
                     tick(cost, text and f"fold {number}/{plan.folds}, {text}")
 
-            fit(tuner, folder, tick_fold)
+            fit(tuner, folder, of_fold)
             logits, textures = look(tuner, others.rows, shape)
             distance = survey(tuner, shape).distance(textures)
             if kept is not None:

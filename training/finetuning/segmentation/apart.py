@@ -96,10 +96,10 @@ def calibrate(task: Teaching, work: Path, tick: Callable[[float, str], object]) 
             tick(float(settings.epochs * learner.steps), "")
             continue
 
-        def tick(cost: float, text: str, number: int = number) -> None:
+        def of_fold(cost: float, text: str, number: int = number) -> None:
             tick(cost, text and f"fold {number}/{FOLDS}, {text}")
 
-        fit(learner, work / f"fold{number}", tick)
+        fit(learner, work / f"fold{number}", of_fold)
         seen = survey(task, learner.network, own)
         answers = list(task.ask(learner.network, other))
         part = task.evidence([one for one, _ in answers], other)
