@@ -33,8 +33,8 @@ def of_groups(header: Dataset) -> list[str]:
     notes = ["its functional groups are too long to be looked into"] if long else []
     groups = [group for name in GROUPS for group in items(header, name)]
     for sequence, keywords, words in _IN_GROUPS:
-        items = [group.get(sequence) for group in groups]
-        stated = [tuple(each[0].get(keyword) for keyword in keywords) for each in items if each]
+        parts = [group.get(sequence) for group in groups]
+        stated = [tuple(each[0].get(keyword) for keyword in keywords) for each in parts if each]
         if not stated or any(keyword in header for keyword in keywords):
             continue
         for keyword, value in zip(keywords, stated[0], strict=True):
