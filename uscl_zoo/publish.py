@@ -200,8 +200,8 @@ def _build_outliner(card: Card, tuned: Path, folder: Path, repo: str | None) -> 
         _copy_weights(tuned / HUB_FILE, partial / HUB_FILE)
         weights_cache.verify(partial / HUB_FILE, card)
         if card.task == "segmentation":
-            config = config_of(model.module, said.encoder, len(said.classes))
-            write_text(partial / CONFIG, json.dumps(config, indent=2) + "\n")
+            settings = config_of(model.module, said.encoder, len(said.classes))
+            write_text(partial / CONFIG, json.dumps(settings, indent=2) + "\n")
         write_text(partial / README, model_card(card, repo or f"NAMESPACE/{card.name}"))
         _copy_picture(tuned / picture, partial / picture)
         _copy(tuned / answers.STATISTICS, partial / answers.STATISTICS)
