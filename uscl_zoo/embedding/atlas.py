@@ -193,7 +193,7 @@ def _page(name: str, count: int, data: dict[str, Any]) -> str:
 
 _BODY = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-:root { color-scheme: light; } * { box-sizing: border-box }
+:root { color-scheme: light dark; } * { box-sizing: border-box }
 body { font: 15px/1.45 system-ui, sans-serif; color: #1c2026; margin: 0 auto; padding: 1rem;
   max-width: 62rem }
 h1 { font-size: 1.25rem; font-weight: 600; margin: 0 0 .2rem; overflow-wrap: anywhere }
@@ -209,6 +209,10 @@ canvas { display: block; width: 100%; touch-action: manipulation }
 #shown { position: absolute; pointer-events: none; background: #fff; padding: .35rem;
   border: 1px solid #aeb4bc; border-radius: 4px; box-shadow: 0 2px 8px #0003; max-width: 15rem;
   font-size: .85rem; overflow-wrap: anywhere }
+@media (prefers-color-scheme: dark) {
+  body { background: #15181c; color: #e8eaed } p { color: #aab1ba } #map { border-color: #3a4048 }
+  #shown { background: #22262c; border-color: #525963 }
+}
 #shown img { display: block; width: 12rem; image-rendering: auto; margin-bottom: .3rem }
 </style>
 <h1>Map of NAME</h1>
@@ -230,7 +234,8 @@ function at(point) {
 }
 function draw() {
   const density = window.devicePixelRatio || 1, width = canvas.clientWidth;
-  const height = Math.max(Math.min(width * .75, window.innerHeight - 140), 240);
+  const above = canvas.getBoundingClientRect().top + window.scrollY;
+  const height = Math.max(Math.min(width * .75, window.innerHeight - above - 24), 240);
   canvas.style.height = height + "px";
   canvas.width = width * density; canvas.height = height * density;
   pen.setTransform(density, 0, 0, density, 0, 0);
@@ -243,7 +248,9 @@ function draw() {
     pen.beginPath(); pen.arc(x, y, point === near ? radius + 3 : radius, 0, 7);
     pen.globalAlpha = point === near ? 1 : .8;
     pen.fillStyle = data.colours[point.g]; pen.fill();
-    if (point === near) { pen.lineWidth = 2; pen.strokeStyle = "#1c2026"; pen.stroke(); }
+    if (point === near) {
+      pen.lineWidth = 2; pen.strokeStyle = getComputedStyle(canvas).color; pen.stroke();
+    }
   }
 }
 function show(event) {
