@@ -203,8 +203,9 @@ class Classes(Goal):
     def texts(self, labels: Mapping[str, str], data: str) -> dict[str, str]:
         """See `Goal`; two classes at least."""
         if len({fold(label) for label in labels.values()}) < 2:
+            found = "".join(f" ({label})" for label in sorted(set(labels.values()))[:1])
             raise DataError(
-                f"{data}: has {len(labels)} files of less than two classes; "
+                f"{data}: has {len(labels)} files of less than two classes{found}; "
                 "give a folder per class, or a CSV and its `label_column`"
             )
         return dict(labels)

@@ -92,6 +92,12 @@ clean_option = click.option(
 )
 
 
+# as far as scikit-learn counts them
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True
+)
+
+
 ray_option = click.option(
     "--ray",
     metavar="ADDRESS",
