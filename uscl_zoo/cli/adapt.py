@@ -297,7 +297,7 @@ def explain(
     for output in outputs:
         gradcam.check_suffix(output)
     for output in outputs or usual:
-        check_output(output, inputs_of([file]), [home] if home else [])
+        check_output(output, inputs_of([file]), [home] if home else [], picture=True)
     result = gradcam.explain(model, file, label, rate, device, clean=clean)
     outputs = outputs or usual[: 2 if len(result) > 1 else 1]
     click.echo(one_line(f"{result.title}; {result.subtitle}"))
