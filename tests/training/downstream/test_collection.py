@@ -341,5 +341,5 @@ def test_options_of_a_table_are_not_of_a_folder(
 
 def test_a_column_of_notes_is_no_class() -> None:
     """A finished training was lost to a card that could not hold its classes."""
-    with pytest.raises(DataError, match="label of 5,000 characters.*is that the column"):
+    with pytest.raises(DataError, match=r"label of 5,000 characters.*is that the column"):
         Classes().texts({"1.png": "x" * 5000, "2.png": "y"}, "t.csv")
