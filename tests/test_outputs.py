@@ -12,7 +12,9 @@ from own import run
 from PIL import Image
 
 from uscl_zoo import files
-from uscl_zoo.files import locked
+from uscl_zoo.drawing import stamp
+from uscl_zoo.errors import DataError
+from uscl_zoo.files import MADE, check_output, locked
 from uscl_zoo.records import to_plain
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.zoo.catalogue import packaged_cards
@@ -111,6 +113,31 @@ CASES: dict[str, tuple[dict[str, str], str, str]] = {
         "data/a.png",
     ),
     "explain over a frame": ({}, f"explain {NAME} data -o data/b.png", "data/b.png"),
+    "explain over a picture of others": (
+        {},
+        f"explain {NAME} data/a.png -o data/b.png",
+        "data/b.png",
+    ),
+    "explain, films of others": (
+        {"b.mp4": "theirs", "b.gif": "theirs"},
+        f"explain {NAME} data -o b.gif -o b.mp4",
+        "b.gif",
+    ),
+    "explain over a picture that nobody named": (
+        {"a_explained.png": "theirs"},
+        f"explain {NAME} data/a.png",
+        "a_explained.png",
+    ),
+    "demo over a picture of others": (
+        {},
+        f"demo data/a.png --model {NAME} -o data/b.png",
+        "data/b.png",
+    ),
+    "neighbours over a picture of others": (
+        {"f.npz": "features"},
+        f"neighbours f.npz data/a.png --model {NAME} -o data/b.png",
+        "data/b.png",
+    ),
     "explain into its model": ({}, "explain model data -o model/x.png", "model/x.png"),
     "demo over its input": (
         {},
@@ -185,6 +212,35 @@ CASES: dict[str, tuple[dict[str, str], str, str]] = {
         f"out/{NAME}.yaml",
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.gif", "x.mp4"])
+def test_pictures_made_here_are_replaced(place: Path, name: str) -> None:
+    for i in range(3):
+        Image.new("L", (48, 40), 60 * i).save(place / "data" / f"f{i}.png")
+    for file in ("a.png", "b.png"):
+        (place / "data" / file).unlink()
+    for _ in range(2):
+        assert run("explain", NAME, "data", "-o", name) == 0
+    said = Path(name).read_bytes()
+    assert MADE in said
+    # and not what else has that name
+    Image.new("L", (9, 9)).save(name.replace(".mp4", ".gif"))
+    Path(name.replace(".mp4", ".gif")).replace(name)
+    before = snapshot(place)
+    assert run("explain", NAME, "data", "-o", name) == 2
+    assert snapshot(place) == before
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_pictures_say_who_made_them(place: Path, suffix: str) -> None:
+    kind = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
+    path = place / f"x{suffix}"
+    Image.effect_noise((900, 900), 90).save(path, kind)
+    with pytest.raises(DataError, match="is there, and not of an earlier call"):
+        check_output(path, picture=True)
+    Image.effect_noise((900, 900), 90).save(path, kind, **stamp(kind))
+    check_output(path, picture=True)
 
 
 @pytest.mark.parametrize("case", CASES)

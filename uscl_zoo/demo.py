@@ -27,6 +27,7 @@ from .drawing import (
     Page,
     coloured,
     fitted,
+    stamp,
     ticks,
 )
 from .embedding.extraction import embed_frames
@@ -74,7 +75,7 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
     output = expanded(output)
     if output.suffix.lower() not in _FORMATS:
         raise DataError(f"{output}: the name should end in .png, .jpg or .webp")
-    check_output(output, () if clip_path is None else inputs_of([clip_path]))
+    check_output(output, () if clip_path is None else inputs_of([clip_path]), picture=True)
     card, folder = model_info(model_name), own_folder(model_name)
     located = weights_cache.locate(card, folder)
     name = card.name if folder is None else str(folder)
@@ -95,7 +96,8 @@ def run(model_name: str, clip_path: Path | None = None, output: Path = Path("dem
         untrained = create_model(card.model)
     picture = _draw(card.name, clip, seen, embed_frames(untrained, clip.frames()))
     with written(output) as partial:
-        picture.save(partial, _FORMATS[output.suffix.lower()], dpi=(200, 200))
+        kind = _FORMATS[output.suffix.lower()]
+        picture.save(partial, kind, dpi=(200, 200), **stamp(kind))
     print(f"{output}: written")
     return output
 

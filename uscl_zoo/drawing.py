@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from .errors import one_line
+from .files import MADE
 
 Floats = NDArray[np.floating[Any]]
 RGB = tuple[int, int, int]
@@ -30,6 +31,18 @@ VIRIDIS = ((68, 1, 84), (70, 51, 127), (54, 92, 141), (39, 127, 142), (31, 161, 
             (74, 194, 109), (159, 218, 58), (253, 231, 37))  # fmt: skip
 PLASMA = ((13, 8, 135), (83, 2, 163), (139, 10, 165), (184, 50, 137), (219, 92, 104),
            (244, 136, 73), (254, 189, 43), (240, 249, 33))  # fmt: skip
+
+
+def stamp(kind: str) -> dict[str, Any]:
+    """What to tell Pillow's `save` of a format, so that the picture says who made it.
+
+    `files.check_output` replaces no others.
+    """
+    if kind == "GIF":
+        return {"comment": MADE}
+    said = Image.Exif()
+    said[ExifTags.Base.Software] = MADE.decode()
+    return {"exif": said}
 
 
 def fitted(box: Box, size: tuple[int, int]) -> Box:

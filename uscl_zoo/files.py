@@ -30,6 +30,9 @@ _PARTIAL = re.compile(r"\.(.*)\.[0-9a-f]{12}\.partial", re.DOTALL)
 _LONGEST = 200
 
 
+#: Who made a picture, as pictures say themselves; and how near to its ends they do, in bytes.
+MADE = b"uscl-zoo"
+_NEAR = 1 << 20
 #: What begins an address in object storage, as `s3://bucket/folder`; one letter is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?(?=[^/])")
 
@@ -238,6 +241,8 @@ def check_output(
     inputs: Iterable[str | Path] = (),
     closed: Iterable[str | Path] = (),
     begins: bytes = b"",
+    *,
+    picture: bool = False,
 ) -> Path:
     """Make sure, before the work is done, that a file may be written, or replaced.
 
@@ -247,6 +252,7 @@ def check_output(
         closed: folders whose files belong together: models, stores, runs. Nothing is written among
             them, or into a folder within.
         begins: what a file of that name begins with if an earlier call wrote it.
+        picture: whether it is a picture or film, which has `MADE` in it if a call wrote it.
 
     Returns:
         The path.
@@ -267,7 +273,8 @@ def check_output(
         for one in inputs:
             if _place(one) == (state.st_dev, state.st_ino):
                 raise DataError(f"{path}: is an input, and would be lost; name another")
-        if state.st_size and not begins_with(path, begins):
+        theirs = picture and not _is_made(path)
+        if state.st_size and (theirs or not begins_with(path, begins)):
             raise DataError(
                 f"{path}: is there, and not of an earlier call; move it, or name another"
             )
@@ -354,6 +361,17 @@ def expanded(path: str | Path) -> Path:
 def is_ours(name: str) -> bool:
     """Whether a name is that of a lock, or of what a killed process left half-written."""
     return name == f".{_LOCK}" or _PARTIAL.fullmatch(name) is not None
+
+
+def _is_made(path: Path) -> bool:
+    """Whether a picture or film says that it was made here, at its beginning or end."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_NEAR)
+            stream.seek(max(path.stat().st_size - _NEAR, 0))
+            return MADE in head or MADE in stream.read(_NEAR)
+    except OSError:
+        return False
 
 
 def begins_with(path: Path, content: bytes) -> bool:

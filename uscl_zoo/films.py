@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import MissingDependencyError
+from .files import MADE
 
 
 def can_film() -> bool:
@@ -47,6 +48,7 @@ def write_film(path: Path, images: Iterable[Image.Image], rate: float) -> None:
     """
     av = pyav(path)
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        container.metadata["comment"] = MADE.decode()
         stream = None
         for image in images:
             if stream is None:

@@ -159,6 +159,27 @@ class TestSubjects:
         found = embed(loaded, list(FRAMES), subjects=["a", None, float("nan")])
         assert found.subjects == ["a", "image 1", "image 2"]
 
+    def test_a_name_of_two_files_is_no_subject_of_both(self, loaded: Any, tmp_path: Path) -> None:
+        for place, frame in zip("ab", FRAMES, strict=False):
+            (tmp_path / place).mkdir()
+            Image.fromarray(frame).save(tmp_path / place / "1.png")
+        with pytest.raises(DataError, match=r"`subjects` has '1.png', and 2 files are called so"):
+            embed(loaded, [tmp_path], subjects={"1.png": "p"})
+        paths = [str(tmp_path / place / "1.png") for place in "ab"]
+        told = embed(loaded, paths, subjects={paths[0]: "p", "1.png": "q"})
+        assert told.subjects == ["p", "q"]
+
+    def test_a_file_has_one_subject(self, loaded: Any, folder: Path) -> None:
+        still = folder / "still.png"
+        with pytest.raises(DataError, match="`subjects` has two for one file, 'p' and 'q'"):
+            embed(loaded, [still, still], subjects=["p", "q"])
+        assert embed(loaded, [still, still], subjects=["p", "p"]).subjects == ["p"]
+
+    def test_whom_pandas_does_not_know(self, loaded: Any) -> None:
+        subjects = pandas.Series(["p", pandas.NA, "none"], dtype="string")
+        told = embed(loaded, [FRAMES[0]] * 3, subjects=subjects).subjects
+        assert told is not None and told[0] == "p" and len(set(told)) == 3
+
     def test_too_few(self, loaded: Any) -> None:
         for call in (embed, predict):
             with pytest.raises(DataError, match="`subjects` names 1, and 3 files or images"):

@@ -84,7 +84,9 @@ class TestS3:
         assert "b/notes.txt" in told[0] and "b/1_mask.png" in told[1]
         assert [str(path) for path in find(f"{s3}/a/x2.png")] == [f"{s3}/a/x2.png"]
 
-    def test_names_that_no_path_has(self, s3: str, files: Path) -> None:
+    def test_names_that_no_path_has(
+        self, s3: str, files: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """A path of `odd//etc/x.png` would be `odd/etc/x.png`, or `/etc/x.png` on this machine."""
         import boto3
 
@@ -100,6 +102,8 @@ class TestS3:
         for name in names[1:]:
             with pytest.raises(DataError, match="is no address that can be read"):
                 find(f"s3://scans/{name}")
+            assert run("audit", f"s3://scans/{name}") == 2
+            assert "is no address that can be read" in capsys.readouterr().err
 
     def test_rows_are_those_of_the_files_here(self, s3: str, files: Path, network: Network) -> None:
         here = embed(network, files, rate=5, progress=False, subjects=lambda name: name[0])

@@ -31,6 +31,10 @@ Features = npt.NDArray[np.float32]
 Decided = npt.NDArray[np.bool_]
 
 
+#: Characters of a class: a longer one is somebody's notes, and has no place on a card.
+_LONGEST = 200
+
+
 class Goal(ABC):
     """What is said of a file. It holds nothing: what it needs is given.
 
@@ -203,9 +207,16 @@ class Classes(Goal):
     def texts(self, labels: Mapping[str, str], data: str) -> dict[str, str]:
         """See `Goal`; two classes at least."""
         if len({fold(label) for label in labels.values()}) < 2:
+            found = "".join(f" ({label})" for label in sorted(set(labels.values()))[:1])
             raise DataError(
-                f"{data}: has {len(labels)} files of less than two classes; "
+                f"{data}: has {len(labels)} files of less than two classes{found}; "
                 "give a folder per class, or a CSV and its `label_column`"
+            )
+        longest = max(labels.values(), key=len)
+        if len(longest) > _LONGEST:
+            raise DataError(
+                f"{data}: has a label of {len(longest):,} characters, {longest[:40]!r} …; is that "
+                "the column of the classes?"
             )
         return dict(labels)
 

@@ -29,6 +29,8 @@ from ..downstream.settings import Settings
 BINS = 5
 #: Penalties of the ridge regression, weakest first.
 PENALTIES = tuple(10.0**k for k in range(7))
+#: Numbers whose squares single precision holds.
+_LEAST, _MOST = 1e-18, 1e18
 #: Share of subjects that lie in the interval that is said with a number.
 COVERED = 0.9
 
@@ -88,6 +90,16 @@ class Amounts(Goal):
                 raise DataError(f"{data}: {file}: {error}") from error
         if len(set(amounts.values())) < 2:
             raise DataError(f"{data}: has {len(amounts)} files of less than two different numbers")
+        values = np.array([float(amount) for amount in amounts.values()])
+        with np.errstate(over="ignore"):
+            away = np.abs(values - values.astype(np.float32)).max()
+            spread, most = float(values.std()), float(np.abs(values).max())
+        # they are standardised, and squared
+        if not (away < 1e-3 * spread and spread > _LEAST and most < _MOST):
+            raise DataError(
+                f"{data}: numbers from {values.min():g} to {values.max():g} are not told apart in "
+                "single precision; give them in another unit, or from another origin"
+            )
         return amounts
 
     def outputs(self, labels: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:

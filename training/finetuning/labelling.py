@@ -162,9 +162,16 @@ class Labelling(Goal):
     def texts(self, labels: Mapping[str, str], data: str) -> dict[str, str]:
         """See `Goal`; a label that some have and others have not, at least."""
         try:
-            return spread(labels)
+            texts = spread(labels)
         except DataError as error:
             raise DataError(f"{data}: {error}") from error
+        said: dict[str, set[bool | None]] = {}
+        for text in texts.values():
+            for name, there in parsed(text).items():
+                said.setdefault(name, set()).add(there)
+        if all(len(values) < 2 for values in said.values()):
+            raise DataError(f"{data}: has no label that some files have and others have not")
+        return texts
 
     def outputs(self, labels: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
         """The labels, sorted."""

@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..drawing import FAINT, INK, RULE, Box, Page, coloured
+from ..drawing import FAINT, INK, RULE, Box, Page, coloured, stamp
 from ..errors import DataError, one_line
 from ..files import check_output, expanded, written
 from ..films import pyav, write_film
@@ -142,16 +143,15 @@ class Explanation:
         suffix = path.suffix.lower()
         if suffix in FILMS and len(self) == 1:
             raise DataError(f"{path}: a single frame makes no film; name a {STRIP}")
-        check_output(path, files_of(self.source))
+        check_output(path, files_of(self.source), picture=True)
         with written(path) as partial:
             if suffix == STRIP:
-                self.picture.save(partial, "PNG", dpi=(200, 200))
+                self.picture.save(partial, "PNG", dpi=(200, 200), **stamp("PNG"))
             elif suffix == ".gif":
                 first, *rest = (page.convert("P", dither=None) for page in self._film(density=1))
                 steps = [round(1000 / self._frame_rate)] * len(self)
-                first.save(
-                    partial, "GIF", save_all=True, append_images=rest, duration=steps, loop=0
-                )
+                pages: dict[str, Any] = {"append_images": rest, "duration": steps, "loop": 0}
+                first.save(partial, "GIF", save_all=True, **pages, **stamp("GIF"))
             else:
                 write_film(partial, self._film(density=2), self._frame_rate)
         return path

@@ -12,7 +12,7 @@ import click
 
 from ..errors import DataError, one_line
 from .commands import Heading
-from .options import FILE, MODEL, clean_option, device_option, rate_option
+from .options import FILE, MODEL, clean_option, device_option, rate_option, seed_option
 from .output import json_option, painted, say, say_json
 
 commands = Heading(help="Adapt one to classes of your own")
@@ -90,7 +90,7 @@ OUTLINED = ["segmentation", "detection"]
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
 @click.option("--label-smoothing", type=click.FloatRange(0, 0.5))
 @click.option("--class-weights/--no-class-weights", default=None, help="Default: weights.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @click.option("--licence", help="Of the weights, as an SPDX identifier.")
 @click.option("--name", help="Of the collection, for the card.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call left there.")
@@ -297,7 +297,7 @@ def explain(
     for output in outputs:
         gradcam.check_suffix(output)
     for output in outputs or usual:
-        check_output(output, inputs_of([file]), [home] if home else [])
+        check_output(output, inputs_of([file]), [home] if home else [], picture=True)
     result = gradcam.explain(model, file, label, rate, device, clean=clean)
     outputs = outputs or usual[: 2 if len(result) > 1 else 1]
     click.echo(one_line(f"{result.title}; {result.subtitle}"))

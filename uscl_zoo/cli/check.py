@@ -10,7 +10,16 @@ import click
 from ..errors import DataError, one_line
 from ..files import expanded
 from .commands import Heading
-from .options import FILE, MODEL, channels, clean_option, device_option, numbers, rate_option
+from .options import (
+    FILE,
+    MODEL,
+    channels,
+    clean_option,
+    device_option,
+    numbers,
+    rate_option,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from ..training.downstream.datasets import DataSet
@@ -83,7 +92,7 @@ commands = Heading(help="Check a model, or data")
 @click.option("--subject-pattern", help="Of folder and csv: regex whose group is the subject.")
 @click.option("--every-row", is_flag=True, default=None, help="Of csv: fail if a row has no file.")
 @click.option("--resamples", type=click.IntRange(min=100), default=2000, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")
 @device_option
 def evaluate(
@@ -222,7 +231,7 @@ def _dataset(
     help="Randomly initialised networks to compare with, averaged.",
 )
 @click.option("--resamples", type=click.IntRange(min=100), default=10_000, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @click.option("--card", type=FILE, help="Card to put the figures on.")
 @click.option("--penalties", is_flag=True, help="Show what the penalty does instead.")
 @clean_option

@@ -20,9 +20,9 @@ class _File(click.Path):
     """A path as it is, or an address of object storage, of which a path would drop a slash."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from ..files import Address, is_address
+        from ..files import expanded, is_address
 
-        return Address(value) if is_address(value) else super().convert(value, param, ctx)
+        return expanded(value) if is_address(value) else super().convert(value, param, ctx)
 
 
 #: A file or folder, whether it is there or not.
@@ -89,6 +89,12 @@ clean_option = click.option(
     "--clean/--no-clean",
     default=None,
     help="Cut frames to the beam and clean them; by default as the model was made.",
+)
+
+
+# as far as scikit-learn counts them
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True
 )
 
 

@@ -12,7 +12,7 @@ import click
 from ..errors import DataError
 from ..training.preparing import labels
 from .commands import Heading
-from .options import FILE, device_option, rate_option, ray_option
+from .options import FILE, device_option, rate_option, ray_option, seed_option
 
 if TYPE_CHECKING:
     from ..training.learning.execution import Execution
@@ -75,7 +75,7 @@ def _execution(device: str | None, threads: int | None, switches: dict[str, Any]
 @rate_option(3.0)
 @click.option("--size", type=click.IntRange(32, 4096), default=224, show_default=True)
 @click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.2, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @click.option("--clean", is_flag=True, help="Crop to the beam; blank and paint over the rest.")
 @click.option("--grey", is_flag=True, help="Keep brightness alone; colour may give away a class.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default one a core.")

@@ -12,7 +12,7 @@ import click
 from ..errors import DataError, UnknownModelError, one_line
 from ..files import expanded
 from .commands import Heading, in_options
-from .options import FILE, MODEL, clean_option, device_option, rate_option, ray_option
+from .options import FILE, MODEL, clean_option, device_option, rate_option, ray_option, seed_option
 from .output import json_option, painted, say, say_json
 from .weights import whereabouts
 
@@ -289,7 +289,7 @@ def neighbours(
 @click.option("--file-column", default="Filename", show_default=True, help="Names or stems.")
 @click.option("--label-column", help="Of the table.")
 @click.option("--most", type=click.IntRange(min=3), default=3000, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@seed_option
 @rate_option(3.0)
 def map_(
     features: Path,

@@ -160,16 +160,19 @@ def collect(
         other.subtract(row.label for _, row in labelled.values() if row.label)
         counted = ", ".join(f"{label} {count}" for label, count in sorted((+other).items()))
         notes.append(f"{len(kept) - len(labelled)} files left out by class ({counted})")
+    # what was left out may be why it cannot serve
+    aside = "".join(f"; {note}" for note in notes[:3])
     if goal is not None:
-        texts = goal.texts({n: row.label or "" for n, (_, row) in labelled.items()}, str(data))
+        try:
+            texts = goal.texts({n: row.label or "" for n, (_, row) in labelled.items()}, str(data))
+        except DataError as error:
+            raise DataError(f"{error}{aside}") from error
         labelled = {
             name: (source, dataclasses.replace(row, label=texts[name]))
             for name, (source, row) in labelled.items()
         }
     elif len({fold(row.label or "") for _, row in labelled.values()}) < 2:
         kinds = sorted({row.label or "" for _, row in labelled.values()})
-        # what was left out may be why
-        aside = "".join(f"; {note}" for note in notes[:3])
         raise DataError(
             f"{data}: has {len(labelled)} files of less than two classes"
             f"{f' ({kinds[0]})' if kinds else ''}; give a folder per class, or a CSV and its "

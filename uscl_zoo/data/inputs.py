@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class Gathered:
         count: of the things handed over.
         rows: annotations by path, of those that have a row in the table.
         notes: what of the table had to be bent, in words.
+        again: things handed over that are files which were before, by number, and which.
     """
 
     sources: list[Source]
@@ -48,6 +50,7 @@ class Gathered:
     count: int
     rows: Mapping[Path, Annotation] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    again: Mapping[int, int] = field(default_factory=dict)
 
 
 def find(given: Inputs, table: Table | None = None, *, every_row: bool = False) -> Gathered:
@@ -74,20 +77,23 @@ def find(given: Inputs, table: Table | None = None, *, every_row: bool = False) 
         paths: list[Source] = [name.path for name in names]
         return Gathered(paths, names, [0] * len(names), 1, surveyed.rows, surveyed.notes)
     clips: dict[Any, tuple[Source, Named, int]] = {}
+    again: dict[int, int] = {}
     for number, item in enumerate(items):
         if isinstance(item, (str, Path)):
             refuse_model(item)
             for name, _ in name_sources(item):
                 # of a file that is named twice one is enough; of an image in memory nobody knows
                 real = name.path if is_address(name.path) else name.path.resolve()
-                clips.setdefault(real, (name.path, name, number))
+                first = clips.setdefault(real, (name.path, name, number))[2]
+                if first != number:
+                    again[number] = first
         else:
             called = f"image {number}" if len(items) > 1 else "image"
             clip = source_of(item, called)
             assert isinstance(clip, Clip)
             clips[number] = clip, Named(Path(called), called, called), number
     sources, named, numbers = zip(*clips.values(), strict=True) if clips else ((), (), ())
-    return Gathered(list(sources), list(named), list(numbers), len(items))
+    return Gathered(list(sources), list(named), list(numbers), len(items), again=again)
 
 
 def one_by_one(given: Inputs) -> list[Any]:
@@ -220,6 +226,12 @@ def whose(
         pattern = SubjectPattern(subjects)
         reported = (pattern(name.within) for name in names)
     elif isinstance(subjects, Mapping):
+        bare = Counter(n.path.name for n in names if str(n.path) not in subjects)
+        if several := [name for name, count in bare.items() if count > 1 and name in subjects]:
+            raise DataError(
+                f"`subjects` has {several[0]!r}, and {bare[several[0]]} files are called so; name "
+                "them by their paths"
+            )
         reported = (subjects.get(str(n.path), subjects.get(n.path.name)) for n in names)
     elif callable(subjects):
         reported = (subjects(asked(name)) for name in names)
@@ -229,6 +241,11 @@ def whose(
             raise DataError(
                 f"`subjects` names {len(one_each)}, and {gathered.count} files or images were given"
             )
+        for item, first in gathered.again.items():
+            if known_subject(one_each[item]) != known_subject(one_each[first]):
+                raise DataError(
+                    f"`subjects` has two for one file, {one_each[first]!r} and {one_each[item]!r}"
+                )
         reported = (one_each[item] for item in gathered.items)
     return [known_subject(one) for one in reported]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.inputs import Inputs, find
-from ..drawing import FAINT, Page, fitted
+from ..drawing import FAINT, Page, fitted, stamp
 from ..errors import DataError, UnreadableError, UsclError, one_line, reason
 from ..files import check_output, expanded, open_file, written
 from ..names import plain
@@ -359,7 +359,7 @@ def neighbours(
         if output.suffix.lower() != ".png":
             raise DataError(f"{output}: the name should end in .png")
         own = [] if path is None else [path]
-        check_output(output, [expanded(features), *own], begins=b"\x89PNG")
+        check_output(output, [expanded(features), *own], begins=b"\x89PNG", picture=True)
     network = load(model, device)
     known = read_collection(features, network)
     embedded = embed(network, image, "clip", progress=False, rate=rate, clean=clean, device=device)
@@ -374,7 +374,8 @@ def neighbours(
         with closing(seen):
             first = next(seen).image
         with written(output) as partial:
-            _picture(first, path_name(embedded.sources[0]), nearest).save(partial, "PNG")
+            drawing = _picture(first, path_name(embedded.sources[0]), nearest)
+            drawing.save(partial, "PNG", **stamp("PNG"))
     return Nearest(nearest, known.checked)
 
 

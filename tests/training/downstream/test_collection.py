@@ -14,6 +14,7 @@ from uscl_zoo.cli import main
 from uscl_zoo.embedding.extraction import embed
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.downstream.collection import Collection, collect, is_wanted, sides
+from uscl_zoo.training.downstream.goal import Classes
 from uscl_zoo.training.evaluation.audit import audit
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.preparing.labels import Annotation, unify
@@ -336,3 +337,9 @@ def test_options_of_a_table_are_not_of_a_folder(
     for option in ({"every_row": True}, {"label_column": "x"}, {"subject_column": "x"}):
         with pytest.raises(DataError, match="is of a CSV, and this is a folder"):
             collect(patients, **option)
+
+
+def test_a_column_of_notes_is_no_class() -> None:
+    """A finished training was lost to a card that could not hold its classes."""
+    with pytest.raises(DataError, match=r"label of 5,000 characters.*is that the column"):
+        Classes().texts({"1.png": "x" * 5000, "2.png": "y"}, "t.csv")

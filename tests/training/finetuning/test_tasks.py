@@ -69,6 +69,30 @@ def test_a_number_that_may_be_two_is_refused(text: str) -> None:
         number(text)
 
 
+@pytest.mark.parametrize(
+    "numbers", [(1e9, 1e9 + 1), (1e300, 2e300), (1e37, 2e37), (1e-40, 2e-40), (5e8, 5e8 + 9)]
+)
+def test_numbers_that_are_not_told_apart_are_refused(numbers: tuple[float, ...]) -> None:
+    with pytest.raises(DataError, match="not told apart in single precision"):
+        Amounts().texts({str(i): repr(number) for i, number in enumerate(numbers)}, "t.csv")
+
+
+def test_numbers_of_any_unit_are_taken() -> None:
+    for scale in (1e-9, 1.0, 1e9):
+        kept = Amounts().texts({str(i): repr(scale * (i + 3)) for i in range(9)}, "t.csv")
+        np.testing.assert_allclose(
+            [number(text) for text in kept.values()], [scale * (i + 3) for i in range(9)]
+        )
+    # a few that lie close together are no reason
+    assert len(Amounts().texts({"a": "1.00000001", "b": "1", "c": "900"}, "t.csv")) == 3
+
+
+def test_labels_that_all_or_none_have_are_refused() -> None:
+    with pytest.raises(DataError, match="no label that some files have and others have not"):
+        Labelling().texts({"a": "A;B", "b": "B;A"}, "t.csv")
+    assert Labelling().texts({"a": "A;B", "b": "B"}, "t.csv")["b"] == "A=0;B=1"
+
+
 def test_signs_within_names_of_labels() -> None:
     # what is not in a list is not there, whatever its labels are called
     listed = spread({"a": "E=1;B", "b": "B", "c": "none", "d": "E/A=high"})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from uscl_zoo.errors import DataError, UnreadableError, one_line, quietly, reason
 from uscl_zoo.segmentation.regions import Labels
@@ -114,12 +114,23 @@ def values_of(path: Path) -> npt.NDArray[np.int64]:
         with Image.open(path, formats=_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise UnreadableError(f"{path}: has more than {MAX_PIXELS:,} pixels")
+            if getattr(file, "n_frames", 1) > 1:
+                raise UnreadableError(f"{path}: has several pages, and a mask is one")
             quietly(file.load)
-            image: Image.Image = file
+            # as its image is, where it says so
+            image: Image.Image = quietly(lambda: ImageOps.exif_transpose(file))
             if image.mode in ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "F"):
                 if image.mode == "P" and _is_grey(image):
                     image = image.convert("L")
-                values = np.asarray(image).astype(np.int64)
+                levels = np.asarray(image)
+                # a NaN is not what it is rounded to either, and above are the colours
+                whole = levels.dtype.kind in "ub" or bool((levels == np.floor(levels)).all())
+                if not whole or levels.min() < 0 or levels.max() >= _COLOUR:
+                    raise UnreadableError(
+                        f"{path}: has values that are not whole, negative or above {_COLOUR:,}; "
+                        "save it with a number a class"
+                    )
+                values = levels.astype(np.int64)
             else:
                 layers = np.asarray(image.convert("RGBA")).astype(np.int64)
                 red, green, blue, alpha = np.moveaxis(layers, -1, 0)

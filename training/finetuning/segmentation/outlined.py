@@ -76,7 +76,7 @@ class Outlined:
             UnreadableError: if a mask cannot be read.
         """
         if self.legend is None:
-            return painted(coco.regions(item.annotations, size), *size)
+            return painted(self.regions(item, size), *size)
         return fitted(self.legend.read(item.masks), size, item.masks[0])
 
     def regions(self, item: Item, size: tuple[int, int]) -> list[Region]:
@@ -87,6 +87,13 @@ class Outlined:
             UnreadableError: as `labels`.
         """
         if self.legend is None:
+            if item.size is not None and item.size != size:
+                # outlines are in the pixels of the image that they were drawn on
+                height, width = item.size
+                raise DataError(
+                    f"{item.source}: is of {size[1]} x {size[0]} pixels, and in COCO's JSON of "
+                    f"{width} x {height}"
+                )
             return coco.regions(item.annotations, size)
         return components(self.labels(item, size), len(self.classes))
 

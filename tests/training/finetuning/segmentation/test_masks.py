@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from uscl_zoo.errors import DataError
+from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.training.finetuning.segmentation.masks import legend_of, pair, survey, values_of
+from uscl_zoo.training.finetuning.segmentation.outlined import find_outlined
+from uscl_zoo.ultrasound import reading
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,58 @@ def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
         legend_of({255: 100}, None)
     with pytest.raises(DataError, match="2 names of classes for 1 values"):
         legend_of({0: 100, 255: 5}, ["a", "b"])
+
+
+THERE = np.zeros((12, 16), np.uint8)
+THERE[2:6, 3:9] = 1
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        THERE.astype(np.float32) * 0.5,
+        np.where(THERE, np.nan, 0).astype(np.float32),
+        THERE.astype(np.int32) * -3,
+        THERE.astype(np.int32) << 24,
+    ],
+)
+def test_values_that_are_no_classes_are_refused(tmp_path: Path, levels: Any) -> None:
+    path = saved(tmp_path / "m.tiff", Image.fromarray(levels))
+    with pytest.raises(UnreadableError, match="values that are not whole, negative or above"):
+        values_of(path)
+
+
+def test_whole_floats_are_levels_and_pages_are_refused(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "m.tiff", Image.fromarray(THERE.astype(np.float32) * 2))
+    assert (values_of(whole) == THERE * 2).all()
+    Image.fromarray(THERE).save(whole, save_all=True, append_images=[Image.fromarray(THERE)])
+    with pytest.raises(UnreadableError, match="has several pages"):
+        values_of(whole)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_is_turned_as_its_image_is(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    for name in ("x.png", "x_mask.png"):
+        Image.fromarray(THERE * 255).save(tmp_path / name, exif=exif)
+    (frame,) = (frame.image for frame in reading.iterate(tmp_path / "x.png"))
+    assert (values_of(tmp_path / "x_mask.png") == np.asarray(frame)[..., 0]).all()
+
+
+def test_outlines_of_an_image_of_another_size_are_refused(tmp_path: Path) -> None:
+    """As of images that were made smaller after they had been annotated."""
+    Image.fromarray(THERE).save(tmp_path / "x.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "iscrowd": 0}
+    said = {
+        "images": [{"id": 1, "file_name": "x.png", "width": 32, "height": 24}],
+        "annotations": [{**box, "segmentation": [[1, 1, 9, 1, 9, 9]]}],
+        "categories": [{"id": 1, "name": "cyst"}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(said))
+    outlined = find_outlined(tmp_path / "coco.json")
+    with pytest.raises(DataError, match="is of 16 x 12 pixels, and in COCO's JSON of 32 x 24"):
+        outlined.labels(outlined.items[0], THERE.shape)
 
 
 def test_without_black_the_commonest_is_background() -> None:
