@@ -233,6 +233,7 @@ def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "{empty}", "--name", "resnet18_uscl.x"], ["{empty}", "holds no run"]),
         (["probe", "resnet18_uscl.us4", "--data", "{empty}"], ["{empty}"]),
         (["no-such-command"], ["no-such-command"]),
+        (["fnetune"], ["'fnetune'", "(Did you mean finetune?); see"]),
         (["embed"], ["FILES", "uscl embed --help"]),
         (["demo", "{absent}"], ["{absent}", "uscl demo --help"]),
         (["embed", "{clips}", "-o", "{tmp}/a.npz", "--rate", "0"], ["--rate", "0"]),
