@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -205,6 +206,8 @@ def test_python_runs(
         torch.manual_seed(0)
     if name == "outlining.md":
         outlined.write(files / "outlined", 8)
+        # of another page
+        shutil.rmtree(files / "MODEL", ignore_errors=True)
         small = {"size": 32, "epochs": 1, "resamples": 20, "confidence": 0, "progress": False}
         outlining(files / "outlined", "MODEL", device="cpu", tell=lambda text: None, **small)
     if name == "results.md":

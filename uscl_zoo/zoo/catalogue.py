@@ -147,6 +147,9 @@ def own_folder(reference: str | Path) -> Path | None:
 
 def folder_of(reference: str | Path) -> Path | None:
     """The folder that a reference to a model names, as `uscl finetune` and timm write them."""
+    if not str(reference):
+        # no path and no name, as which it is refused
+        return None
     folder = expanded(str(reference).removeprefix("local-dir:"))
     try:
         held = any((folder / name).is_file() for name in ("config.json", "predict.json"))
