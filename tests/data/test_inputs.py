@@ -24,7 +24,7 @@ import uscl_zoo
 from uscl_zoo import Embedder, network
 from uscl_zoo.data.annotations import read_table
 from uscl_zoo.errors import DataError, MissingDependencyError
-from uscl_zoo.ultrasound.clip import Clip
+from uscl_zoo.ultrasound.clip import Clip, DamageWarning
 
 FRAMES = draw_clip(0, 3, TINTS["Cov"])
 PLANES = torch.from_numpy(FRAMES[0].copy()).permute(2, 0, 1)
@@ -102,6 +102,30 @@ class TestAlike:
         # and of an Embedder too
         vector = Embedder(loaded.module)([CLIP[form]])
         assert vector[0] == pytest.approx(of_file.features[0], abs=1e-5)
+
+    @pytest.mark.parametrize("form", ["array", "alpha", "tensor", "I", "I;16", "clip"])
+    @pytest.mark.parametrize("bits", [8, 12])
+    def test_the_upper_bits_may_be_unused(
+        self, bits: int, form: str, loaded: Any, tmp_path: Path
+    ) -> None:
+        """As a scanner stores it, and pydicom's `pixel_array` gives it."""
+        stored = FRAMES[0][..., 0].astype(np.uint16) << (bits - 8)
+        assert stored.max() >= 2 ** (bits - 1)
+        Image.fromarray(stored).save(tmp_path / "still.png")
+        forms: dict[str, Any] = {
+            "array": stored,
+            "alpha": np.stack([stored] * 3 + [np.full_like(stored, 65535)], -1),
+            "tensor": torch.from_numpy(stored),
+            "I": Image.fromarray(stored.astype(np.int32)),
+            "I;16": Image.fromarray(stored),
+            "clip": [list(np.stack([stored, stored // 2]))],
+        }
+        words = f"of 16 bits it uses {bits}, and is shown by these"
+        with pytest.warns(DamageWarning, match=words):
+            expected = embed(loaded, tmp_path / "still.png").features[0]
+        with pytest.warns(DamageWarning, match=words):
+            given = embed(loaded, forms[form]).features[0]
+        assert given == pytest.approx(expected, abs=1e-5)
 
     def test_a_clip_with_times_is_sampled_as_its_file_is(self, loaded: Any) -> None:
         clip = Clip.of(FRAMES, np.array([0.0, 0.1, 0.5]))

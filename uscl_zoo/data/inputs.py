@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from PIL import Image
 
 from ..errors import DataError, reason
 from ..files import expanded, is_address
-from ..ultrasound.clip import Clip, Frame
+from ..ultrasound.clip import Clip, DamageWarning, Frame
 from ..ultrasound.rgb import to_frame
 from ..ultrasound.sources import Named, Source, name_sources
 from ..zoo.catalogue import refuse_model
@@ -286,7 +287,41 @@ def _pixels(item: Any) -> Any:
     raise DataError(f"{_WANTED}, not {described(item)}")
 
 
+def _widened(frames: list[Any], called: str) -> list[Any]:
+    """Frames of 16 bits that leave the uppermost unused, in the range they use, as from a file.
+
+    Of 12 bits in 16 there would be a picture that is almost black.
+    """
+    deep = [np.asarray(frame) if _is_deep(frame) else None for frame in frames]
+    pixels = [array for array in deep if array is not None and array.size]
+    if not pixels or len(pixels) < len(frames):
+        return frames
+    # alpha, which is dropped, says nothing of how bright a picture is
+    shown = [array[..., :3] if array.ndim == 3 else array for array in pixels]
+    lowest = min(int(array.min()) for array in shown)
+    highest = max(int(array.max()) for array in shown)
+    if lowest < 0 or not 0 < highest < 2**15:
+        return frames
+    used = max(8, highest.bit_length())
+    warnings.warn(
+        DamageWarning(f"{called}: of 16 bits it uses {used}, and is shown by these"), stacklevel=2
+    )
+    top = 2**used - 1
+    return [
+        ((array.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16) for array in shown
+    ]
+
+
+def _is_deep(frame: Any) -> bool:
+    if isinstance(frame, Image.Image):
+        return frame.mode in ("I", "I;16", "I;16B", "I;16L")
+    deep = isinstance(frame, np.ndarray) and frame.dtype == np.uint16
+    # masked pixels are refused where frames are made
+    return deep and not np.ma.is_masked(frame)
+
+
 def _clip(frames: list[Any], called: str) -> Clip:
+    frames = _widened(frames, called)
     time = 0.0 if len(frames) == 1 else float("nan")
 
     def decode() -> Iterator[Frame]:
