@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from uscl_zoo.ultrasound import remote
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -37,6 +39,7 @@ def s3_of(files: Path) -> Iterator[str]:
     What is started meanwhile finds it by its environment, as a user's does.
     """
     import boto3
+    import s3fs
 
     port = free_port()
     told = {
@@ -52,10 +55,14 @@ def s3_of(files: Path) -> Iterator[str]:
             patch.setenv(key, value)
         try:
             wait_for(port, server)
+            # what this process knows of another such server, which had the same names
+            s3fs.S3FileSystem.clear_instance_cache()
+            patch.setattr(remote, "_STATES", {})
             client = boto3.client("s3")
             client.create_bucket(Bucket="scans")
             for file in sorted(files.rglob("*.*")):
                 client.upload_file(str(file), "scans", f"set/{file.relative_to(files).as_posix()}")
             yield "s3://scans/set"
         finally:
+            s3fs.S3FileSystem.clear_instance_cache()
             server.terminate()

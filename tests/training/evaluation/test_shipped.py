@@ -68,10 +68,22 @@ def test_the_default_of_a_model_is_measured_beside_imagenet(model: str) -> None:
     assert any("BUSI took part" in limit for limit in card.limits)
 
 
+def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embed in bf16 where a processor has instructions for it, which take half the minutes.
+
+    The figures have to be the same.
+    """
+    precision = precision_on(torch.device("cpu"), "auto")
+    monkeypatch.setattr(regression, "infer", partial(infer, precision=precision))
+
+
 @pytest.mark.first
 @pytest.mark.slow
 @pytest.mark.parametrize("card", PROBED, ids=lambda card: card.name)
-def test_a_probe_is_worth_what_the_card_says(card: Card, pocus: FrameStore, home: Path) -> None:
+def test_a_probe_is_worth_what_the_card_says(
+    card: Card, pocus: FrameStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicker(monkeypatch)
     if (KEPT / card.weights.file).is_file():
         (home / ".uscl_zoo").mkdir()
         shutil.copy(KEPT / card.weights.file, home / ".uscl_zoo")
@@ -107,10 +119,7 @@ def test_the_figures_of_a_card_are_what_its_command_prints(
     card: Card, data: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if card.architecture == "resnet50":
-        # two minutes of a core in float32, of which bf16, where there are instructions, takes half;
-        # the figures have to be the same
-        precision = precision_on(torch.device("cpu"), "auto")
-        monkeypatch.setattr(regression, "infer", partial(infer, precision=precision))
+        quicker(monkeypatch)
     (command,) = {metric.command for metric in card.metrics}
     words = [word.replace("shared/data", str(data)) for word in shlex.split(command)[1:]]
     report = tmp_path / "report"
