@@ -8,6 +8,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # a core each for the workers and what they start; before torch counts the cores for itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# read by gcsfs when it is imported, which Lightning does: to ask Google by gRPC what kind of bucket
+# this is, which an emulator does not answer, and nobody would wait for without an end
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
 import resource
 import shutil
 from collections.abc import Callable, Iterator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -193,8 +192,6 @@ class TestS3:
 @pytest.fixture(scope="module")
 def gs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of these files on a server of our own that speaks GCS."""
-    # it asks Google what kind of bucket this is, by gRPC, which the emulator does not speak
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import gcsfs
     from fsspec.config import conf
 
