@@ -49,10 +49,10 @@ class Base:
 
     @property
     def origin(self) -> Origin:
-        """What a card says of it as the start of others."""
+        """What a card says of it as the start of others: not where somebody had its folder."""
         if self.card is None:
             return Origin(self.name, None, None)
-        return Origin(self.name, self.card.weights.sha256, self.card.licence)
+        return Origin(self.card.name, self.card.weights.sha256, self.card.licence)
 
     def allows(self, licence: str | None, *of_data: str | None) -> None:
         """Refuse a licence of fine-tuned weights before they are trained.

@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import DataError, reason
 from ..files import expanded, is_address
 from ..ultrasound.clip import Clip, DamageWarning, Frame
-from ..ultrasound.rgb import to_frame
+from ..ultrasound.rgb import in_use, to_frame
 from ..ultrasound.sources import Named, Source, name_sources
 from ..zoo.catalogue import refuse_model
 from .annotations import Annotation, SubjectPattern, Table, known_subject
@@ -300,13 +300,10 @@ def _widened(frames: list[Any], called: str) -> list[Any]:
     shown = [array[..., :3] if array.ndim == 3 else array for array in pixels]
     lowest = min(int(array.min()) for array in shown)
     highest = max(int(array.max()) for array in shown)
-    if lowest < 0 or not 0 < highest < 2**15:
+    top, note = in_use(highest)
+    if lowest < 0 or note is None:
         return frames
-    used = max(8, highest.bit_length())
-    warnings.warn(
-        DamageWarning(f"{called}: of 16 bits it uses {used}, and is shown by these"), stacklevel=2
-    )
-    top = 2**used - 1
+    warnings.warn(DamageWarning(f"{called}: {note}"), stacklevel=2)
     return [
         ((array.astype(np.uint32) * 65535 + top // 2) // top).astype(np.uint16) for array in shown
     ]

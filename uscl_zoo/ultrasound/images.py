@@ -19,7 +19,7 @@ from ..errors import MissingDependencyError, UnreadableError, quietly, reason
 from ..files import open_file
 from . import deep, jpeg
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
-from .rgb import to_frame
+from .rgb import in_use, to_frame
 
 #: Suffixes, whether they move or not; compared without case.
 SUFFIXES = frozenset(
@@ -168,10 +168,9 @@ class _Levels:
         if values is None:
             self._shallow = True
             return upper
-        used = max(8, int(values.max()).bit_length())
-        if not self._top and values.any() and used < 16 and not self._shallow:
-            self._top = 2**used - 1
-            self.note = f"of 16 bits it uses {used}, and is shown by these"
+        top, note = in_use(int(values.max()))
+        if not self._top and note and not self._shallow:
+            self._top, self.note = top, note
         if not self._top and not misread:
             return upper
         top = self._top or 65535
@@ -192,11 +191,7 @@ class _Levels:
         highest = int(values.max())
         if not self._top:
             # one range for all pages, and no picture that is almost black
-            used = max(8, highest.bit_length())
-            self._top = 2**bits - 1
-            if 0 < highest < 2 ** (bits - 1):
-                self._top = 2**used - 1
-                self.note = f"of {bits} bits it uses {used}, and is shown by these"
+            self._top, self.note = in_use(highest, bits)
         scaled = values.astype(np.float64) / self._top * 65535
         widened: NDArray[np.uint16] = np.rint(scaled.clip(0, 65535)).astype(np.uint16)
         return widened

@@ -66,6 +66,22 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
+def in_use(highest: int, bits: int = 16) -> tuple[int, str | None]:
+    """The range that grey of more than 8 bits is to be shown in: no picture that is almost black.
+
+    Args:
+        highest: value of all frames that are shown alike.
+        bits: that could be stored.
+
+    Returns:
+        What is white, and what to say of it; nothing where all bits are used.
+    """
+    if not 0 < highest < 2 ** (bits - 1):
+        return 2**bits - 1, None
+    used = max(8, highest.bit_length())
+    return 2**used - 1, f"of {bits} bits it uses {used}, and is shown by these"
+
+
 def _deep_pixels(image: Image.Image) -> NDArray[Any]:
     pixels = np.asarray(image)
     if image.mode == "I":  # 32-bit integers, which is how 16-bit files may come
