@@ -38,6 +38,8 @@ def test_every_bundled_file_is_in_the_wheel(wheel: Path) -> None:
     folder = ROOT / "uscl_zoo" / "weights"
     bundled = {path.name for path in folder.iterdir() if path.suffix != ".py" and path.is_file()}
     assert {f"uscl_zoo/weights/{name}" for name in bundled} <= packed
+    # by which mypy and editors believe the types of what is installed
+    assert "uscl_zoo/py.typed" in packed
     assert "uscl_zoo/weights/LICENSE.resnet18_imagenet" in packed
     for card in packaged_cards().values():
         assert f"uscl_zoo/cards/{card.name}.yaml" in packed
