@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,9 @@ def child(words: list[str], out: Path, at: int | None, delay: float) -> tuple[in
 def main(kills: str, seed: str, work: str, check: str, *words: str) -> None:
     """See above."""
     seen = CHECKS[check]
+    if check == "finetuned":
+        # seconds of a core, once instead of in every child
+        import_module("uscl_zoo.training.finetuning.finetune")
     rng = np.random.default_rng(int(seed))
     whole = Path(work, "whole")
     whole.mkdir()
