@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .checks import whole
 from .errors import DataError, reason
 
 T = TypeVar("T")
@@ -55,8 +56,7 @@ def batched(
     Raises:
         DataError: if the size of a batch is none.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size should be at least 1, not {batch_size}")
+    batch_size = whole("batch_size", batch_size, 1)
     given = iter(frames)
     while batch := list(islice(given, batch_size)):
         yield np.stack(batch)
