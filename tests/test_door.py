@@ -255,7 +255,7 @@ def test_no_frames() -> None:
     assert found.run([])[0].shape == (0, 2)
     with pytest.raises(DataError, match="there are no frames"):
         found([])
-    with pytest.raises(DataError, match="batch_size should be at least 1"):
+    with pytest.raises(DataError, match="`batch_size` should be a whole number of at least 1"):
         found(FRAMES, batch_size=0)
 
 

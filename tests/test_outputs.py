@@ -201,6 +201,19 @@ CASES: dict[str, tuple[dict[str, str], str, str]] = {
         f"publish {NAME} --to me --dry-run -o out",
         "out",
     ),
+    **{
+        f"{command.split()[0]} into what is whole with its {name}": (
+            {f"out/{name}": "{}"},
+            f"{command} -o out",
+            "out: is a ",
+        )
+        for command, names in (
+            (f"fetch {NAME}", ("predict.json", "model.safetensors", "store.json", "run.json")),
+            (f"prepare data {TABLE}", ("predict.json", "model.safetensors", "run.json")),
+            ("audit data t.csv", ("predict.json", "store.json")),
+        )
+        for name in names
+    },
     "fetch over another card": (
         {f"out/{NAME}.yaml": "theirs"},
         f"fetch {NAME} -o out",

@@ -33,6 +33,13 @@ _LONGEST = 200
 #: Who made a picture, as pictures say themselves; and how near to its ends they do, in bytes.
 MADE = b"uscl-zoo"
 _NEAR = 1 << 20
+#: What a folder is, by a file in it.
+_WHOLE = {
+    "predict.json": "a model",
+    "model.safetensors": "a network",
+    "store.json": "a store of frames",
+    "run.json": "a run",
+}
 #: What begins an address in object storage, as `s3://bucket/folder`; one letter is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?(?=[^/])")
 
@@ -313,6 +320,8 @@ def check_folder(
     except OSError as error:
         raise WriteError(folder, reason(error)) from error
     lost = sorted(there if names is None else there.intersection(names))
+    if names is not None and not ours:
+        refuse_whole(folder, names)
     if lost and not ours and names is None:
         raise DataError(f"{folder}: is not an empty folder; name another")
     if lost and not ours:
@@ -328,6 +337,26 @@ def check_folder(
         if not places.isdisjoint(_place(parent) for parent in (whole, *whole.parents)):
             raise DataError(f"{folder}: holds an input, {one}, that would be lost; name another")
     return folder
+
+
+def refuse_whole(folder: Path, names: Iterable[str] = ()) -> None:
+    """Refuse a folder that is something of its own: what is put into it would be taken for its.
+
+    Of two cards in the folder of a model nobody knows which is the model's.
+
+    Args:
+        folder: to write to, absent perhaps.
+        names: of what is written there; a folder that has one of them already is its own.
+
+    Raises:
+        DataError: if it is a model, a network, a store or a run.
+    """
+    for name, what in _WHOLE.items():
+        if name not in names and (folder / name).is_file():
+            raise DataError(
+                f"{folder}: is {what}, as {name} in it says, and its files belong together; name "
+                "another folder"
+            )
 
 
 def expanded(path: str | Path) -> Path:

@@ -14,12 +14,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import DataError
+from .checks import whole
+from .errors import DataError, reason
 
 T = TypeVar("T")
 
+# Characters of what torch says of a device; it can list all of its backends.
+_LONGEST = 150
+
 #: What is taken of a network: a vector a frame, (N, D).
 Answer = Callable[[nn.Module, Tensor], Tensor]
+
+
+def device_named(name: str | int | torch.device | None) -> torch.device:
+    """The device of that name; None for CUDA where there is one.
+
+    Raises:
+        DataError: if there is none of that name, or it computes nothing.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    said = repr(name if isinstance(name, int) else str(name))
+    if isinstance(name, bool) or not isinstance(name, (str, int, torch.device)):
+        raise DataError(f"a device is named, as 'cpu' or 'cuda:0', not {name!r}")
+    try:
+        device = torch.device(name)
+        # some are names of nothing, others are there and hold no numbers: `meta`
+        torch.zeros(1, device=device).item()
+    # whatever a backend that is not there comes to, an import that fails among it
+    except Exception as error:
+        why = reason(error)[:_LONGEST]
+        raise DataError(f"device {said} cannot be used ({why}); try cpu") from error
+    return device
 
 
 def batched(
@@ -30,8 +56,7 @@ def batched(
     Raises:
         DataError: if the size of a batch is none.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size should be at least 1, not {batch_size}")
+    batch_size = whole("batch_size", batch_size, 1)
     given = iter(frames)
     while batch := list(islice(given, batch_size)):
         yield np.stack(batch)

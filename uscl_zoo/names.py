@@ -6,6 +6,7 @@ and consoles want besides.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,19 @@ def cell(text: str | Path | None) -> str:
 def plain(cell: str) -> str:
     """The name in a cell that `cell` wrote."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def unplaced(word: str) -> str:
+    """A word of a command without the folders above what it names, if that is there.
+
+    Cards are published, and whose home and which patient's folder it was is nobody's business.
+    """
+    head, path = re.fullmatch(r"(--[\w-]+=|local-dir:)?(.*)", word, re.DOTALL).groups("")  # type: ignore[union-attr]
+    parts = Path(path).parts
+    is_private = path.startswith(("/", "~", "\\")) or ".." in parts or Path(path).is_absolute()
+    if not is_private or not os.path.lexists(os.path.expanduser(path)):  # noqa: PTH111
+        return word
+    return f"{head}{Path(path).resolve().name if parts[-1] == '..' else parts[-1]}"
 
 
 def escape_unprintable(*streams: TextIO) -> None:

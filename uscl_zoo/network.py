@@ -31,7 +31,16 @@ from .answers import (
 from .errors import CheckpointError, DataError, DigestError, UnknownModelError, UsclError
 from .errors import reason as why
 from .files import expanded
-from .inference import Answer, batched, both_ways, infer, logits, logits_and_textures, pooled
+from .inference import (
+    Answer,
+    batched,
+    both_ways,
+    device_named,
+    infer,
+    logits,
+    logits_and_textures,
+    pooled,
+)
 from .ultrasound.sources import Look
 from .ultrasound.transforms import FrameTransform, create_transform
 from .zoo import authors, checkpoint, weights_cache
@@ -239,7 +248,8 @@ def load(
                 f"a model is named, or is a network, and this is of {type(reference).__name__}; "
                 "the model comes before the images"
             )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # before the work: of a name that is none the network is not looked for
+        device = device_named(device)
         try:
             loaded = _named(str(reference), statistics)
         except OSError as error:
@@ -255,13 +265,16 @@ def load(
                 UnverifiedWarning,
                 stacklevel=2,
             )
+    if any(weight.is_meta for weight in loaded.module.parameters()):
+        raise DataError(f"{loaded.name}: has weights without numbers, on the device 'meta'")
     if device is None:
         return loaded
+    place = device_named(device)
     try:
-        return replace(loaded, module=loaded.module.to(device))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"device {str(device)!r} cannot be used ({reason})") from error
+        return replace(loaded, module=loaded.module.to(place))
+    except RuntimeError as error:
+        # of no room, or a network whose weights are nowhere
+        raise DataError(f"{loaded.name}: cannot be moved to {place} ({why(error)})") from error
 
 
 def _named(reference: str, statistics: tuple[Channels, Channels] | None) -> Network:

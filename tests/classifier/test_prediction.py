@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_skipped_and_named(
     [
         ({"subjects": "("}, "no regular expression"),
         ({"subjects": "s"}, "has no group"),
-        ({"confidence": 1.2}, "should be a probability"),
+        ({"confidence": 1.2}, "should be a number between 0 and 1"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )

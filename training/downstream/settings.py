@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from uscl_zoo.checks import real, whole
 from uscl_zoo.errors import DataError
 
 #: Networks of the best effort.
@@ -85,6 +86,43 @@ class Settings:
     flips: bool = True
     precision: str = "auto"
     seed: int = 0
+
+
+#: Bounds of what is given for fine-tuning, by argument; the end of a range of real numbers counts
+#: where it may be taken.
+_WHOLE: dict[str, tuple[int, int | None]] = {
+    "size": (32, 4096),
+    "folds": (2, None),
+    "epochs": (0, None),
+    "batch_size": (2, None),
+    "resamples": (2, None),
+    "workers": (1, None),
+}
+_REAL: dict[str, tuple[float, float, bool]] = {
+    "holdout": (0, 1, False),
+    "rate": (0, np.inf, False),
+    "confidence": (0, 1, True),
+    "learning_rate": (0, 1e3, False),
+    "label_smoothing": (0, 0.99, True),
+}
+
+
+def check_given(**given: Any) -> dict[str, Any]:
+    """The numbers that somebody gave for fine-tuning, as Python's own; None stays.
+
+    Raises:
+        DataError: before the work, naming an argument that is none or beyond its bounds.
+    """
+    own: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            own[name] = None
+        elif name in _WHOLE:
+            own[name] = whole(name, value, *_WHOLE[name])
+        else:
+            above, below, ends = _REAL[name]
+            own[name] = real(name, value, above, below, ends=ends)
+    return own
 
 
 #: The paper's downstream protocol (METHOD, baselines): the last epoch is the result.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from uscl_zoo.checks import seed_of
 from uscl_zoo.errors import DataError, MissingDependencyError
 from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep
 from uscl_zoo.names import say
@@ -162,6 +163,7 @@ def evaluate(
         Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
     began = time.perf_counter()
+    seed = seed_of(seed)
     if seeds < 1 or not set(protocols) <= set(PROTOCOLS):
         raise DataError(f"protocols are {', '.join(PROTOCOLS)}, and seeds at least 1")
     if len(set(models)) < len(models):

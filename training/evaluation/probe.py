@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from torch import nn
 from tqdm import tqdm
 
+from uscl_zoo.checks import seed_of
 from uscl_zoo.errors import UnknownModelError
 from uscl_zoo.zoo.card import Input, Metric
 
@@ -132,6 +133,7 @@ def compare(
         DataError: if the frames of the store are of the other kind, or nobody is held out.
         UnknownModelError: if there is no such model.
     """
+    seed = seed_of(seed)
     one = _judged(name, store, clean)
     task = make_task(store)
     bootstrap = Bootstrap.draw(task, resamples, seed)
@@ -167,6 +169,7 @@ def penalty_table(name: str, store: FrameStore, seed: int = 0, clean: bool | Non
         A table in Markdown: balanced accuracy by frame in a five-fold cross-validation by subject
         within the training subjects, and on the held-out subjects.
     """
+    seed = seed_of(seed)
     one = _judged(name, store, clean)
     task = make_task(store)
     bootstrap = Bootstrap.draw(task, resamples=0)

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from uscl_zoo.answers import ANSWERS, Answers, Statistics
+from uscl_zoo.checks import seed_of
 from uscl_zoo.errors import DataError
 from uscl_zoo.files import check_folder, expanded, locked
 from uscl_zoo.names import say
@@ -33,11 +34,11 @@ from uscl_zoo.zoo.card import Card
 from uscl_zoo.zoo.catalogue import folder_of
 
 from ..downstream.sample import Sample
-from ..downstream.settings import MEMBERS, Settings, sensible
+from ..downstream.settings import MEMBERS, Settings, check_given, sensible
 from ..learning.execution import device_named
 from . import report
 from .concluding import BLANKED, Conclusion, conclude
-from .crossing import FOLDS, Plan, answer_apart, folds_of
+from .crossing import Plan, answer_apart, folds_of
 from .estimating import estimate, spoken
 from .gathering import Base, Gathered, backbone, gather
 from .judging import Looked, OutOfFold, Verdict, calibrate, for_fold, judge, look
@@ -86,7 +87,7 @@ def finetune(
     data: str | Path,
     output: str | Path,
     *,
-    model: str = "resnet18_uscl",
+    model: str | Path = "resnet18_uscl",
     task: str = TASKS[0],
     train: str | None = None,
     file_column: str = "Filename",
@@ -174,13 +175,25 @@ def finetune(
     for argument, value in {**given_, "class_weights": class_weights}.items():
         if value is not None and argument in goal.unfit:
             raise DataError(f"`{argument}` has no meaning with `task={task}`; leave it out")
-    if folds is not None and folds < FOLDS:
-        raise DataError(f"`folds={folds}`: a cross-validation has {FOLDS} or more")
+    seed = seed_of(seed)
+    rate, size, holdout, folds, confidence, resamples, workers = check_given(
+        rate=rate,
+        size=size,
+        holdout=holdout,
+        folds=folds,
+        confidence=confidence,
+        resamples=resamples,
+        workers=workers,
+    ).values()
+    epochs, batch_size, learning_rate, label_smoothing = check_given(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        label_smoothing=label_smoothing,
+    ).values()
     plan = Plan() if folds is None else Plan(folds, whole=True)
     data, output = expanded(data), expanded(output)
     work, chosen = output / WORK, device_named(device)
-    if not 0 <= confidence <= 1:
-        raise DataError(f"confidence should be a probability, not {confidence}")
     if (output / ANSWERS).exists() and not overwrite:
         raise DataError(f"{output}: holds a model already; add `overwrite=True` or choose another")
     home = folder_of(model)
@@ -197,6 +210,8 @@ def finetune(
             notes.append(text)
             tell(text)
 
+        if base.doubt is not None:
+            note(base.doubt)
         given = gather(
             data,
             work / STORE,
@@ -234,7 +249,7 @@ def finetune(
             class_power=None if class_weights is None else 0.5 * class_weights,
             seed=seed,
         )
-        about = {"settings": to_plain(settings), "model": model, "store": given.store.digest}
+        about = {"settings": to_plain(settings), "model": str(model), "store": given.store.digest}
         about |= {"task": task, "folds": folds}
         go_on(work, about, overwrite, STORE)
         tuners, apart = _train(base, given, settings, plan, chosen, work, progress, tell)

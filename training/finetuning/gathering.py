@@ -11,11 +11,14 @@ from typing import Any
 
 from uscl_zoo import network as door
 from uscl_zoo.answers import CLASSES
+from uscl_zoo.data.annotations import words_of
 from uscl_zoo.errors import DataError, one_line
 from uscl_zoo.ultrasound.transforms import create_transform
 from uscl_zoo.zoo import licences
 from uscl_zoo.zoo.card import ARCHITECTURES, MODELS, Card, Input, Origin, licences_of
-from uscl_zoo.zoo.catalogue import model_info
+from uscl_zoo.zoo.catalogue import folder_of, model_info, own_folder
+from uscl_zoo.zoo.digests import sha256_of
+from uscl_zoo.zoo.hub import HUB_FILE
 from uscl_zoo.zoo.registry import create_model
 
 from ..downstream.collection import Split, collect, divide, everyone, split
@@ -32,12 +35,14 @@ class Base:
     """The backbone to begin with.
 
     Attributes:
-        name: as it was asked for.
+        name: for people, on cards too: of a folder that of its card, and never where it is.
         network: with its weights, without a classifier.
         model: of the zoo, which it is an instance of.
         architecture: timm's name.
         input: what it takes.
-        card: its own; None of one that is not of the zoo.
+        card: its own; None of one that has none.
+        sha256: of the weights; None where they are not of one file.
+        licence: of the weights; None where nobody states one.
     """
 
     name: str
@@ -46,13 +51,14 @@ class Base:
     architecture: str
     input: Input
     card: Card | None
+    sha256: str | None
+    licence: str | None
 
     @property
     def origin(self) -> Origin:
-        """What a card says of it as the start of others: not where somebody had its folder."""
-        if self.card is None:
-            return Origin(self.name, None, None)
-        return Origin(self.card.name, self.card.weights.sha256, self.card.licence)
+        """What a card says of it as the start of others."""
+        name = self.name if self.card is None else self.card.name
+        return Origin(name, self.sha256, self.licence)
 
     def allows(self, licence: str | None, *of_data: str | None) -> None:
         """Refuse a licence of fine-tuned weights before they are trained.
@@ -66,27 +72,40 @@ class Base:
         """
         if licence is None:
             return
-        bound = () if self.card is None else (self.card.licence, *licences_of(self.card.training))
-        wrong = licences.fault(licence, (*bound, *of_data))
+        earlier = () if self.card is None else licences_of(self.card.training)
+        wrong = licences.fault(licence, (self.licence, *earlier, *of_data))
         if wrong is not None:
             raise DataError(f"`licence={licence}`: {wrong}")
 
+    @property
+    def doubt(self) -> str | None:
+        """What is to be said of a licence that binds whatever comes of it, and is not known."""
+        if self.licence is not None:
+            return None
+        return (
+            f"{self.name}: nobody states its licence, which binds what is fine-tuned from it; ask "
+            "its authors before you pass that on"
+        )
 
-def backbone(name: str) -> Base:
+
+def backbone(name: str | Path) -> Base:
     """Load a backbone to begin with.
 
     Args:
-        name: a checkpoint of the zoo, or timm's `local-dir:` or `hf-hub:`.
+        name: a checkpoint of the zoo, a folder, or timm's `local-dir:` or `hf-hub:`.
 
     Raises:
         UnknownModelError: if there is none of that name.
         DataError: if it is of an architecture that the zoo has not.
     """
-    if name.startswith(door.LOCAL):
+    name = str(name)
+    folder = folder_of(name) if name.startswith(door.LOCAL) else own_folder(name)
+    loaded = None
+    if folder is not None or name.startswith((door.LOCAL, door.HUB)):
         # timm verifies nothing: what is not of the card beside it is refused by the one door
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", door.UnverifiedWarning)
-            door.load(name, "cpu")
+            loaded = door.load(name, "cpu")
     network: Any = create_model(name, pretrained=True, num_classes=0)
     model = network.pretrained_cfg["architecture"]
     architecture = MODELS.get(model, model)
@@ -95,8 +114,17 @@ def backbone(name: str) -> Base:
     wanted = create_transform(network)
     shape = Input(size=(3, *wanted.size), mean=wanted.mean, std=wanted.std)  # type: ignore[arg-type]
     model = model if model in MODELS else f"{architecture}_uscl"
-    card = None if ":" in name else model_info(name)
-    return Base(name, network, model, architecture, shape, card)
+    card = model_info(name) if loaded is None else loaded.card
+    sha256, licence = (None, None) if card is None else (card.weights.sha256, card.licence)
+    if card is None and loaded is not None:
+        licence = loaded.licence
+    spoken = name
+    if folder is not None:
+        # where somebody keeps it is nobody's business: a path may have names of people
+        spoken = f"a {architecture} of one's own" if card is None else card.name
+        if card is None and (folder / HUB_FILE).is_file():
+            sha256 = sha256_of(folder / HUB_FILE)
+    return Base(spoken, network, model, architecture, shape, card, sha256, licence)
 
 
 @dataclass(frozen=True)
@@ -207,8 +235,7 @@ def gather(
             note(f"skipped: {len(prepared.skipped) - 5} more")
     name = name or one_line(frames.description["origin"].get("name") or data.resolve().stem)
     texts = [video.label for video in frames.videos if video.label is not None]
-    given = columns["label_column"] or ()
-    outputs = goal.outputs(texts, [given] if isinstance(given, str) else list(given))
+    outputs = goal.outputs(texts, words_of(columns["label_column"]))
     if goal.task != CLASSES:
         # a store of `uscl prepare` may have labels in other words
         goal.targets(texts, outputs)

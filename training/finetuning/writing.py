@@ -177,12 +177,9 @@ def limits_of(what: str, base: Base, several: str | None) -> list[str]:
     limits = [
         "Not a medical device; not for diagnosis or treatment.",
         f"Fine-tuned on {what}; other probes, vendors and populations are untested.",
+        f"Begun from {base.name}, whose licence ({base.licence or 'not stated'}) binds these "
+        "weights.",
     ]
-    if base.card is not None:
-        limits.append(
-            f"Begun from {base.name}, whose licence ({base.card.licence or 'not stated'}) binds "
-            "these weights."
-        )
     if several is not None:
         limits.append(
             f"Subjects were not known: {several} of one may be on both sides of the split."

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from uscl_zoo.errors import DataError
+from uscl_zoo.inference import device_named as device_named  # of runs, too
 
 #: Where frames can live, fastest first.
 PLACES = ("device", "host", "disk")
@@ -110,23 +111,6 @@ def is_slow(precision: str, device: torch.device) -> bool:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Where a network computes in that precision; weights stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def device_named(name: str | None) -> torch.device:
-    """The device of that name; None for CUDA where there is one.
-
-    Raises:
-        DataError: if it cannot be used.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"device {name!r} cannot be used ({reason}); try cpu") from error
-    return device
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from uscl_zoo.checks import real, whole
 from uscl_zoo.cluster import DEADLY, MOST_DEADLY, Outcome, Work, check_there, joined
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
 from uscl_zoo.files import WriteError, written
@@ -64,6 +66,15 @@ class Sampling:
     size: int = 224
     clean: bool = False
     grey: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be taken by.
+
+        Raises:
+            DataError: naming the argument.
+        """
+        real("rate", self.rate, 0, math.inf)
+        whole("size", self.size, 1, 4096)
 
     def settings(self) -> dict[str, Any]:
         """As stores have it; switches only where they are on, as older stores lack them."""

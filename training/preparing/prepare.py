@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from uscl_zoo.checks import real, seed_of
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.files import check_folder, is_ours, locked, sweep, written
+from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
 from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
@@ -138,6 +139,9 @@ def prepare(
             prepares into the same folder, or there is no such cluster.
         UnreadableError: if nothing can be decoded, or something cannot and `strict`.
     """
+    seed = seed_of(seed)
+    output = expanded(output)
+    holdout = real("holdout", holdout, 0, 1, ends=True)
     output = check_folder(output, _is_ours(output), _inputs(videos, annotate), _NAMES)
     sampling = sampling or Sampling()
     with locked(output):

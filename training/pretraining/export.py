@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.files import check_output, expanded, locked, written
+from uscl_zoo.files import check_output, expanded, locked, refuse_whole, written
+from uscl_zoo.names import unplaced
 from uscl_zoo.records import write_yaml
 from uscl_zoo.zoo import licences
 from uscl_zoo.zoo.card import (
@@ -98,6 +100,7 @@ def export(
             f"trained a {recipe.architecture}"
         )
     output = home() if output is None else expanded(output)
+    refuse_whole(output)
     weights_file, card_file = output / f"{name}.safetensors", output / f"{name}.yaml"
     for path in (weights_file, card_file):
         check_output(path)
@@ -261,7 +264,7 @@ def add_metrics(path: Path, metrics: Sequence[Metric]) -> Card:
 
     Args:
         path: of the card.
-        metrics: to add.
+        metrics: to add; paths in them lose the folders that they are in.
 
     Returns:
         The card, as read back from its file.
@@ -272,6 +275,16 @@ def add_metrics(path: Path, metrics: Sequence[Metric]) -> Card:
         measured = metric.dataset, metric.protocol, metric.unit, metric.metric
         return *measured, metric.model, metric.compared_with
 
+    # as typed they may be of somebody's disk
+    metrics = [
+        replace(
+            metric,
+            command=shlex.join(map(unplaced, shlex.split(metric.command))),
+            model=None if metric.model is None else unplaced(metric.model),
+            compared_with=None if metric.compared_with is None else unplaced(metric.compared_with),
+        )
+        for metric in metrics
+    ]
     new = {key(metric) for metric in metrics}
     kept = [metric for metric in card.metrics if key(metric) not in new]
     write_yaml(path, replace(card, metrics=(*kept, *metrics)))

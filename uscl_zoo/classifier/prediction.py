@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..answers import NUMBER, Answers, Floats
+from ..checks import real
 from ..data.inputs import Gathered, Inputs, find, on_disk, whose
 from ..data.tables import Tabular
 from ..embedding.parts import NAMES, Parts, Row
@@ -318,8 +319,8 @@ def predict(
         UnreadableError: if a path does not exist.
         DigestError: if a file of the model is not the one it was written with.
     """
-    if confidence is not None and not 0 <= confidence <= 1:
-        raise DataError(f"confidence should be a probability, not {confidence}")
+    if confidence is not None:
+        confidence = real("confidence", confidence, 0, 1, ends=True)
     if output is not None:  # before an hour of work, not after
         output = check_suffix(output)
         closed = [] if isinstance(model, Network) else [model]

@@ -250,6 +250,8 @@ def probe(
     Prints the balanced accuracy over held-out frames of MODEL, of random initialisation, and their
     difference, with 95 % intervals from a bootstrap over held-out subjects.
     """
+    import shlex
+
     from ..training.evaluation.probe import compare, penalty_table
     from ..training.learning.frames import FrameStore
 
@@ -268,7 +270,7 @@ def probe(
     if card is not None:
         from ..training.pretraining.export import add_metrics
 
-        add_metrics(card, report.metrics(f"uscl probe {model} --data STORE"))
+        add_metrics(card, report.metrics(f"uscl probe {shlex.quote(model)} --data STORE"))
         click.echo(f"{card}: figures written")
 
 

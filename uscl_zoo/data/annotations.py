@@ -145,6 +145,17 @@ def nearly_alike(words: Iterable[str]) -> list[list[str]]:
     return [group for group in alike.values() if len(group) > 1]
 
 
+def words_of(given: Any) -> list[str]:
+    """Names of columns, classes or the like, of which one may stand alone; none of None.
+
+    A column of a data frame may be named by a number, or anything else; here it is as it is shown.
+    """
+    if given is None:
+        return []
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return [str(word) for word in ([given] if one else given)]
+
+
 def read_table(
     path: Path,
     file_column: str,
@@ -171,7 +182,7 @@ def read_table(
         UnreadableError: if the file is no readable CSV.
         DataError: if a named column is missing, or no row is as `where` asks.
     """
-    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    labels = words_of(label_column)
     named_columns = (file_column, *labels, subject_column, licence_column, *(where or ()))
     try:
         # utf-8-sig: tables exported from spreadsheets begin with a byte-order mark
@@ -239,9 +250,10 @@ def read_frame(
             f"{path}: a table is the path of a CSV or a data frame of pandas or Polars, not "
             f"{type(frame).__name__}"
         )
-    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    labels = words_of(label_column)
     wanted = [file_column, *labels, subject_column, licence_column]
-    columns = list(columns)
+    # of pandas they may be numbers, and anything else
+    columns = words_of(columns)
     for column in wanted:
         if column is None:
             continue
@@ -250,7 +262,12 @@ def read_frame(
             raise DataError(f"{path}: no column {column!r}; it has {named or 'none'}")
         if columns.count(column) > 1:
             raise DataError(f"{path}: has {columns.count(column)} columns {column!r}")
-    cells = {column: [_text(value) for value in frame[column]] for column in wanted if column}
+    by_place = frame.iloc if hasattr(frame, "iloc") else frame
+    cells = {
+        column: [_text(value) for value in by_place[:, columns.index(column)]]
+        for column in wanted
+        if column is not None
+    }
     lines = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     return _table(path, lines, file_column, labels, subject_column, licence_column, join=join)
 

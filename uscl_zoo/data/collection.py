@@ -18,7 +18,16 @@ from ..ultrasound import reading
 from ..ultrasound.masks import counted, folders_of_masks, masks_left_out, some
 from ..ultrasound.sources import Named, named
 from ..zoo.catalogue import refuse_model
-from .annotations import Annotation, SubjectPattern, Table, fold, known, read_frame, read_table
+from .annotations import (
+    Annotation,
+    SubjectPattern,
+    Table,
+    fold,
+    known,
+    read_frame,
+    read_table,
+    words_of,
+)
 from .rows import absolute, survey
 
 #: Folders of a division of a data set, which are no classes, and what they are called in words.
@@ -37,6 +46,16 @@ _WORDS = {
 # `imagesTr` and `imagesTs`; TR and TS alone are of valves
 _SHORT = {"tr": "train", "ts": "test", "te": "test", "va": "val"}
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+# Folders that say where, of whom or when, and not what is seen: a word and a number or letter, a
+# long number, a year, a day
+_NO_CLASS = re.compile(
+    r"(?:(?:site|cent(?:er|re)|hospital|clinic|klinik|institut(?:e|ion)?|lab|pat(?:ient)?|pt|"
+    r"subj(?:ect)?|sub|case|person|participant|volunteer|id|device|scanner|machine|vendor|probe|"
+    r"transducer|batch|part|session|visit|exam(?:ination)?|study|series|scan|acquisition|cam(?:era)?|"
+    r"video|clip|cine|frames?|im(?:age|g)s?|reader|observer|operator|folder|new folder)s?"
+    r"[\W_]*(?:\d+|[a-z])?|[ps][\W_]?\d{2,}|\d{4,}|0\d{2,}|(?:\d{1,4}[-_.]){2}\d{1,4})[\W_]*",
+    re.IGNORECASE,
+)
 _SET = re.compile(r"[\W_]*(?:set|data|images?|imgs?|videos?|split|\d+)$")
 
 
@@ -112,7 +131,10 @@ def collect(
     """
     refuse_model(data)
     notes: list[str] = []
-    labels = [label_column] if isinstance(label_column, str) else list(label_column or ())
+    file_column, labels = str(file_column), words_of(label_column)
+    subject_column = None if subject_column is None else str(subject_column)
+    classes = None if classes is None else words_of(classes)
+    exclude = words_of(exclude)
     pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
     if not data.exists() or (table is not None and not data.is_dir()):
         kind = "folder" if table is not None else "file or folder"
@@ -242,8 +264,17 @@ def _kinds_by_word(name: str) -> set[str]:
     return kinds
 
 
-def _doubts(data: Path, folders: Sequence[Path], loose: Sequence[Path]) -> list[str]:
-    """What in a folder per class looks as if the classes were others, in words."""
+def _doubts(
+    data: Path, folders: Sequence[Path], loose: Sequence[Path], subjects: bool
+) -> list[str]:
+    """What in a folder per class looks as if the classes were others, in words.
+
+    Args:
+        data: the folder.
+        folders: that are taken for classes.
+        loose: files beside them.
+        subjects: whether somebody says what in a path is the subject.
+    """
     said = []
     if loose:
         said.append(f"{data}: {counted(loose)} in no class, and left out: {some(data, loose)}")
@@ -264,7 +295,26 @@ def _doubts(data: Path, folders: Sequence[Path], loose: Sequence[Path]) -> list[
             f"{data}: each of {', '.join(folder.name for folder in folders)} has folders "
             f"{', '.join(sorted(shared))}; if those are the classes, give a CSV of all"
         )
+    counted_ = Counter(name for of in inside.values() for name in of if re.search(r"\d", name))
+    again = [name for name, times in sorted(counted_.items()) if times > 1]
+    if len(again) > 1 and not subjects and not divided:
+        said.append(
+            f"{data}: folders {_first(again)} are in several of "
+            f"{', '.join(folder.name for folder in folders)}; if they are the classes, give a CSV "
+            "of all, and if they are subjects, a `subject_pattern`"
+        )
+    if len(folders) > 1 and all(_NO_CLASS.fullmatch(folder.name) for folder in folders):
+        said.append(
+            f"{data}: {_first([folder.name for folder in folders])} are taken for classes, and are "
+            "named as sites, subjects, scanners or files are; if they are none, give a CSV of all"
+        )
     return list(map(one_line, said))
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_wanted(label: str | None, classes: Sequence[str] | None) -> bool:
@@ -290,7 +340,8 @@ def _of_folder(
     if masks:
         notes.append(masks_left_out(data, masks))
     if folders:
-        notes += _doubts(data, folders, [entry for entry in own if not entry.is_dir()])
+        loose = [entry for entry in own if not entry.is_dir()]
+        notes += _doubts(data, folders, loose, pattern is not None)
     for folder in folders:
         try:
             sources = reading.find([folder], on_damage=notes.append)

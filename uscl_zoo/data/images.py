@@ -21,7 +21,7 @@ from ..files import expanded
 from ..network import RATE
 from ..ultrasound.reading import DamageWarning
 from ..ultrasound.sources import Look
-from .annotations import unify
+from .annotations import unify, words_of
 from .collection import collect
 from .splits import draw_folds, hold_out
 from .tables import Tabular
@@ -97,8 +97,8 @@ class Images(Dataset[tuple[Any, int]], Tabular):
             label_column=label_column,
             subject_column=subject_column,
             subject_pattern=subject_pattern,
-            classes=None if classes is None else list(classes),
-            exclude=list(exclude),
+            classes=None if classes is None else words_of(classes),
+            exclude=words_of(exclude),
             every_row=every_row,
         )
         for note in collection.notes:

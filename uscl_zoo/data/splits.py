@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..checks import real, seed_of, whole
 from ..errors import DataError, MissingDependencyError
 from .annotations import Annotation
 
@@ -25,6 +26,7 @@ def hold_out(annotations: Mapping[str, Annotation], share: float, seed: int) -> 
     """
     import numpy as np  # here: `uscl prepare --help` names the schemes of labels without it
 
+    share, seed = real("holdout", share, 0, 1, ends=True), seed_of(seed)
     labels: dict[str, Counter[str]] = defaultdict(Counter)
     for row in annotations.values():
         labels[row.subject][row.label or ""] += 1
@@ -68,14 +70,13 @@ def draw_folds(
         raise MissingDependencyError(
             "folds need scikit-learn; install it by: pip install 'uscl-zoo[training]'"
         ) from error
+    count, seed = whole("folds", count, 2), seed_of(seed)
     classes = sorted(set(labels))
     begin = f"{where}: " if where else ""
     if len(classes) < 2:
         raise DataError(
             f"{begin}folds of a classification need two classes, not {', '.join(classes) or 'none'}"
         )
-    if count < 2:
-        raise DataError(f"{begin}`folds` should be at least 2, not {count}")
     pairs = set(zip(labels, subjects, strict=True))
     for label in classes:
         own = sum(other == label for other, _ in pairs)

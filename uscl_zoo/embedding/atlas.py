@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..checks import seed_of
 from ..data.annotations import Table
 from ..data.rows import assign
 from ..errors import DataError, MissingDependencyError, one_line
@@ -71,7 +72,7 @@ def draw_map(
         UnreadableError: if the embeddings cannot be read.
         MissingDependencyError: if scikit-learn is not installed.
     """
-    output = expanded(output)
+    seed, output = seed_of(seed), expanded(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise DataError(f"{output}: the name should end in .html")
     check_output(output, [expanded(features)], begins=_BEGINS.encode())

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..checks import whole
 from ..cluster import DEADLY
-from ..errors import DataError, MissingDependencyError, UsclError
+from ..errors import MissingDependencyError, UsclError
 from ..inference import Answer, batched, infer
 from ..network import Network
 from ..ultrasound.reading import DamageWarning
@@ -66,10 +67,8 @@ def run(
         DataError: if an argument is out of range.
         MissingDependencyError: if a library that one of the files needs is not installed.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size should be at least 1, not {batch_size}")
-    if workers is not None and workers < 1:
-        raise DataError(f"workers should be at least 1, not {workers}")
+    batch_size = whole("batch_size", batch_size, 1)
+    workers = None if workers is None else whole("workers", workers, 1)
     damaged: list[str] = []
     # decoded to the end, and waiting for the network: number and times
     decoded: deque[tuple[int, list[float]]] = deque()
@@ -126,13 +125,13 @@ def run(
             count = sum(map(len, held))
             if not decoded or len(decoded[0][1]) > count:
                 continue
-            whole = np.concatenate(held)
-            while decoded and len(decoded[0][1]) <= len(whole):
+            joined = np.concatenate(held)
+            while decoded and len(decoded[0][1]) <= len(joined):
                 number, times = decoded.popleft()
                 size = len(times)
-                yield Row(number, whole[:size], np.array(times), np.ones(size, np.int64))
-                whole = whole[size:]
-            held = [whole]
+                yield Row(number, joined[:size], np.array(times), np.ones(size, np.int64))
+                joined = joined[size:]
+            held = [joined]
     for message in damaged:
         warnings.warn(message, DamageWarning, stacklevel=3)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..checks import whole
 from ..cluster import DEADLY, Outcome, check_there, joined
 from ..errors import DataError
 from ..inference import Answer
@@ -61,8 +62,7 @@ def spread(
         DataError: as `run` and `cluster.joined`.
         MissingDependencyError: as `run` and `cluster.joined`.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size should be at least 1, not {batch_size}")
+    batch_size = whole("batch_size", batch_size, 1)
     kind = None if device is None else str(device).partition(":")[0]
     if kind not in (None, "cpu", "cuda"):
         raise DataError(f"device {str(device)!r} cannot be used (workers have `cpu` or `cuda`)")

@@ -30,7 +30,7 @@ from ..answers import (
 )
 from ..errors import CardError, CheckpointError, DataError, HubError, reason
 from ..files import expanded
-from ..inference import batched, infer
+from ..inference import batched, device_named, infer
 from ..network import HUB, LOCAL
 from ..records import from_mapping, read_json
 from ..ultrasound.sources import Look
@@ -432,6 +432,7 @@ def load_outliner(folder: str | Path, device: str | torch.device | None = None) 
         CheckpointError: if the weights are those of another network.
         MissingDependencyError: if the library of the network is not installed.
     """
+    place = device_named(device)
     folder = located(folder)
     said = read_outliner(folder)
     seen = read_statistics(folder / STATISTICS, said)
@@ -455,12 +456,11 @@ def load_outliner(folder: str | Path, device: str | torch.device | None = None) 
             f"{folder / HUB_FILE}: does not hold the tensors of a {said.network} on "
             f"{said.encoder} ({str(error).splitlines()[-1].strip()})"
         ) from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        module = module.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise DataError(f"device {str(device)!r} cannot be used ({why})") from error
+        module = module.to(place).eval()
+    except RuntimeError as error:
+        # of no room
+        raise DataError(f"{folder}: cannot be moved to {place} ({reason(error)})") from error
     return Model(folder, said, module, seen)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .. import films
+from ..checks import real
 from ..data.annotations import SubjectPattern, known_subject
 from ..errors import CardError, DataError, UnreadableError, one_line
 from ..files import begins_with, check_folder, expanded, written_folder
@@ -394,8 +395,8 @@ def outline(
         UnreadableError: if a path does not exist.
         DigestError: if a file of the model is not the one it was written with.
     """
-    if confidence is not None and not 0 <= confidence <= 1:
-        raise DataError(f"confidence should be a probability, not {confidence}")
+    if confidence is not None:
+        confidence = real("confidence", confidence, 0, 1, ends=True)
     whose = _subjects(subjects)
     sources = [source for source, _ in name_sources(paths)]
     if not sources:

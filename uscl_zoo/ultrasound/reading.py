@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checks import real
 from ..errors import DataError, UnreadableError, one_line, reason
 from ..files import Address, expanded, open_file
 from . import dicom, images, remote, video
@@ -175,8 +176,8 @@ def _frames(
     path = expanded(path)
     if isinstance(path, Address):
         return _fetched(path, frame_rate, threads, on_damage, wanted, grey)
-    if frame_rate is not None and not 0 < frame_rate < math.inf:
-        raise DataError(f"frame_rate should be a positive number of frames a second: {frame_rate}")
+    if frame_rate is not None:
+        frame_rate = real("frame_rate", frame_rate, 0, math.inf)
 
     def tell(message: str) -> None:
         on_damage(one_line(message))
@@ -274,9 +275,7 @@ def wanted_at(rate: float) -> Wanted:
     Raises:
         DataError: if `rate` is not positive.
     """
-    if not 0 < rate < math.inf:
-        raise DataError(f"rate should be a positive number of frames a second, not {rate}")
-    return Wanted(rate)
+    return Wanted(real("rate", rate, 0, math.inf))
 
 
 def natural_key(path: Path) -> tuple[object, ...]:

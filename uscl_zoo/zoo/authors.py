@@ -24,7 +24,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..errors import CardError, CheckpointError, DataError
-from ..files import check_output, expanded, locked, written
+from ..files import check_output, expanded, locked, refuse_whole, written
 from ..records import read_json, write_yaml
 from ..release import release
 from . import checkpoint
@@ -99,6 +99,7 @@ def import_checkpoint(
     """
     path = expanded(path)
     folder = expanded(folder) if folder else home()
+    refuse_whole(folder)
     card = _card(name, licence, summary, origin)
     weights, card_file = folder / card.weights.file, folder / f"{name}.yaml"
     content = read_content(path)

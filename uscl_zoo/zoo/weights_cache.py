@@ -26,7 +26,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from ..errors import DataError, DigestError, UsclError, WeightsNotFoundError, reason
-from ..files import WriteError, check_output, expanded, written
+from ..files import WriteError, check_output, expanded, refuse_whole, written
 from ..records import write_yaml
 from . import hub
 from .card import Card, read_card
@@ -205,9 +205,10 @@ def fetch(card: Card, folder: str | Path, cache_dir: str | Path | None = None) -
         WeightsNotFoundError: if there are no weights, the text of their licence is not there, or
             the folder cannot be written to.
         DigestError: if the weights, or a file of that name in the folder, are not the card's.
-        DataError: if the folder has a card of that name of other weights.
+        DataError: if the folder has a card of that name of other weights, or is a model or a store.
         OSError: if the fingerprints cannot be read.
     """
+    refuse_whole(expanded(folder), [card.weights.file])
     target = expanded(folder) / card.weights.file
     card_file = target.with_name(f"{card.name}.yaml")
     try:

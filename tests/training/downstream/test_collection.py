@@ -5,7 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 import timm
 from PIL import Image
@@ -113,6 +115,67 @@ def test_what_is_told_of_folders_that_may_be_no_classes(tmp_path: Path) -> None:
     notes = " ".join(collect(tmp_path).notes)
     assert "each of s1, s2 has folders aa, bb; if those are the classes" in notes
     assert "1 file is in no class, and left out: loose.png" in notes
+
+
+def test_numbered_folders_within_several_may_be_the_classes(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{site}/{kind}/x.png" for site in ("ge", "hp") for kind in ("k1", "k2")))
+    draw(tmp_path, "hp/k3/x.png")
+    (told,) = (note for note in collect(tmp_path).notes if "if they are the classes" in note)
+    assert "folders k1, k2 are in several of ge, hp" in told
+    # whoever says what is a subject knows
+    found = collect(tmp_path, subject_pattern=r"/(k\d)/")
+    assert not [note for note in found.notes if "if they are the classes" in note]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("site1", "site2"), True),
+        (("Hospital A", "Hospital B"), True),
+        (("P001", "P002"), True),
+        (("patient_1", "patient_2"), True),
+        (("0001", "0002"), True),
+        (("2019-01-02", "2019-03-04"), True),
+        (("New folder", "New folder (2)"), True),
+        (("video1", "video2"), True),
+        (("1", "2"), False),
+        (("birads2", "birads3"), False),
+        (("grade 1", "grade 2"), False),
+        (("P1", "P2"), False),
+        (("case", "control"), False),
+        (("device", "no device"), False),
+        (("k1", "k2"), False),
+    ],
+)
+def test_folders_that_say_where_and_of_whom_are_said(
+    tmp_path: Path, names: tuple[str, ...], told: bool
+) -> None:
+    draw(tmp_path, *(f"{name}/{i}.png" for name in names for i in range(2)))
+    said = [n for n in collect(tmp_path).notes if "are taken for classes, and are named as" in n]
+    assert bool(said) == told
+
+
+@pytest.mark.parametrize("names", [[0, 1, 2], [1.5, 2, "who"], [("a", 1), ("a", 2), ("b", 1)]])
+def test_columns_may_be_named_by_anything(tmp_path: Path, names: list[Any]) -> None:
+    draw(tmp_path, *(f"{label}{i}.png" for label in "ab" for i in range(3)))
+    rows = [(f"{label}{i}.png", label, f"S{i}") for label in "ab" for i in range(3)]
+    frame = pandas.DataFrame(rows)
+    frame.columns = pandas.Index(names)
+    by_name = dict(zip(("file_column", "label_column", "subject_column"), names, strict=True))
+    shown = {argument: str(name) for argument, name in by_name.items()}
+    for columns in (by_name, shown) if not isinstance(names[0], tuple) else (shown,):
+        found = collect(tmp_path, frame, **columns)
+        assert set(labels(found).values()) == {"a", "b"}
+        assert {row.subject for row in found.annotations.values()} == {"S0", "S1", "S2"}
+    frame.columns = pandas.Index([0, "0", 1])
+    with pytest.raises(DataError, match="has 2 columns '0'"):
+        collect(tmp_path, frame, file_column=0, label_column=1)  # type: ignore[arg-type]
+
+
+def test_one_word_stands_for_a_list_of_it(tmp_path: Path) -> None:
+    draw(tmp_path, *(f"{label}/{i}.png" for label in ("aa", "bb", "ab") for i in range(2)))
+    assert set(labels(collect(tmp_path, exclude="1.png"))) == {"aa/0.png", "ab/0.png", "bb/0.png"}
+    assert set(labels(collect(tmp_path, classes="a*")).values()) == {"aa", "ab"}
 
 
 def test_a_division_within_classes_is_said(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from uscl_zoo.training.finetuning.gathering import Base, backbone, warnings_of
 from uscl_zoo.training.finetuning.judging import threshold_of
 from uscl_zoo.training.finetuning.loop import fit
 from uscl_zoo.training.finetuning.tuning import Tuner, cost_of, merge, sides_of, steps_of
+from uscl_zoo.training.finetuning.writing import limits_of
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.signals import Interrupted
 from uscl_zoo.zoo.card import Card, Origin, read_card
@@ -604,9 +607,38 @@ def test_a_licence_looser_than_the_backbones_is_refused_before_the_work(
     assert not (tmp_path / "model" / "work").exists()
 
 
+@pytest.mark.parametrize("licence", [None, "cc-by-nc-4.0"])
+@pytest.mark.parametrize("scheme", ["", "local-dir:"])
+def test_a_folder_to_begin_with_says_its_licence_and_not_where_it_is(
+    licence: str | None, scheme: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "Dr Doe" / "weights of Jane Roe"
+    folder.mkdir(parents=True)
+    network: Any = timm.create_model("resnet18", num_classes=0)
+    timm.models.save_for_hf(network, str(folder), safe_serialization="both")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= {"license": licence}
+    (folder / "config.json").write_text(json.dumps(config))
+    base = backbone(f"{scheme}{folder}")
+    digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert base.origin == Origin("a resnet18 of one's own", digest, licence)
+    assert (base.card, base.licence) == (None, licence)
+    limits = " ".join(limits_of("frames", base, None))
+    assert f"Begun from {base.name}, whose licence ({licence or 'not stated'}) binds" in limits
+    for text in (base.name, str(base.origin), limits, base.doubt or ""):
+        assert "Doe" not in text and "Roe" not in text
+    if licence is None:
+        assert base.doubt is not None and "nobody states its licence" in base.doubt
+        base.allows("MIT")
+        return
+    assert base.doubt is None
+    with pytest.raises(DataError, match=r"MIT is looser than cc-by-nc-4\.0"):
+        base.allows("MIT")
+
+
 def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) -> None:
     card = uscl_zoo.model_info("resnet18_uscl")
-    base = Base(card.name, None, card.model, "resnet18", card.input, card)
+    base = Base(card.name, None, card.model, "resnet18", card.input, card, None, card.licence)
     parts = split(small_store)
     assert warnings_of(parts, small_store, base, "mine") == []
     said = warnings_of(parts, small_store, base, card.training.sources[0].name)

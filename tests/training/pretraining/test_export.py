@@ -21,9 +21,9 @@ from uscl_zoo.training.preparing.corpus import add_corpus
 from uscl_zoo.training.preparing.parts import Sampling
 from uscl_zoo.training.preparing.prepare import prepare
 from uscl_zoo.training.preparing.sources import CorpusPlan, Source
-from uscl_zoo.training.pretraining.export import export
+from uscl_zoo.training.pretraining.export import add_metrics, export
 from uscl_zoo.training.pretraining.pretrain import pretrain
-from uscl_zoo.zoo.card import Card, Origin
+from uscl_zoo.zoo.card import Card, Metric, Origin
 from uscl_zoo.zoo.checkpoint import statistics_in
 
 CPU = Execution(torch.device("cpu"))
@@ -261,3 +261,30 @@ def test_weights_without_a_card(small_store: FrameStore, tmp_path: Path) -> None
         f"{card.name}.safetensors",
         f"{card.name}.yaml",
     ]
+
+
+def test_figures_on_a_card_do_not_say_where_anything_was(
+    said: Callable[..., Path], tmp_path: Path
+) -> None:
+    card = write(said({"MIT": 12}), tmp_path, licence="MIT")
+    private = tmp_path / "Jane Roe"
+    private.mkdir()
+    own = private / "best model.pth"
+    own.touch()
+    metric = Metric(
+        dataset="x, 9 subjects",
+        protocol="linear",
+        unit="file",
+        metric="AUROC",
+        value=0.5,
+        interval=None,
+        interval_kind=None,
+        compared_with=f"local-dir:{private}",
+        command=f"uscl evaluate '{own}' '--data={private}' --class 'a b' /absent/x",
+        model=str(own),
+    )
+    (written,) = add_metrics(tmp_path / "zoo" / f"{card.name}.yaml", [metric]).metrics
+    assert written.command == (
+        "uscl evaluate 'best model.pth' '--data=Jane Roe' --class 'a b' /absent/x"
+    )
+    assert (written.model, written.compared_with) == ("best model.pth", "local-dir:Jane Roe")

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from uscl_zoo.answers import ANSWERS, Statistics
+from uscl_zoo.checks import seed_of
 from uscl_zoo.errors import DataError
 from uscl_zoo.files import check_folder, expanded, locked
 from uscl_zoo.names import say
@@ -25,6 +26,7 @@ from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.transforms import FrameTransform
 from uscl_zoo.zoo.catalogue import folder_of
 
+from ...downstream.settings import check_given
 from ...learning.execution import device_named
 from ..crossing import FOLDS
 from ..estimating import spoken
@@ -83,7 +85,7 @@ def finetune(
     *,
     task: str = "segmentation",
     network: str | None = None,
-    model: str = "resnet18_uscl",
+    model: str | Path = "resnet18_uscl",
     layout: str | None = None,
     file_column: str = "Filename",
     mask_column: str | Sequence[str] | None = None,
@@ -158,11 +160,21 @@ def finetune(
         MissingDependencyError: if smp is not installed.
         Interrupted: after SIGINT or SIGTERM, with everything saved.
     """
+    seed = seed_of(seed)
+    rate, size, holdout, confidence, resamples, workers = check_given(
+        rate=rate,
+        size=size,
+        holdout=holdout,
+        confidence=confidence,
+        resamples=resamples,
+        workers=workers,
+    ).values()
+    epochs, batch_size, learning_rate = check_given(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate
+    ).values()
     data, output = expanded(data), expanded(output)
     work, chosen = output / WORK, device_named(device)
     network = check_name(task, network)
-    if not 0 <= confidence <= 1:
-        raise DataError(f"confidence should be a probability, not {confidence}")
     if size is not None and size % 32:
         raise DataError(f"`size` should be a multiple of 32, as the encoder halves it; not {size}")
     if (output / ANSWERS).exists() and not overwrite:
@@ -180,6 +192,8 @@ def finetune(
             notes.append(text)
             tell(text)
 
+        if base.doubt is not None:
+            note(base.doubt)
         if layout is None:
             outlined = find_outlined(
                 data,
@@ -234,7 +248,7 @@ def finetune(
             learning_rate=learning_rate,
             seed=seed,
         )
-        about = {"settings": to_plain(settings), "model": model, "images": decoded.digest}
+        about = {"settings": to_plain(settings), "model": str(model), "images": decoded.digest}
         go_on(work, {"task": task, **about}, overwrite, STORE)
         lesson = TEACHINGS[task](base, outlined, decoded, settings, shape, chosen)
         learner, said, statistics = _train(

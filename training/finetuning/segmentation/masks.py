@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,10 @@ from uscl_zoo.ultrasound.masks import image_of
 _FORMATS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG", "JPEG2000")
 #: Values at most that are classes; more are the blurred edges of a mask of two.
 _MOST = 64
+#: Classes at most that are counted from 1; levels of grey that mean one lie further apart.
+_FEW = 9
+#: What programs write for `yes`: one of one bit, white, nearly so, and white of 16 bits.
+_YES = frozenset((1, *range(240, 256), 65280, 65535))
 # words of masks at the end of a stem, with a number behind them, and at its beginning
 _END = re.compile(
     r"[-_.\s]*(?:masks?|gts?|ground[\W_]?truths?|seg|segmentations?|annotations?|labels?)"
@@ -210,25 +214,81 @@ def _grey(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.where(values >= _COLOUR, brightest, values)
 
 
-def legend_of(
-    counts: Mapping[Value, int], classes: Sequence[str] | None
-) -> tuple[Legend, list[str]]:
+@dataclass
+class Found:
+    """What is in masks.
+
+    Attributes:
+        counts: pixels of each value.
+        together: values besides 0 that are in one mask, of many the largest, and the first such.
+        corners: how many masks have a value in all four corners.
+        masks: how many there are.
+    """
+
+    counts: Counter[Value] = field(default_factory=Counter)
+    together: dict[frozenset[Value], Path] = field(default_factory=dict)
+    corners: Counter[Value] = field(default_factory=Counter)
+    masks: int = 0
+
+    def take(self, path: Path, values: npt.NDArray[np.int64]) -> None:
+        """Count a mask in."""
+        numbers, pixels = np.unique(values, return_counts=True)
+        self.counts.update(dict(zip(numbers.tolist(), pixels.tolist(), strict=True)))
+        self.masks += 1
+        others = frozenset(numbers.tolist()) - {0}
+        # black alone is 1 to JPEG of some qualities
+        if others and 0 in numbers:
+            self.together.setdefault(
+                others if len(others) <= _FEW else frozenset({max(others)}), path
+            )
+        ends = np.unique(values[[0, 0, -1, -1], [0, -1, 0, -1]])
+        if len(ends) == 1:
+            self.corners[int(ends[0])] += 1
+
+    @property
+    def scales(self) -> tuple[Path, Path] | None:
+        """Two masks of which one has small numbers and the other large ones, if none has both."""
+        small = [own for own in self.together if max(own) <= _FEW]
+        large = [own for own in self.together if max(own) > _FEW]
+        if not small or not large or any(min(own) <= _FEW for own in large):
+            return None
+        return self.together[small[0]], self.together[large[0]]
+
+    @property
+    def is_one(self) -> bool:
+        """Whether each mask has one value at most, and it is what programs write for `yes`."""
+        return self.counts.keys() <= _YES | {0} and all(len(own) == 1 for own in self.together)
+
+    def inverted(self, outlined: Callable[[Value], bool]) -> list[str]:
+        """A line about masks all of whose corners are outlined, if there are any."""
+        inside = sum(count for value, count in self.corners.items() if outlined(value))
+        said = (
+            f"in {inside} of {self.masks} masks all four corners are outlined; if black is what "
+            "they outline, invert them"
+        )
+        return [said] if inside else []
+
+
+def legend_of(found: Found, classes: Sequence[str] | None) -> tuple[Legend, list[str]]:
     """What the values of all masks together mean.
 
     Black is the background, or what is most common where nothing is black. Of one other value the
-    class is `lesion`, unless it is named.
+    class is `lesion`, unless it is named; and so it is of 1 in some masks and 255 in others, which
+    some programs write for the same.
 
     Args:
-        counts: pixels of each value.
+        found: in them.
         classes: names, in the order of the values, colours behind levels; None for names by them.
 
     Returns:
         The legend, and what is to be said of it.
 
     Raises:
-        DataError: if there is no class, or as many names as there are not classes.
+        DataError: if there is no class, as many names as there are not classes, or numbers from 1
+            in some masks and levels of grey or colours in others, which may be the same.
     """
     notes: list[str] = []
+    counts = found.counts
     background = 0 if 0 in counts else max(counts, key=lambda value: (counts[value], -value))
     others = sorted(value for value in counts if value != background)
     if not others:
@@ -236,6 +296,14 @@ def legend_of(
         raise DataError(f"every mask is {what}, so there is nothing to learn to outline")
     if background:
         notes.append(f"no mask has black in it; {shown(background)}, the commonest, is background")
+    if not background and len(others) > 1 and found.is_one and len(classes or "1") == 1:
+        legend = Legend((255,), tuple(classes or ("lesion",)), above=0)
+        notes.append(
+            f"masks have one value each, {' or '.join(map(shown, others))}, which is taken for the "
+            f"same: {legend}"
+        )
+        return legend, notes + found.inverted(bool)
+    two = found.scales
     total = sum(counts.values())
     ends = sum(count for value, count in counts.items() if _level(value) in _ENDS)
     if len(others) > _MOST or (len(others) > 2 and _is_blurred(counts, total, ends)):
@@ -245,6 +313,8 @@ def legend_of(
                 "and too evenly spread for blurred edges; are they the images?"
             )
         names = tuple(classes or ("lesion",))
+        if two is not None:
+            raise DataError(_apart(two))
         if len(names) != 1:
             raise DataError(
                 f"the masks have blurred edges, so only two values are told apart in them: name "
@@ -252,7 +322,9 @@ def legend_of(
             )
         legend = Legend((255,), names, above=127)
         notes.append(f"masks with blurred edges ({len(others) + 1} values): {legend}")
-        return legend, notes
+        return legend, notes + found.inverted(lambda value: _level(value) > 127)
+    if two is not None and len(classes or ()) != len(others):
+        raise DataError(_apart(two))
     if classes is None:
         names = ("lesion",) if len(others) == 1 else tuple(shown(value) for value in others)
     else:
@@ -264,7 +336,16 @@ def legend_of(
         )
     legend = Legend(tuple(others), names)
     notes.append(f"in the masks {shown(background)} is background, {legend}")
-    return legend, notes
+    return legend, notes + found.inverted(lambda value: value != background)
+
+
+def _apart(two: tuple[Path, Path]) -> str:
+    """What is wrong with masks of which some count classes, and others show them."""
+    return (
+        f"{two[0].name} and {two[1].name}: one has numbers from 1, the other levels or colours, "
+        "and no mask has both, so they may mean the same; save all in one way, or name each value "
+        "(`classes`)"
+    )
 
 
 #: Levels near black and white, between which JPEG and resizing blur.
@@ -292,22 +373,22 @@ def _is_blurred(counts: Mapping[Value, int], total: int, ends: int) -> bool:
     )
 
 
-def survey(paths: Iterable[Sequence[Path]]) -> Counter[Value]:
-    """Pixels of each value in masks; one that is damaged is left to who reads it with its image.
+def survey(paths: Iterable[Sequence[Path]]) -> Found:
+    """What is in masks; one that is damaged is left to who reads it with its image.
 
     Raises:
         UnreadableError: as `values_of`, if none can be read.
     """
-    counts: Counter[Value] = Counter()
+    found = Found()
     damage: UnreadableError | None = None
     for own in paths:
         for path in own:
             try:
-                values, numbers = np.unique(values_of(path), return_counts=True)
+                values = values_of(path)
             except UnreadableError as error:
                 damage = damage or error
                 continue
-            counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
-    if not counts and damage is not None:
+            found.take(path, values)
+    if not found.masks and damage is not None:
         raise damage
-    return counts
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from uscl_zoo.data.annotations import SubjectPattern
+from uscl_zoo.data.annotations import SubjectPattern, words_of
 from uscl_zoo.errors import DataError, one_line
 from uscl_zoo.segmentation.regions import Labels, Region, components, painted
 from uscl_zoo.ultrasound.sources import Named, name_sources
@@ -106,6 +106,9 @@ def fitted(labels: Labels, size: tuple[int, int], where: Path) -> Labels:
     """
     if labels.shape == size:
         return labels
+    if not labels.any():
+        # one empty mask serves images of any size
+        return np.zeros(size, np.uint8)
     height, width = labels.shape
     if abs(height * size[1] - width * size[0]) > 0.01 * max(height * size[1], width * size[0]):
         raise DataError(
@@ -147,7 +150,9 @@ def find_outlined(
     pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
     notes: list[str] = []
     is_csv = data.is_file() and data.suffix.lower() == ".csv"
-    columns = [mask_column] if isinstance(mask_column, str) else list(mask_column or ())
+    columns = words_of(mask_column)
+    classes = None if classes is None else words_of(classes)
+    exclude = words_of(exclude)
     if is_csv and not columns:
         raise DataError(f"{data}: `mask_column` is missing: which column has the masks?")
     if pattern is not None and subject_column is not None:
@@ -219,9 +224,9 @@ def find_outlined(
 def _legend(
     data: Path, masks: Iterable[Sequence[Path]], classes: Sequence[str] | None
 ) -> tuple[Legend, list[str]]:
-    counts = survey(masks)
+    found = survey(masks)
     try:
-        return legend_of(counts, classes)
+        return legend_of(found, classes)
     except DataError as error:
         raise DataError(f"{data}: {error}") from error
 

@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from uscl_zoo.data.annotations import SubjectPattern, read_table
 from uscl_zoo.data.collection import of_table
 from uscl_zoo.errors import DataError, one_line
+
+from .masks import values_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ def read(
 
     Raises:
         UnreadableError: if it is no CSV that can be read.
-        DataError: if it has no such column, a mask is of two images, the subjects of an image
-            disagree, or no image has a mask.
+        DataError: if it has no such column, a mask that outlines something is of two images, the
+            subjects of an image disagree, or no image has a mask.
     """
     home = path.parent
     table = read_table(path, file_column, file_column, subject_column, join=_as_it_is(file_column))
@@ -59,13 +63,35 @@ def read(
     images = of_table(table, home, pattern, False, notes)
     by_key = {row.label: name for name, (_, row) in images.items()}
     masks: dict[str, list[Path]] = {name: [] for name in images}
+    images_of: dict[Path, dict[str, None]] = {}
     for column in mask_columns:
-        table = read_table(path, column, file_column, join=_as_it_is(file_column))
+        pairs: list[tuple[str | None, str | None]] = []
+
+        def mask_of(
+            cells: Mapping[str, str | None],
+            column: str = column,
+            pairs: list[tuple[str | None, str | None]] = pairs,
+        ) -> str | None:
+            pairs.append((cells[file_column], cells[column]))
+            return cells[column]
+
+        table = read_table(path, column, [file_column, column], join=mask_of)
         if not table.rows:
             raise DataError(f"{path}: no row has a mask in the column {column!r}")
-        for mask, row in of_table(table, home, None, False, notes).values():
-            if row.label in by_key:
-                masks[by_key[row.label]].append(mask)
+        # an image a row: one mask may be of several, if nothing is outlined in it
+        table = dataclasses.replace(table, repeated=frozenset())
+        found = {row.label: m for m, row in of_table(table, home, None, False, notes).values()}
+        for image, mask in dict.fromkeys(pairs):
+            if image in by_key and mask in found:
+                masks[by_key[image]].append(found[mask])
+                images_of.setdefault(found[mask], {})[by_key[image]] = None
+    for drawn, of in images_of.items():
+        if len(of) > 1 and len(np.unique(values_of(drawn))) > 1:
+            first, second, *more = of
+            raise DataError(
+                f"{path}: {drawn.name} is the mask of {len(of)} images ({first}, {second}"
+                f"{', …' if more else ''}), and outlines something; each needs its own"
+            )
     bare = [name for name, own in masks.items() if not own]
     if bare:
         notes.append(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,13 @@ import pytest
 from PIL import Image
 
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.training.finetuning.segmentation.masks import legend_of, pair, survey, values_of
+from uscl_zoo.training.finetuning.segmentation.masks import (
+    Found,
+    legend_of,
+    pair,
+    survey,
+    values_of,
+)
 from uscl_zoo.training.finetuning.segmentation.outlined import find_outlined
 from uscl_zoo.ultrasound import reading
 
@@ -90,11 +98,11 @@ def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are they the images"):
         legend_of(survey([[saved(tmp_path / "n.png", Image.fromarray(noise))]]), None)
     with pytest.raises(DataError, match="every mask is empty"):
-        legend_of({0: 100}, None)
+        legend_of(Found(Counter({0: 100})), None)
     with pytest.raises(DataError, match="every mask is of one value, 255"):
-        legend_of({255: 100}, None)
+        legend_of(Found(Counter({255: 100})), None)
     with pytest.raises(DataError, match="2 names of classes for 1 values"):
-        legend_of({0: 100, 255: 5}, ["a", "b"])
+        legend_of(Found(Counter({0: 100, 255: 5})), ["a", "b"])
 
 
 THERE = np.zeros((12, 16), np.uint8)
@@ -150,7 +158,7 @@ def test_outlines_of_an_image_of_another_size_are_refused(tmp_path: Path) -> Non
 
 
 def test_without_black_the_commonest_is_background() -> None:
-    legend, notes = legend_of({1: 5, 2: 90}, None)
+    legend, notes = legend_of(Found(Counter({1: 5, 2: 90})), None)
     assert (legend.values, legend.classes) == ((1,), ("lesion",))
     assert "no mask has black" in notes[0]
 
@@ -164,3 +172,94 @@ def test_several_masks_of_an_image_are_one(tmp_path: Path) -> None:
     ]
     legend, _ = legend_of(survey([paths]), None)
     assert (legend.read(paths) == (first | second)).all()
+
+
+def scaled(folder: Path, *scales: Sequence[int] | str) -> list[list[Path]]:
+    """Masks of two discs, a mask each: their values, or how they are written."""
+    rows, columns = np.ogrid[:40, :60]
+    discs = [np.hypot(rows - 20, columns - x) < 9 for x in (15, 42)]
+    either = discs[0] | discs[1]
+    made = []
+    for number, scale in enumerate(scales):
+        mask = np.zeros((40, 60), np.uint8)
+        path = folder / f"x{number}_mask.png"
+        if isinstance(scale, str):
+            how: dict[str, Image.Image] = {
+                "one bit": Image.fromarray(either),
+                "16 bits": Image.fromarray(either.astype(np.uint16) * 65535),
+                "red": Image.fromarray(either[..., None] * np.array([255, 0, 0], np.uint8)),
+                "palette": Image.fromarray(either.astype(np.uint8)),
+                "blurred": Image.fromarray(either.astype(np.uint8) * 255),
+                "black": Image.fromarray((~either).astype(np.uint8) * 255),
+            }
+            if scale == "palette":
+                how[scale].putpalette([0, 0, 0, 255, 0, 0])
+            if scale == "blurred":
+                path = path.with_suffix(".jpg")
+            how[scale].save(path)
+        else:
+            for disc, value in zip(discs, scale, strict=False):
+                mask[disc] = value
+            Image.fromarray(mask).save(path)
+        made.append([path])
+    return made
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        ([1, 1], [255, 255]),
+        ("one bit", [255], [0]),
+        ([254], [255], [1]),
+        ("16 bits", [255, 255]),
+        ("16 bits", "one bit"),
+    ],
+)
+def test_yes_is_written_in_several_ways(tmp_path: Path, scales: tuple[Any, ...]) -> None:
+    masks = scaled(tmp_path, *scales)
+    legend, notes = legend_of(survey(masks), None)
+    assert legend.classes == ("lesion",)
+    assert "taken for the same" in notes[0]
+    for own in masks:
+        assert (legend.read(own) == (values_of(own[0]) > 0)).all()
+    assert legend_of(survey(masks), ["cyst"])[0].classes == ("cyst",)
+    count = len(survey(masks).counts) - 1
+    # whoever names as many means as many
+    assert len(legend_of(survey(masks), list("abc")[:count])[0].classes) == count
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        ([1, 2], [127, 254]),
+        ([1, 2], [255]),
+        ([1], [2], [255]),
+        ("red", "palette"),
+        ("blurred", [1]),
+        ("blurred", "one bit"),
+    ],
+)
+def test_numbers_beside_levels_are_refused(tmp_path: Path, scales: tuple[Any, ...]) -> None:
+    with pytest.raises(DataError, match="may mean the same; save all in one way"):
+        legend_of(survey(scaled(tmp_path, *scales)), None)
+
+
+@pytest.mark.parametrize(
+    ("scales", "classes"),
+    [
+        (([1], [2]), ("1", "2")),
+        (([1, 2], [1]), ("1", "2")),
+        (([128], [255]), ("128", "255")),
+        (([1, 255], [1]), ("1", "255")),
+        (([85], [170], [255, 85]), ("85", "170", "255")),
+    ],
+)
+def test_classes_may_be_alone_in_their_masks(
+    tmp_path: Path, scales: tuple[Any, ...], classes: tuple[str, ...]
+) -> None:
+    assert legend_of(survey(scaled(tmp_path, *scales)), None)[0].classes == classes
+
+
+def test_what_may_be_inverted_is_said(tmp_path: Path) -> None:
+    _, notes = legend_of(survey(scaled(tmp_path, "black", [255], "black")), None)
+    assert notes[-1].startswith("in 2 of 3 masks all four corners are outlined")

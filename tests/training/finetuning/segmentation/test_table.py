@@ -63,7 +63,11 @@ def test_each_image_has_the_masks_and_the_subject_of_its_rows(tmp_path: Path) ->
         (ROWS, COLUMNS | {"subject_pattern": "(.)"}, "exclude each other"),
         ([[*row[:1], "", "P"] for row in ROWS], COLUMNS, "no row has a mask in the column"),
         ([[f"{i}x", *r[1:]] for i, r in enumerate(ROWS)], COLUMNS, "none of its 6 rows names a"),
-        ([*ROWS, ["scans/im1.png", *ROWS[0][1:]]], COLUMNS, "two rows that disagree"),
+        (
+            [*ROWS, ["scans/im0.png", *ROWS[1][1:]]],
+            COLUMNS,
+            r"q1.png is the mask of 2 images \(scans/im1.png, scans/im0.png\), and outlines",
+        ),
         ([*ROWS, [*ROWS[0][:2], "P7"]], COLUMNS, "two rows that disagree"),
     ],
 )
@@ -72,6 +76,23 @@ def test_what_a_table_cannot_say(
 ) -> None:
     with pytest.raises(DataError, match=told):
         find_outlined(write(tmp_path, rows), **columns)
+
+
+@pytest.mark.parametrize("size", [(120, 96), (7, 33)])
+def test_one_empty_mask_is_of_all_that_show_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
+    rows = [row if i % 2 else [row[0], "drawn/none.png", row[2]] for i, row in enumerate(ROWS)]
+    table = write(tmp_path, rows)
+    Image.new("1", size).save(tmp_path / "drawn" / "none.png")
+    found = find_outlined(table, **COLUMNS)
+    assert [item.masks[0].stem for item in found.items] == [
+        "none",
+        "q1",
+        "none",
+        "q3",
+        "none",
+        "q5",
+    ]
+    assert [len(found.regions(item, (96, 120))) for item in found.items] == [0, 1, 0, 1, 0, 1]
 
 
 def test_columns_are_of_a_table(tmp_path: Path) -> None:
