@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from conftest import FULL
 from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 from PIL import Image
@@ -796,7 +797,8 @@ class TestSharedData:
     def test_all_videos_decode_whole(self, data: Path) -> None:
         videos = find([data / "pocus/videos", data / "vendor_ui"])
         assert len(videos) > 100
-        for path in videos:
+        # that all can be read to their end is seen where a store is made of them
+        for path in videos if FULL else videos[::5]:
             damage: list[str] = []
             times = [time for time, _ in iterate(path, on_damage=damage.append)]
             assert not damage
