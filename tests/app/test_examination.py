@@ -15,6 +15,8 @@ from PIL import Image
 from uscl_zoo.answers import LABELS, NUMBER
 from uscl_zoo.app import panels
 from uscl_zoo.app.examination import SHOWN, drawn, examine, spread
+from uscl_zoo.classifier.blanking import blank
+from uscl_zoo.classifier.gradcam import explain
 from uscl_zoo.classifier.prediction import predict
 from uscl_zoo.embedding.embeddings import concatenate
 from uscl_zoo.embedding.extraction import embed
@@ -69,6 +71,22 @@ def test_beam_and_overlays(folder: Path, network: Network) -> None:
     assert seen.detected.sure
     assert seen.detected.beam.kind == "curved"
     assert len(seen.detected.pictures) == SHOWN
+
+
+def test_the_beam_is_that_of_explain_and_shortcut(network: Network, tmp_path: Path) -> None:
+    """Of the frames that are looked at, between which others may show anything."""
+    frames, _ = lung_clip(seconds=1.4, rate=10, size=(160, 160))
+    frames[1::2] = 200
+    first, *rest = map(Image.fromarray, frames)
+    path = tmp_path / "clip.gif"
+    # at three a second every other frame
+    first.save(path, save_all=True, append_images=rest, duration=170)
+    seen = examine(network, path).detected
+    assert seen is not None
+    assert seen.sure
+    explained = explain(network, path, progress=False)
+    np.testing.assert_array_equal(explained.beam.mask, seen.beam.mask)
+    assert blank(path, network.look()).blanked == pytest.approx(1 - seen.beam.mask.mean())
 
 
 def test_drawn_shows_rim_overlay_and_darkness() -> None:

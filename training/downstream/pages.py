@@ -14,7 +14,7 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto;margin:1rem 0}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-h1{overflow-wrap:anywhere} td span{white-space:nowrap} .wrap td{overflow-wrap:anywhere}
+h1,p,dd{overflow-wrap:anywhere} td span{white-space:nowrap} .wrap td{overflow-wrap:anywhere}
 img{max-width:100%;height:auto} figure{margin:1.5rem 0} figcaption{color:#555;font-size:.9rem}
 .narrow{display:inline-block;vertical-align:top;width:31.5%;margin-right:1.5%}
 .verdict{font-size:1.2rem;line-height:1.4} dt{font-weight:600;margin-top:.6rem}

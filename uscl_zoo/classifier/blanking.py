@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..ultrasound.beam import UNKNOWN
-from ..ultrasound.cleaning import Cleaner, clean
+from ..ultrasound.cleaning import Cleaner
 from ..ultrasound.clip import Clip
 from ..ultrasound.reading import read, sample
 from ..ultrasound.sources import Look
@@ -50,16 +50,14 @@ def blank(source: Path, look: Look) -> Blanked:
 
     Args:
         source: file or folder.
-        look: how; frames that are to be cleaned are cleaned as `Look.at` does it, by all of the
-            source.
+        look: how; the beam is that of all frames that would be looked at, as for `explain`.
 
     Raises:
         UnreadableError: if it cannot be decoded.
         DataError: if its frames are of several sizes.
     """
     clip = _open(source, look.rate)
-    cleaner = look.cleaner(source) if look.clean else clean(clip).cleaner
-    return _blanked(clip, cleaner, look.grey)
+    return _blanked(clip, look.cleaner(source), look.grey)
 
 
 def _open(source: Path, rate: float) -> Clip:

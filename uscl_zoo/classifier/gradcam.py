@@ -23,7 +23,6 @@ from ..errors import DataError, MissingDependencyError
 from ..network import Network, Reference, load
 from ..ultrasound.beam import DOUBTFUL, UNKNOWN, Beam, beam
 from ..ultrasound.clip import Clip
-from ..ultrasound.reading import read
 from ..ultrasound.sources import Look, Source, name_sources, path_of
 from ..ultrasound.transforms import FrameTransform
 from .explanation import Explanation, check_suffix
@@ -135,8 +134,8 @@ def explain(
 def _explain(
     network: Network, look: Look, source: Source, label: str | None, progress: bool
 ) -> Explanation:
-    whole = source if isinstance(source, Clip) else read(source)
-    detected = look.cleaner(source).beam if look.clean else beam(whole)
+    # of the frames that are looked at, as the page and `shortcut` have it
+    detected = look.cleaner(source).beam if look.clean else beam(look.clip(source))
     if detected.kind == UNKNOWN or detected.confidence < DOUBTFUL:
         height, width = detected.mask.shape
         everywhere = np.ones_like(detected.mask)
