@@ -37,6 +37,7 @@ from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.morphology import opencv
 from uscl_zoo.ultrasound.sources import files_of, here, history_of, state_of
+from uscl_zoo.zoo.digests import sha256_of
 
 from .sources import Item
 
@@ -319,7 +320,10 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
             cleaner = _cleaner(path, sampling)
             with written(part.with_suffix(".u8")) as partial:
                 about["times"], about["grey"] = _sample(path, partial, sampling, cleaner)
+                about["frames"] = sha256_of(partial)
             about["sha256"] = content_of(path)
+        if history_of(source) != about["state"]:
+            raise UnreadableError(f"{source}: was changed while it was read")
         if cleaner is not None:
             about["beam"] = _record(cleaner)
         write_text(part.with_suffix(".json"), json.dumps(about))

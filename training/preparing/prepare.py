@@ -450,6 +450,12 @@ def _assemble(
                     digest.update(piece)
                     stream.write(piece)
             frames[name] = digest.hexdigest()
+            if abouts[name].get("frames", frames[name]) != frames[name]:
+                part.with_suffix(".json").unlink()
+                raise DataError(
+                    f"{part.with_suffix('.u8')}: was changed since it was decoded from "
+                    f"{items[name].path}; the same call decodes that again"
+                )
     write_text(output / MANIFEST, manifest_of(rows, columns))
     skipped = [(s["source"], s["reason"]) for s in description["skipped"]]
     _write_reasons(output / SKIPPED, "source", skipped)

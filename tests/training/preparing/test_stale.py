@@ -18,6 +18,7 @@ from uscl_zoo.embedding.extraction import embed_to
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.finetuning.segmentation.gather import gather
 from uscl_zoo.training.finetuning.segmentation.outlined import find_outlined
+from uscl_zoo.training.preparing import parts
 from uscl_zoo.training.preparing import prepare as module
 from uscl_zoo.training.preparing.parts import Sampling
 from uscl_zoo.training.preparing.prepare import prepare
@@ -144,3 +145,37 @@ def test_masks_are_decoded_anew_when_another_is_drawn(tmp_path: Path) -> None:
     assert not np.array_equal(before[2], after[2])
     shutil.rmtree(tmp_path / "work")
     assert np.array_equal(after, labels())
+
+
+def test_frames_of_an_interrupted_call_that_were_changed_are_decoded_again(
+    stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepare([stills], tmp_path / "whole", **CALL).store
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_assemble", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare([stills], tmp_path / "store", **CALL)
+    part = sorted((tmp_path / "store" / "parts").glob("*.u8"))[0]
+    part.write_bytes(bytes(255 - value for value in part.read_bytes()))
+    with pytest.raises(DataError, match=r"was changed since it was decoded from .*the same call"):
+        prepare([stills], tmp_path / "store", **CALL)
+    report = prepare([stills], tmp_path / "store", **CALL)
+    assert report.reused == 2
+    assert np.array_equal(report.store.frames, whole.frames)
+
+
+def test_a_file_that_changes_while_it_is_read_is_skipped_and_named(
+    stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample: Any = parts._sample
+
+    def beside_a_writer(path: Path, *rest: Any) -> Any:
+        if path.name == "b.bmp":
+            flat(path, 7)
+        return sample(path, *rest)
+
+    monkeypatch.setattr(parts, "_sample", beside_a_writer)
+    report = prepare([stills], tmp_path / "store", **CALL)
+    assert [reason for _, reason in report.skipped] == [
+        f"{stills / 'b.bmp'}: was changed while it was read"
+    ]

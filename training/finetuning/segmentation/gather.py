@@ -115,7 +115,7 @@ def gather(
     """
     key = _key(outlined, transform, holdout, seed, held_out)
     about = _about(folder)
-    if about is None or about["key"] != key:
+    if about is None or about["key"] != key or about.get("content") != _contents(folder):
         with written_folder(folder, replace=True) as partial:
             _decode(outlined, partial, transform, key, workers, progress)
         about = _about(folder)
@@ -204,6 +204,11 @@ def _content(path: Path) -> str | None:
         return None
 
 
+def _contents(folder: Path) -> list[str | None]:
+    """What is in the files of frames and maps: what was changed since is decoded again."""
+    return [_content(folder / FRAMES), _content(folder / LABELS)]
+
+
 def _about(folder: Path) -> dict[str, Any] | None:
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -285,6 +290,7 @@ def _decode(
         "sizes": sizes,
         "spacing": spacing,
         "skipped": skipped,
+        "content": _contents(folder),
     }
     with written(folder / ABOUT) as partial:
         partial.write_text(json.dumps(about), encoding="utf-8")
