@@ -150,8 +150,8 @@ def export(
             if (
                 weights_file.exists()
                 and not overwrite
-                # a call that was killed before it could write the card leaves these; not the same
-                # to the byte, since safetensors writes what the header says in any order
+                # a call that was killed before it could write the card leaves these; of an earlier
+                # release not the same to the byte, as the header was in any order
                 and not same_tensors(weights_file, partial)
             ):
                 raise DataError(
