@@ -22,7 +22,7 @@ from uscl_zoo.training.preparing import parts
 from uscl_zoo.training.preparing import prepare as module
 from uscl_zoo.training.preparing.parts import Sampling
 from uscl_zoo.training.preparing.prepare import prepare
-from uscl_zoo.ultrasound import sources
+from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.sources import history_of, state_of
 from uscl_zoo.ultrasound.transforms import FrameTransform
 
@@ -97,7 +97,7 @@ def test_rows_of_an_interrupted_embedding_are_of_what_is_there(
     stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module: Any = timm.create_model("test_resnet", num_classes=0)
-    patch_at, real = "uscl_zoo.ultrasound.sources.sample", sources.sample
+    patch_at, real = "uscl_zoo.ultrasound.sources.sample", reading.sample
 
     def until_c(path: Path, *rest: Any, **more: Any) -> Any:
         if path.name == "c.bmp":
