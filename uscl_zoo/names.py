@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TextIO
 
 from .errors import one_line
@@ -43,6 +43,14 @@ def unplaced(word: str) -> str:
     if not is_private or not os.path.lexists(os.path.expanduser(path)):  # noqa: PTH111
         return word
     return f"{head}{Path(path).resolve().name if parts[-1] == '..' else parts[-1]}"
+
+
+def last_part(reference: str) -> str:
+    """What names weights, without the folders above a file; a name of a library stays as it is."""
+    if reference.startswith(("timm:", "hf-hub:")):
+        return reference
+    # of Windows there are both kinds of slashes
+    return PureWindowsPath(reference).name or reference
 
 
 def escape_unprintable(*streams: TextIO) -> None:

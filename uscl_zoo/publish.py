@@ -157,10 +157,12 @@ def build(
     folder = check_folder(folder).absolute()
     if tuned is not None and card.task in answers.OUTLINING:
         return _build_outliner(card, tuned, folder, repo)
+    how = None
     if tuned is not None:
-        _refuse_link(tuned / card.weights.file)
+        for part in (card.weights.file, answers.ANSWERS):
+            _refuse_link(tuned / part)
         # what the one door refuses is not for others either
-        network.load(tuned, "cpu")
+        how = network.load(tuned, "cpu").answers
     located = weights_cache.locate(card, folder=tuned)
     checkpoint.check_file(located.path, card.architecture, len(card.classes))
     # and what a call that was killed left beside it is taken away
@@ -179,8 +181,10 @@ def build(
             picture, _ = PICTURES[card.task]
             _copy_picture(tuned / picture, partial / picture)
             write_yaml(partial / f"{card.name}.yaml", nameless)
-            for part in (answers.ANSWERS, answers.STATISTICS):
-                _copy(tuned / part, partial / part)
+            _copy(tuned / answers.STATISTICS, partial / answers.STATISTICS)
+            # as it was read: a key that is there twice says another thing to people
+            said = json.dumps(to_plain(how), indent=1, ensure_ascii=False)
+            write_text(partial / answers.ANSWERS, said)
     return folder
 
 

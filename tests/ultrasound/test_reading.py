@@ -575,9 +575,9 @@ class TestSample:
     @pytest.mark.parametrize("rate", [0, -3, math.nan, math.inf])
     def test_rate_is_checked_at_once(self, tmp_path: Path, rate: float) -> None:
         path = write_gif(tmp_path / "clip.gif", [1, 2], 100)
-        with pytest.raises(DataError, match="rate should be a positive number"):
+        with pytest.raises(DataError, match="`rate` should be a number above 0"):
             sample(path, rate)
-        with pytest.raises(DataError, match="frame_rate should be a positive number"):
+        with pytest.raises(DataError, match="`frame_rate` should be a number above 0"):
             iterate(path, frame_rate=rate)
 
 

@@ -8,7 +8,6 @@ folds, it gives every figure as well, and no subject is held out.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,6 @@ import torch
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from uscl_zoo.errors import DataError
-from uscl_zoo.files import written
 from uscl_zoo.zoo.card import Input
 
 from ..downstream.goal import Classes, Goal
@@ -31,6 +29,7 @@ from ..downstream.settings import Settings
 from .judging import OutOfFold, look, survey
 from .loop import fit
 from .tuning import Tuner, cost_of
+from .work import identity, keep, kept
 
 #: Two, each of which learns from half of the subjects in half of the epochs, cost half a network.
 FOLDS, EPOCHS = 2, 0.5
@@ -123,10 +122,11 @@ def answer_apart(
     ):
         places = plan.asked(sample, other, settings)
         others = sample.take(places)
-        kept = None if work is None else work / f"fold{number}.npz"
-        if kept is not None and kept.is_file():
-            with np.load(kept) as arrays:
-                logits, distance = arrays["logits"], arrays["distance"]
+        path = None if work is None else work / f"fold{number}.npz"
+        of = identity(briefly, sample.take(own).rows, others.rows, sample.target)
+        done = None if path is None else kept(path, of)
+        if done is not None:
+            logits, distance = done["logits"], done["distance"]
             if tick is not None:
                 tick(cost_of(sample.take(own), briefly, int(frames.shape[1])), "")
         else:
@@ -142,11 +142,8 @@ def answer_apart(
             fit(tuner, folder, of_fold)
             logits, textures = look(tuner, others.rows, shape)
             distance = survey(tuner, shape).distance(textures)
-            if kept is not None:
-                content = io.BytesIO()
-                np.savez(content, logits=logits, distance=distance)
-                with written(kept) as partial:
-                    partial.write_bytes(content.getvalue())
+            if path is not None:
+                keep(path, of, {"logits": logits, "distance": distance})
         fold = np.full(len(places), number - 1)
         parts.append(OutOfFold(logits, others.target, others.subject, distance, places, fold))
     return OutOfFold.join(parts)

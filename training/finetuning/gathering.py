@@ -26,6 +26,7 @@ from ..downstream.goal import Goal
 from ..downstream.sample import Sample
 from ..downstream.seen import Material, pretrained_on
 from ..learning.frames import DESCRIPTION, FrameStore, Video
+from ..learning.seal import check_frames
 from ..preparing.parts import Sampling
 from ..preparing.prepare import prepare
 
@@ -229,6 +230,8 @@ def gather(
             progress=progress,
         )
         frames, subjects = prepared.store, collection.subjects
+        if prepared.reused == len(frames.videos):
+            check_frames(frames)
         for _, reason in prepared.skipped[:5]:
             note(f"skipped: {reason}")
         if len(prepared.skipped) > 5:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from uscl_zoo.errors import CheckpointError, reason
+
 from ..learning.runs import load_checkpoint, save_checkpoint
 from ..learning.signals import Interrupted, listening
 from ..pretraining.trainer import NotFiniteError
@@ -67,9 +69,11 @@ class Learner(ABC):
         steps: of an epoch.
         progress: how far it is.
         form: of its checkpoints; pretraining's are 1.
+        of: what it learns, see `work.identity`: a checkpoint of another fold has seen other images.
     """
 
     form: int
+    of: str
     network: nn.Module
     optimizer: torch.optim.Optimizer
     steps: int
@@ -165,9 +169,30 @@ class Learner(ABC):
         """What any checkpoint holds."""
         return {
             "format": self.form,
+            "of": self.of,
             "optimizer": self.optimizer.state_dict(),
             "progress": dataclasses.asdict(self.progress),
         }
+
+
+def _resume(learner: Learner, state: dict[str, Any], work: Path) -> None:
+    """Continue from a checkpoint.
+
+    Raises:
+        CheckpointError: if it is of another training, or of none.
+    """
+    advice = f"{work}: its checkpoint is of another training or damaged; delete that folder"
+    if state.get("of") != learner.of:
+        raise CheckpointError(advice)
+    try:
+        learner.restore(state)
+        done = learner.progress
+        counted = 0 <= done.step <= learner.steps and 0 <= done.epoch <= learner.pace.epochs
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{advice} ({reason(error)})") from error
+    tensors = [t for t in learner.network.state_dict().values() if t.is_floating_point()]
+    if not counted or not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise CheckpointError(advice)
 
 
 def fit(
@@ -184,6 +209,7 @@ def fit(
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
+        CheckpointError: if the checkpoint is of another training, or damaged.
         NotFiniteError: if the loss is not finite.
     """
     epochs = learner.pace.epochs
@@ -191,7 +217,7 @@ def fit(
         work.mkdir(parents=True, exist_ok=True)
         kept = load_checkpoint(work, learner.form)
         if kept is not None:
-            learner.restore(kept)
+            _resume(learner, kept, work)
     learner.begin()
     state = learner.progress
     report = tick or (lambda cost, text: None)

@@ -23,6 +23,7 @@ from ..learning.execution import autocast, precision_on
 from ..learning.pairs import Purpose, cut, stream
 from ..learning.recipe import Recipe
 from .loop import Learner, Progress
+from .work import identity
 
 #: Side of the smallest images that a schedule of sizes may show, in pixels.
 SMALLEST = 128
@@ -115,6 +116,7 @@ class Tuner(Learner):
         self.goal = goal or Classes()
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.frames, self.train = frames, train
+        self.of = identity(settings, train.rows, train.target, train.subject)
         self.settings, self.device = settings, device
         # what augmentation and batches take from a recipe
         self.recipe = Recipe(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from uscl_zoo.errors import DataError
-from uscl_zoo.files import is_ours, sweep
+from uscl_zoo.files import is_ours, sweep, written
 from uscl_zoo.records import write_text
 
 #: What tells the call from another.
@@ -56,3 +61,40 @@ def go_on(work: Path, about: dict[str, Any], overwrite: bool, store: str) -> Non
             f"{work}: holds an interrupted run with other data or settings; make that call again, "
             "or add `overwrite=True`"
         )
+
+
+def identity(*parts: Any) -> str:
+    """A digest of what tells one training of a call from another: its rows, settings and so on."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(repr((part.dtype.str, part.shape)).encode() + part.tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def keep(path: Path, of: str, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Keep what a finished fold came to.
+
+    Args:
+        path: of the file.
+        of: its identity: answers of another fold would be of images that it was trained on.
+        arrays: by name.
+    """
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, of=np.array(of), **arrays)
+    with written(path) as partial:
+        partial.write_bytes(content.getvalue())
+
+
+def kept(path: Path, of: str) -> dict[str, npt.NDArray[Any]] | None:
+    """What `keep` kept; None, to be made again, if it is not there, damaged, or of another."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except Exception:  # zip and NumPy raise whatever their parsers do
+        return None
+    return found if str(found.pop("of", "")) == of else None

@@ -42,6 +42,8 @@ from .tuning import Tuner
 
 #: Held-out subjects at most that a card names: a hundred thousand of anything are not for one.
 MANY = 1000
+# Characters of a folder's name that the name of its model takes; a file's name ends at 255.
+_TAG = 60
 _PURPOSE = {
     CLASSES: "telling {} apart",
     LABELS: "finding {}",
@@ -60,7 +62,7 @@ def card_of(
     licence: str | None,
 ) -> Card:
     """The card, but for the weights' digest."""
-    tag = re.sub(r"[^a-z0-9]+", "_", output.resolve().name.lower()).strip("_") or "model"
+    tag = re.sub(r"[^a-z0-9]+", "_", output.resolve().name.lower())[:_TAG].strip("_") or "model"
     frames, parts, subjects, name = given.store, given.parts, given.subjects, given.name
     goal, classes = given.goal, given.outputs
     held = {video.subject for video in parts.held_out}

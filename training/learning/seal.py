@@ -71,14 +71,23 @@ def reseal(store: FrameStore, seal: dict[str, Any], progress: bool = False) -> d
             "frames are the same, and of the others its store, of an earlier release, has no digest"
         )
         return now
-    changed = _changed(store, progress)
+    check_frames(store, progress)
+    return now
+
+
+def check_frames(store: FrameStore, progress: bool = False) -> None:
+    """Compare all frames of a store with what was prepared, if it has digests of them.
+
+    Raises:
+        DataError: if they are not the same.
+    """
+    changed = _changed(store, progress) if "frames_sha256" in store.description else []
     if changed:
         listed = ", ".join(changed[:3]) + (", …" if len(changed) > 3 else "")
         raise DataError(
             f"{store.folder / FRAMES}: was changed since it was prepared, in {len(changed)} videos "
             f"({listed}); prepare it again"
         )
-    return now
 
 
 def _changed(store: FrameStore, progress: bool) -> list[str]:

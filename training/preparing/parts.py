@@ -36,7 +36,8 @@ from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.morphology import opencv
-from uscl_zoo.ultrasound.sources import files_of, here, state_of
+from uscl_zoo.ultrasound.sources import files_of, here, history_of, state_of
+from uscl_zoo.zoo.digests import sha256_of
 
 from .sources import Item
 
@@ -301,7 +302,7 @@ def _is_done(part: Path, source: Path, sampling: Sampling) -> bool:
     except (OSError, ValueError):
         return False
     return bool(
-        about["state"] == state_of(source)
+        about["state"] == history_of(source)
         and "grey" in about
         and about["sampling"] == sampling.settings()
         and size == len(about["times"]) * sampling.size**2 * 3
@@ -314,12 +315,15 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     The description is written after the frames, so that a part with one is whole.
     """
     try:
-        about: dict[str, Any] = {"state": state_of(source), "sampling": sampling.settings()}
+        about: dict[str, Any] = {"state": history_of(source), "sampling": sampling.settings()}
         with here(source) as path:
             cleaner = _cleaner(path, sampling)
             with written(part.with_suffix(".u8")) as partial:
                 about["times"], about["grey"] = _sample(path, partial, sampling, cleaner)
+                about["frames"] = sha256_of(partial)
             about["sha256"] = content_of(path)
+        if history_of(source) != about["state"]:
+            raise UnreadableError(f"{source}: was changed while it was read")
         if cleaner is not None:
             about["beam"] = _record(cleaner)
         write_text(part.with_suffix(".json"), json.dumps(about))

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from uscl_zoo.checks import real, seed_of
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep, written
+from uscl_zoo.files import Address, check_folder, expanded, is_ours, locked, sweep, written
 from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.sources import state_of
+from uscl_zoo.ultrasound.sources import history_of, state_of
 
 from ..learning.frames import (
     BEAM,
@@ -37,7 +37,7 @@ from ..learning.frames import (
 )
 from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .labels import Annotation, SubjectPattern, Table, hold_out, unify
-from .parts import _PART, Sampling, decode_all, part_of
+from .parts import _PART, Sampling, content_of, decode_all, part_of
 from .sources import CorpusPlan, Item, items_in, items_named, items_of
 from .spdx import allows, canonical
 
@@ -172,7 +172,8 @@ def prepare(
 
         if (output / DESCRIPTION).exists():
             existing = _open(output, overwrite)
-            if existing is not None and existing.description.get("fingerprint") == fingerprint:
+            same = existing is not None and existing.description.get("fingerprint") == fingerprint
+            if existing is not None and same and not _changed(existing, items):
                 skipped = [(s["source"], s["reason"]) for s in existing.description["skipped"]]
                 _refuse_skipped(skipped, strict)
                 reused = len(existing.videos)
@@ -378,6 +379,20 @@ def _fingerprint(
     return _digest([*basis, _without_roots(asked)] if asked else basis)
 
 
+def _changed(store: FrameStore, items: Mapping[str, Item]) -> bool:
+    """Whether a source has another content than it had, though it has its size and time."""
+    made = (store.folder / DESCRIPTION).stat().st_mtime_ns
+    known = store.description["sources_sha256"]
+    for name, item in items.items():
+        if name not in known or isinstance(item.path, Address):
+            continue
+        # the times of an archive's files can all be the same; of their last change nobody decides
+        touched = max((entry[-1] for entry in history_of(item.path)), default=0)
+        if touched > made and content_of(item.path) != known[name]:
+            return True
+    return False
+
+
 def _without_roots(asked: Mapping[str, Any]) -> dict[str, Any]:
     """A store is the same wherever its sources lay."""
     plain = dict(asked)
@@ -435,6 +450,12 @@ def _assemble(
                     digest.update(piece)
                     stream.write(piece)
             frames[name] = digest.hexdigest()
+            if abouts[name].get("frames", frames[name]) != frames[name]:
+                part.with_suffix(".json").unlink()
+                raise DataError(
+                    f"{part.with_suffix('.u8')}: was changed since it was decoded from "
+                    f"{items[name].path}; the same call decodes that again"
+                )
     write_text(output / MANIFEST, manifest_of(rows, columns))
     skipped = [(s["source"], s["reason"]) for s in description["skipped"]]
     _write_reasons(output / SKIPPED, "source", skipped)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import check_output, expanded, locked, refuse_whole, written
-from uscl_zoo.names import unplaced
+from uscl_zoo.names import last_part, unplaced
 from uscl_zoo.records import write_yaml
 from uscl_zoo.zoo import licences
 from uscl_zoo.zoo.card import (
@@ -109,7 +109,12 @@ def export(
             f"{card_file}: is there already; choose another name or add `overwrite=True`"
         )
     encoder = encoder_of(state)
-    settings = settings_of(recipe) | {"precision": _precision(about)}
+    settings = settings_of(recipe) | {
+        "precision": _precision(about),
+        # the digests beside them say which file it was, wherever somebody had it
+        "init": recipe.init and last_part(recipe.init),
+        "teachers": [last_part(teacher) for teacher in recipe.teachers],
+    }
     if start_share:
         encoder = _between(run, recipe, about, encoder, start_share)
         settings["start_share"] = start_share
@@ -145,8 +150,8 @@ def export(
             if (
                 weights_file.exists()
                 and not overwrite
-                # a call that was killed before it could write the card leaves these; not the same
-                # to the byte, since safetensors writes what the header says in any order
+                # a call that was killed before it could write the card leaves these; of an earlier
+                # release not the same to the byte, as the header was in any order
                 and not same_tensors(weights_file, partial)
             ):
                 raise DataError(
@@ -182,7 +187,7 @@ def _precision(about: dict[str, Any]) -> str:
 
 
 def _came_of(said: dict[str, Any]) -> Origin:
-    return Origin(said["reference"], said["sha256"], said["licence"])
+    return Origin(last_part(said["reference"]), said["sha256"], said["licence"])
 
 
 def _bound(licence: str | None, reason: str | None, training: Training) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from ..names import cell
 from ..network import Network, load
 from ..records import write_text
 from ..ultrasound.beam import UNKNOWN
-from ..ultrasound.sources import Look, files_of, name_sources, state_of
+from ..ultrasound.sources import Look, files_of, history_of, name_sources
 from ..zoo.catalogue import folder_of
 from .blanking import MOST_FRAMES, blank
 
@@ -346,7 +346,7 @@ def _shortcut(
     directions: NDArray[np.float64] | float = 0.0
     with contextlib.closing(_Journal(folder, key)) as journal:
         for source in tqdm(sources, unit="source", disable=not progress):
-            state = state_of(source)
+            state = history_of(source)
             done = journal.find(source, state)
             if done is None:
                 try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import written
-from ..ultrasound.sources import Source, path_of, state_of
+from ..ultrasound.sources import Source, history_of, path_of
 from .embeddings import Embeddings
 
 # Rows, and seconds, after which what is done is put on disk.
@@ -95,7 +95,7 @@ class Parts:
         """Which of some sources are not done, or have changed since."""
         for source in sources:
             if source not in self._states:
-                self._states[source] = json.dumps(state_of(source))
+                self._states[source] = json.dumps(history_of(source))
         return [source for source in sources if not self.has(source)]
 
     @contextlib.contextmanager

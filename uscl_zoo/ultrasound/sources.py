@@ -199,6 +199,18 @@ def state_of(source: Path) -> list[list[Any]]:
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
+def history_of(source: Path) -> list[list[Any]]:
+    """As `state_of`, and the time of the last change of whatever kind, which nobody can set.
+
+    What puts a new file in the place of an old one may keep size and time, as archives do whose
+    times are all the same. To be compared on one machine: a copy has a history of its own.
+    """
+    if isinstance(source, Address):
+        return state_of(source)
+    files = [file for file in files_of(source) if file.exists()]
+    return [[*s, f.stat().st_ctime_ns] for s, f in zip(state_of(source), files, strict=True)]
+
+
 def decode_ahead(
     sources: Iterable[Source],
     look: Look | float,

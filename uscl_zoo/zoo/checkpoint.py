@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -196,4 +197,19 @@ def write_backbone(
     with written(path) as partial:
         # not save_file, whose files nobody else may read; `format` is what transformers asks of a
         # safetensors file before it loads it
-        partial.write_bytes(save(tensors, metadata={**(metadata or {}), "format": "pt"}))
+        content = save(tensors, metadata={**(metadata or {}), "format": "pt"})
+        partial.write_bytes(_settled(content))
+
+
+def _settled(content: bytes) -> bytes:
+    """A safetensors file whose metadata are in order: safetensors shuffles them each time.
+
+    The same weights are then the same bytes, and have one digest.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header = {key: dict(sorted(value.items())) for key, value in header.items()}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # tensors begin at a multiple of eight bytes
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]

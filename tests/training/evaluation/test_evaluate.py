@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,12 @@ from uscl_zoo import cli
 from uscl_zoo.errors import DataError, UnknownModelError
 from uscl_zoo.training.downstream import contenders, datasets, infold
 from uscl_zoo.training.downstream.contenders import contender
+from uscl_zoo.training.downstream.folds import Folds
 from uscl_zoo.training.downstream.infold import Setting
 from uscl_zoo.training.downstream.scoring import COMPARED
 from uscl_zoo.training.evaluation import bench, pictures, protocols, results
 from uscl_zoo.training.evaluation import evaluate as module
-from uscl_zoo.training.evaluation.evaluate import Evaluation, evaluate
+from uscl_zoo.training.evaluation.evaluate import Evaluation, _twins, evaluate
 from uscl_zoo.training.evaluation.subset import take
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.preparing.labels import from_name
@@ -462,3 +465,16 @@ def test_the_command_with_a_store(
             cli.main([*asked, *more])
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def test_files_that_are_there_twice_are_said() -> None:
+    def video(name: str, label: str) -> Any:
+        return SimpleNamespace(name=name, label=label)
+
+    store: Any = SimpleNamespace(description={"sources_sha256": {"a": "1", "b": "1", "c": "2"}})
+    videos = (video("a", "x"), video("b", "x"), video("c", "y"))
+    apart = Folds(videos, np.array([0, 1, 1]), ("x", "y"), official=False)
+    assert _twins(store, apart) == ["1 files are there twice, in two folds or in two classes"]
+    assert _twins(store, dataclasses.replace(apart, fold=np.array([1, 1, 0]))) == []
+    torn = (video("a", "x"), video("b", "y"), video("c", "y"))
+    assert _twins(store, Folds(torn, np.array([1, 1, 0]), ("x", "y"), official=False)) != []

@@ -205,7 +205,7 @@ def test_files_of_which_nothing_is_known_are_left_out(table: Path) -> None:
         ({"task": "segmenting"}, "`task` should be one of"),
         ({"task": "regression", "class_weights": True}, "`class_weights` has no meaning"),
         ({"task": "multilabel", "classes": ["a"]}, "`classes` has no meaning"),
-        ({"folds": 1}, "`folds=1`"),
+        ({"folds": 1}, "`folds` should be"),
     ],
 )
 def test_what_has_no_meaning_is_refused(

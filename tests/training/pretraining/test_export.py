@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from uscl_zoo.errors import DataError
+from uscl_zoo.records import read_yaml, write_yaml
 from uscl_zoo.training.learning.execution import Execution
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.recipe import Recipe, replace
@@ -261,6 +262,29 @@ def test_weights_without_a_card(small_store: FrameStore, tmp_path: Path) -> None
         f"{card.name}.safetensors",
         f"{card.name}.yaml",
     ]
+
+
+def test_no_path_of_a_start_or_teacher_is_on_the_card(
+    said: Callable[..., Path], tmp_path: Path
+) -> None:
+    at = tmp_path / "Jane Roe"
+    whom = {"reference": f"{at}/a.safetensors", "sha256": "a" * 64, "licence": "MIT"}
+    hub = {"reference": "timm:resnet18.a1_in1k", "sha256": "b" * 64, "licence": "apache-2.0"}
+    other = {"reference": r"C:\Users\roe\model", "sha256": "c" * 64, "licence": None}
+    run = said(start=whom, teachers=[hub, other])
+    recipe = read_yaml(run / "recipe.yaml")
+    names = {"init": whom["reference"], "teachers": [hub["reference"], other["reference"]]}
+    write_yaml(run / "recipe.yaml", recipe | names)
+    card = write(run, tmp_path)
+    assert [origin.name for origin in (card.training.start, *card.training.teachers) if origin] == [
+        "a.safetensors",
+        "timm:resnet18.a1_in1k",
+        "model",
+    ]
+    assert card.training.recipe["init"] == "a.safetensors"
+    assert card.training.recipe["teachers"] == ["timm:resnet18.a1_in1k", "model"]
+    text = (tmp_path / "zoo" / f"{card.name}.yaml").read_text()
+    assert not re.search(r"roe\b|tmp", text, re.IGNORECASE)
 
 
 def test_figures_on_a_card_do_not_say_where_anything_was(

@@ -7,7 +7,6 @@ that is kept: in half of the epochs they are less sure of themselves than it wil
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy.typing as npt
 from torch import nn
 
 from uscl_zoo.answers import Statistics
-from uscl_zoo.files import written
 from uscl_zoo.segmentation.model import Pixels, Trust
 
 from ...downstream.sample import Sample
@@ -27,6 +25,7 @@ from ..crossing import FOLDS, folds_of
 from ..judging import QUANTILE, threshold_of
 from ..loop import fit
 from ..tuning import SURVEYED
+from ..work import identity, keep, kept
 from .fit import Rows
 from .gather import Decoded
 from .teaching import Teaching
@@ -88,11 +87,11 @@ def calibrate(task: Teaching, work: Path, tick: Callable[[float, str], object]) 
         draw = stream(task.settings.seed, number, Purpose.VALIDATION)
         other = np.sort(draw.permutation(other)[: SURVEYED // FOLDS])
         asked.append(other)
-        kept = work / f"fold{number}.npz"
+        path = work / f"fold{number}.npz"
         learner = task.learner(own, settings)
-        if kept.is_file():
-            with np.load(kept) as arrays:
-                parts.append(dict(arrays))
+        of = identity(settings, own, other)
+        if (done := kept(path, of)) is not None:
+            parts.append(done)
             tick(float(settings.epochs * learner.steps), "")
             continue
 
@@ -104,10 +103,7 @@ def calibrate(task: Teaching, work: Path, tick: Callable[[float, str], object]) 
         answers = list(task.ask(learner.network, other))
         part = task.evidence([one for one, _ in answers], other)
         part["distance"] = seen.distance(np.stack([textures for _, textures in answers]))
-        content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **part)
-        with written(kept) as partial:
-            partial.write_bytes(content.getvalue())
+        keep(path, of, part)
         parts.append(part)
     whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     pixels, trust = task.settle(whole, np.concatenate(asked))

@@ -19,6 +19,7 @@ from ...learning.execution import autocast, precision_on
 from ...learning.pairs import Purpose, cut, stream
 from ...learning.recipe import Recipe
 from ..loop import Learner, Progress
+from ..work import identity
 from .augmentation import changed, changed_regions, seeds, transform_of
 from .settings import Settings
 
@@ -150,6 +151,7 @@ class LessonLearner(Learner):
         super().__init__(lesson.settings)
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.lesson, self.device = lesson, device
+        self.of = identity(lesson.settings, lesson.rows)
         self.settings = settings = lesson.settings
         own = {id(parameter) for parameter in encoder.parameters()}
         learned = [p for p in network.parameters() if p.requires_grad]

@@ -22,7 +22,6 @@ from uscl_zoo.errors import DataError, UnreadableError
 from uscl_zoo.files import written, written_folder
 from uscl_zoo.segmentation.regions import Labels, Region
 from uscl_zoo.ultrasound import reading
-from uscl_zoo.ultrasound.sources import state_of
 from uscl_zoo.ultrasound.transforms import FrameTransform
 from uscl_zoo.zoo.card import Card
 from uscl_zoo.zoo.digests import sha256_of
@@ -116,7 +115,7 @@ def gather(
     """
     key = _key(outlined, transform, holdout, seed, held_out)
     about = _about(folder)
-    if about is None or about["key"] != key:
+    if about is None or about["key"] != key or about.get("content") != _contents(folder):
         with written_folder(folder, replace=True) as partial:
             _decode(outlined, partial, transform, key, workers, progress)
         about = _about(folder)
@@ -189,12 +188,25 @@ def _key(outlined: Outlined, transform: FrameTransform, *split: Any) -> str:
     """Whatever decoding depends on, as a digest."""
     legend = None if outlined.legend is None else str(outlined.legend)
     files = [
-        [item.name, item.subject, *(state_of(path) for path in (item.source, *item.masks))]
+        [item.name, item.subject, *(_content(path) for path in (item.source, *item.masks))]
         for item in outlined.items
     ]
     drawn = [item.annotations for item in outlined.items]
     parts = [files, drawn, outlined.classes, legend, transform.size, transform.interpolation, split]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _content(path: Path) -> str | None:
+    """What is in a file, whenever it was written; None if it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return None
+
+
+def _contents(folder: Path) -> list[str | None]:
+    """What is in the files of frames and maps: what was changed since is decoded again."""
+    return [_content(folder / FRAMES), _content(folder / LABELS)]
 
 
 def _about(folder: Path) -> dict[str, Any] | None:
@@ -278,6 +290,7 @@ def _decode(
         "sizes": sizes,
         "spacing": spacing,
         "skipped": skipped,
+        "content": _contents(folder),
     }
     with written(folder / ABOUT) as partial:
         partial.write_text(json.dumps(about), encoding="utf-8")

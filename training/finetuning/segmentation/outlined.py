@@ -28,7 +28,7 @@ class Item:
         name: within the folder given.
         source: the image.
         subject: whose it is.
-        masks: files of its masks; none where `annotations` are.
+        masks: files of its masks; none where `annotations` are, or nothing is outlined.
         annotations: of COCO, with `label` for the class.
         size: height and width as COCO says; None where nobody does.
     """
@@ -77,6 +77,8 @@ class Outlined:
         """
         if self.legend is None:
             return painted(self.regions(item, size), *size)
+        if not item.masks:
+            return np.zeros(size, np.uint8)
         return fitted(self.legend.read(item.masks), size, item.masks[0])
 
     def regions(self, item: Item, size: tuple[int, int]) -> list[Region]:
@@ -106,9 +108,6 @@ def fitted(labels: Labels, size: tuple[int, int], where: Path) -> Labels:
     """
     if labels.shape == size:
         return labels
-    if not labels.any():
-        # one empty mask serves images of any size
-        return np.zeros(size, np.uint8)
     height, width = labels.shape
     if abs(height * size[1] - width * size[0]) > 0.01 * max(height * size[1], width * size[0]):
         raise DataError(

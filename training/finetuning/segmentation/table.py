@@ -24,7 +24,7 @@ class Row:
         name: from the folder of the table.
         source: the image.
         subject: whose it is; its own name where nobody says.
-        masks: of it, at least one.
+        masks: of it; none where it shares an empty one with others, of whatever size that is.
     """
 
     name: str
@@ -99,7 +99,7 @@ def read(
             "shows nothing to outline needs an empty mask"
         )
     rows = [
-        Row(name, source, row.subject, tuple(masks[name]))
+        Row(name, source, row.subject, tuple(m for m in masks[name] if len(images_of[m]) == 1))
         for name, (source, row) in images.items()
         if masks[name]
     ]
