@@ -122,8 +122,20 @@ class Answers:
         if self.task == NUMBER:
             return True
         if self.task == LABELS:
-            return bool(np.where(self._there(said), said, 1 - said).min() >= self.confidence)
+            return not self.unsure(said)
         return bool(said.max() >= self.confidence)
+
+    def unsure(self, said: Floats) -> list[str]:
+        """Labels that it is not sure enough to say or to leave out."""
+        sure = np.where(self._there(said), said, 1 - said) >= self.confidence
+        return [label for label, one in zip(self.classes, sure, strict=True) if not one]
+
+    @property
+    def doubt(self) -> dict[str, tuple[float, float]]:
+        """Of several labels: from and to which probability of each it cannot tell."""
+        cuts = self.cuts or (0.5,) * len(self.classes)
+        yes, no = self.confidence, 1 - self.confidence
+        return {c: (min(cut, no), max(cut, yes)) for c, cut in zip(self.classes, cuts, strict=True)}
 
     def agree(self, frames: Floats, said: Floats) -> NDArray[np.bool_]:
         """Which frames say the same as their clip, or a number within `spread` of it.

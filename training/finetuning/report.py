@@ -148,8 +148,9 @@ def _facts(card: Card, answers: Answers) -> list[list[str]]:
     else:
         edge = f"below a probability of {answers.confidence:g}"
         if answers.task == LABELS:
-            low = 1 - answers.confidence
-            edge = f"if a label's probability is between {low:.3g} and {answers.confidence:g}"
+            edge = "if a probability is between: " + ", ".join(
+                f"{label} {low:.3g} and {high:.3g}" for label, (low, high) in answers.doubt.items()
+            )
         facts += [
             ("temperature", f"{answers.temperature:.3f}, fitted by cross-validation"),
             ("cannot tell", edge),

@@ -69,6 +69,9 @@ def _said(clip: Answer, seen: Examination) -> str:
     if clip.answer is not None:
         first = f'<p class="answer">{escape(whole)}</p>'
     else:
+        if clip.labels:
+            unsure = answers.unsure(np.array(list(clip.probabilities.values())))
+            whole = ", ".join(f"{label} ({clip.probabilities[label]:.2f})" for label in unsure)
         why = (
             "it is unlike the training images"
             if clip.unlike

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..answers import NUMBER, Answers, Floats
+from ..answers import LABELS, NUMBER, Answers, Floats
 from ..checks import real
 from ..data.inputs import Gathered, Inputs, find, on_disk, whose
 from ..data.tables import Tabular
@@ -56,6 +56,7 @@ class Answer:
         answer: that; None for "cannot tell", which is said below the confidence (of any label) and
             of images of another kind.
         interval: of a regression, where nine in ten of such subjects lie; None otherwise.
+        labels: whether any of them, or none, may be so, and not one of several classes.
     """
 
     unit: str
@@ -71,6 +72,7 @@ class Answer:
     best: str
     answer: str | None
     interval: tuple[float, float] | None = None
+    labels: bool = False
 
     @property
     def said(self) -> dict[str, float]:
@@ -84,14 +86,16 @@ class Answer:
         name = self.subject if self.source is None else self.source
         if self.interval is not None:
             share = "{} [{:.4g}, {:.4g}]".format(self.best, *self.interval)
-        elif self.best in self.probabilities:
-            share = f"{self.best} {self.probabilities[self.best]:.2f}"
-        else:
+        elif self.labels:
             share = ", ".join(f"{label} {p:.2f}" for label, p in self.probabilities.items())
+        else:
+            share = f"{self.best} {self.probabilities[self.best]:.2f}"
         if self.unlike:
             said = "cannot tell: unlike the training images"
+        elif not self.answer:
+            said = f"cannot tell ({share})"
         else:
-            said = share if self.answer else f"cannot tell ({share})"
+            said = f"{self.answer} ({share})" if self.labels else share
         many = f"; {self.frames} frames, agreement {self.agreement:.2f}" if self.frames > 1 else ""
         return one_line(f"{name}: {said}{many}")
 
@@ -440,6 +444,7 @@ def answer(
             best=best,
             answer=best if sure else None,
             interval=around if answers.task == NUMBER else None,
+            labels=answers.task == LABELS,
             **({"source": None, "frame": None, "time": None} | of),
         )
 

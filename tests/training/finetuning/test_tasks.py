@@ -401,6 +401,27 @@ def test_labels_are_told_one_by_one() -> None:
     assert early.best(np.array((0.25, 0.1))) == "A"
     assert not early.is_sure(np.array((0.25, 0.1)))
     assert told.is_sure(np.array((0.25, 0.1)))
+    assert early.unsure(np.array((0.25, 0.1))) == ["A"]
+    # what the report says of it
+    assert early.doubt == {"A": (0.2, 0.7), "B": (pytest.approx(0.3), 0.7)}
+    late = dataclasses.replace(told, cuts=(0.9, 0.5))
+    for one in (told, early, late):
+        for chance in np.linspace(0.005, 0.995, 100):
+            low, high = one.doubt["A"]
+            assert (one.unsure(np.array((chance, 0.0))) == ["A"]) == (low <= chance < high)
+
+
+def test_a_line_has_all_labels_and_which_are_said(made: Path, table: Path) -> None:
+    (one,) = uscl_zoo.predict(made, table.parent / "3.png", device="cpu", progress=False).clips
+    if made.name == "regression":
+        assert not one.labels
+        return
+    chances = ", ".join(f"{label} {p:.2f}" for label, p in one.probabilities.items())
+    for best in ("none", "red", "large; red"):
+        sure = dataclasses.replace(one, best=best, answer=best, unlike=False)
+        assert str(sure).endswith(f"3.png: {best} ({chances})")
+        unsure = dataclasses.replace(sure, answer=None)
+        assert str(unsure).endswith(f"3.png: cannot tell ({chances})")
 
 
 def test_embed_explain_shortcut_and_timm_take_it(made: Path, table: Path) -> None:
