@@ -173,6 +173,12 @@ def test_labels_and_a_number_are_said(folder: Path, network: Network) -> None:
     assert f'<p class="answer">{seen.clip.best}' in text
     assert "where a label is said" in text
     assert panels.frames(seen).count("<img") == SHOWN
+    # of one that is said, however unlikely, and of which nothing is sure
+    first = seen.clip.probabilities | {CLASSES[0]: 0.2}
+    early = replace(said, confidence=0.7, cuts=tuple(0.1 for _ in CLASSES))
+    unsure = replace(seen.clip, answer=None, unlike=False, probabilities=first)
+    text = panels.answered(replace(seen, clip=unsure, network=replace(network, answers=early)))
+    assert f"less sure than 0.7 of {CLASSES[0]} (0.20)" in text
     number = replace(seen.clip, probabilities={"area": 12.0}, best="12", interval=(10.0, 14.5))
     of_numbers = replace(network, answers=replace(said, classes=("area",), task=NUMBER))
     text = panels.answered(replace(seen, clip=replace(number, answer="12"), network=of_numbers))
