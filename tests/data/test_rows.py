@@ -250,6 +250,21 @@ def test_what_is_a_mask_beside_its_image_is_none_alone(tmp_path: Path, mask: str
     assert told == [f"{tmp_path}: 1 file is left out, being masks by name: {mask}"]
 
 
+def test_the_table_is_not_said_to_be_left_out(tmp_path: Path) -> None:
+    """It is read: who gave it would believe the opposite. What else lies beside it is said."""
+    stills(tmp_path / "images", "x.png", "y.png")
+    rows = "Filename,Class\nimages/x.png,a\nimages/y.png,b\n"
+    for name in ("t.csv", "notes.csv"):
+        (tmp_path / name).write_text(rows)
+    (tmp_path / "link.csv").symlink_to("t.csv")
+    told: list[str] = []
+    table = read_table(tmp_path / "link.csv", "Filename", "Class", None)
+    assert len(survey(tmp_path, table, on_damage=told.append).sources) == 2
+    assert told == [
+        f"{tmp_path}: 1 file is left out, being neither image nor video nor DICOM: notes.csv"
+    ]
+
+
 @pytest.mark.parametrize("name", NOT_BESIDE)
 def test_what_is_no_mask_beside_an_image(tmp_path: Path, name: str) -> None:
     stills(tmp_path, "x.png", name)

@@ -333,7 +333,8 @@ def survey(
     seen: set[Path] = set()
     for area in [paths] if isinstance(paths, (str, Path)) else paths:
         drawn: list[Path] = []
-        for source, root in name_sources([area], on_damage=on_damage, masks=drawn):
+        inside = name_sources([area], on_damage=on_damage, masks=drawn, table=table.path)
+        for source, root in inside:
             if (real := source.path.resolve()) not in seen:
                 seen.add(real)
                 sources[source.path] = root

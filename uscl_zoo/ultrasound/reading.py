@@ -59,6 +59,7 @@ def find(
     *,
     on_damage: OnDamage = warn,
     masks: list[Path] | None = None,
+    table: Path | None = None,
 ) -> list[Path]:
     """Find the sources in the files and folders a user names.
 
@@ -82,6 +83,7 @@ def find(
         on_damage: called with one line for a folder of whose files some are left out; a
             `DamageWarning` unless given.
         masks: is given those left out, which are not reported then.
+        table: which is read otherwise, so that it is not reported either.
 
     Returns:
         The sources, each once, in the order in which they were named.
@@ -110,13 +112,11 @@ def find(
             )
         if not own and not drawn:
             raise DataError(f"{path}: the folder holds no image or video that can be read")
+        is_it = None if table is None else os.path.realpath(str(table))
+        left_out = [one for one in left_out if os.path.realpath(str(one)) != is_it]
         if left_out:
-            on_damage(
-                one_line(
-                    f"{path}: {counted(left_out)} left out, being neither image nor video nor "
-                    f"DICOM: {some(path, left_out)}"
-                )
-            )
+            what = f"{counted(left_out)} left out, being neither image nor video nor DICOM"
+            on_damage(one_line(f"{path}: {what}: {some(path, left_out)}"))
         if masks is not None:
             masks += drawn
         elif drawn:

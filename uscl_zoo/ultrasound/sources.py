@@ -128,6 +128,7 @@ def name_sources(
     *,
     on_damage: OnDamage = warn,
     masks: list[Path] | None = None,
+    table: Path | None = None,
 ) -> list[tuple[Named, Path]]:
     """Find sources as `reading.find` does, and name each within the file or folder given.
 
@@ -135,6 +136,7 @@ def name_sources(
         paths: as for `find`.
         on_damage: as for `find`.
         masks: as for `find`.
+        table: as for `find`.
 
     Returns:
         The sources and what each is in, each source once, in the order of `find`.
@@ -146,7 +148,7 @@ def name_sources(
     sources: dict[Path, tuple[Named, Path]] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         root = expanded(path)
-        for source in find(root, on_damage=on_damage, masks=masks):
+        for source in find(root, on_damage=on_damage, masks=masks, table=table):
             real = source if isinstance(source, Address) else source.resolve()
             sources.setdefault(real, (named(source, root), root))
     return list(sources.values())
