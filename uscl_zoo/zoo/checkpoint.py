@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checks import beyond_white
 from ..errors import CheckpointError
 from ..files import written
 
@@ -121,10 +122,11 @@ def statistics_in(path: Path) -> tuple[Channels, Channels] | None:
         raise CheckpointError(
             f"{path}: its metadata has `{said[0]}` alone; mean and std go together"
         )
-    return (
-        _channels(path, "mean", metadata["mean"]),
-        _channels(path, "std", metadata["std"], positive=True),
-    )
+    mean = _channels(path, "mean", metadata["mean"])
+    std = _channels(path, "std", metadata["std"], positive=True)
+    if (wrong := beyond_white(mean, std)) is not None:
+        raise CheckpointError(f"{path}: in its metadata {wrong}")
+    return mean, std
 
 
 def _channels(path: Path, key: str, text: str, positive: bool = False) -> Channels:
