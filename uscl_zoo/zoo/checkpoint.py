@@ -99,6 +99,16 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
 
 
+def said_in(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says of it.
+
+    Raises:
+        CheckpointError: if it is no safetensors file.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
 def statistics_in(path: Path) -> tuple[Channels, Channels] | None:
     """Read from the header of a safetensors file what its network was trained to be normalised by.
 
@@ -113,8 +123,7 @@ def statistics_in(path: Path) -> tuple[Channels, Channels] | None:
         CheckpointError: if it is no safetensors file, has one of the two without the other, or they
             are not three finite numbers, positive ones for `std`.
     """
-    with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
+    metadata = said_in(path)
     said = [key for key in ("mean", "std") if key in metadata]
     if not said:
         return None
