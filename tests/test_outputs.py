@@ -203,7 +203,7 @@ CASES: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     **{
         f"{command.split()[0]} into what is whole with its {name}": (
-            {f"out/{name}": "{}"},
+            {f"out/{one}": "{}" for one in (name, "config.json")},
             f"{command} -o out",
             "out: is a ",
         )
@@ -289,6 +289,16 @@ def test_an_evaluation_replaces_nothing_of_others(
     assert run("evaluate", "random", *data, "-o", "out", "--device", "cpu") == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("uscl: out/")
     assert snapshot(place) == before
+
+
+def test_weights_may_be_imported_from_where_they_go(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = home / ".uscl_zoo" / "model.safetensors"
+    own.parent.mkdir()
+    bundled = packaged_cards()["resnet18_uscl.open"].weights.file
+    own.write_bytes((Path(files.__file__).parent / "weights" / bundled).read_bytes())
+    assert run("import", own, "--as", "resnet18_uscl.mine") == 0, capsys.readouterr().err
 
 
 def test_an_import_does_not_replace_its_file(

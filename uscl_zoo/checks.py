@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 
 from .errors import DataError
 
 #: The largest seed: scikit-learn counts as far.
 _LARGEST = 2**32 - 1
+# The largest standard deviation of intensities in 0-1: they have half of that, and some network was
+# made for less contrast. Of 0 to 255 it is tens.
+_WIDEST = 5
 
 
 def whole(name: str, value: object, least: int, most: int | None = None) -> int:
@@ -52,6 +56,24 @@ def real(name: str, value: object, above: float, below: float, *, ends: bool = F
         bounds = f"between {above:g} and {below:g}" if math.isfinite(below) else f"above {above:g}"
         raise DataError(f"`{name}` should be a number {bounds}, not {value!r}")
     return number
+
+
+def beyond_white(mean: Iterable[float], std: Iterable[float]) -> str | None:
+    """What is wrong with a mean and standard deviation of images that are not of 0 to 1.
+
+    Those of 0 to 255 make of every frame nearly the same input, and nothing would say so.
+
+    Returns:
+        The fault, in words; None if they can be of intensities in 0-1.
+    """
+    for name, values, most in (("mean", tuple(mean), 1), ("std", tuple(std), _WIDEST)):
+        if not all(0 <= value <= most for value in values):
+            shown = ", ".join(f"{value:g}" for value in values)
+            return (
+                f"{name} should be of intensities in 0-1, not {shown}; if it is of 0 to 255, "
+                "divide it by 255"
+            )
+    return None
 
 
 def seed_of(seed: object) -> int:

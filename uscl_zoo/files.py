@@ -33,12 +33,12 @@ _LONGEST = 200
 #: Who made a picture, as pictures say themselves; and how near to its ends they do, in bytes.
 MADE = b"uscl-zoo"
 _NEAR = 1 << 20
-#: What a folder is, by a file in it.
+#: What a folder is, by files in it; weights alone may be waiting to be imported.
 _WHOLE = {
-    "predict.json": "a model",
-    "model.safetensors": "a network",
-    "store.json": "a store of frames",
-    "run.json": "a run",
+    ("predict.json",): "a model",
+    ("model.safetensors", "config.json"): "a network",
+    ("store.json",): "a store of frames",
+    ("run.json",): "a run",
 }
 #: What begins an address in object storage, as `s3://bucket/folder`; one letter is a drive.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?(?=[^/])")
@@ -351,11 +351,11 @@ def refuse_whole(folder: Path, names: Iterable[str] = ()) -> None:
     Raises:
         DataError: if it is a model, a network, a store or a run.
     """
-    for name, what in _WHOLE.items():
-        if name not in names and (folder / name).is_file():
+    for marks, what in _WHOLE.items():
+        if marks[0] not in names and all((folder / mark).is_file() for mark in marks):
             raise DataError(
-                f"{folder}: is {what}, as {name} in it says, and its files belong together; name "
-                "another folder"
+                f"{folder}: is {what}, as {' and '.join(marks)} in it say, and its files belong "
+                "together; name another folder"
             )
 
 

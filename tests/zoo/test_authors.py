@@ -13,14 +13,18 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import make_card
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import uscl_zoo
 from uscl_zoo.cli import main
-from uscl_zoo.errors import CardError, CheckpointError, DataError
+from uscl_zoo.errors import CardError, CheckpointError, DataError, UsclError
 from uscl_zoo.network import load
+from uscl_zoo.records import write_yaml
+from uscl_zoo.ultrasound.transforms import FrameTransform
 from uscl_zoo.zoo import authors, places, weights_cache
+from uscl_zoo.zoo.card import Input, read_card
 from uscl_zoo.zoo.catalogue import packaged_cards
 from uscl_zoo.zoo.checkpoint import metadata_of
 from uscl_zoo.zoo.digests import sha256_of
@@ -335,6 +339,39 @@ def test_a_configuration_that_is_malformed(mean: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json: "):
         authors.import_checkpoint(path, "resnet18_uscl.mine")
+
+
+@pytest.mark.parametrize("where", ["given", "metadata", "configuration", "card"])
+def test_a_mean_of_0_to_255_is_refused(where: str, tmp_path: Path) -> None:
+    """It would make nearly the same input of every frame, and nothing would say so."""
+    mean, std = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+    state = _timm_state(0)
+    path = tmp_path / "model.safetensors"
+    said = metadata_of(mean, std) if where == "metadata" else None
+    save_file(state, path, metadata=said)
+    if where == "configuration":
+        shape = {"mean": mean, "std": std}
+        config = {"architecture": "resnet18", "pretrained_cfg": shape}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsclError, match=r"mean should be of intensities in 0-1, .* 255"):
+        if where == "card":
+            card = make_card(input=Input((3, 64, 64), mean, std))
+            write_yaml(tmp_path / "resnet18_uscl.trial.yaml", card)
+            read_card(tmp_path / "resnet18_uscl.trial.yaml")
+        else:
+            given = (mean, std) if where == "given" else None
+            authors.import_checkpoint(path, "resnet18_uscl.mine", statistics=given)
+    with pytest.raises(UsclError, match="mean should be of intensities in 0-1"):
+        FrameTransform((32, 32), mean, std)
+
+
+def test_the_configuration_of_another_architecture_says_nothing(tmp_path: Path) -> None:
+    state = _timm_state(0)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    config = {"architecture": "resnet50", "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"is of a resnet50, and .* holds a resnet18"):
+        authors.import_checkpoint(tmp_path / "pytorch_model.bin", "resnet18_uscl.mine")
 
 
 def test_missing_batch_counts_become_zero(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from uscl_zoo.errors import CardError, DataError
-from uscl_zoo.zoo.checkpoint import write_backbone
+from uscl_zoo.zoo.checkpoint import said_in, write_backbone
 
 from ..learning.execution import Execution, device_named
 from ..learning.frames import FrameStore
@@ -36,6 +36,8 @@ from ..pretraining.starts import load_start, settled
 
 #: How a model of `uscl evaluate` that is to be pretrained within folds begins.
 METHOD = "method:"
+# In the header of the weights of a job: its key.
+_JOB = "job"
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def pretrain_within(
         A safetensors file a job, in timm's keys.
     """
     paths = [work / f"{job.key(store)}.safetensors" for job in jobs]
-    left = [(job, path) for job, path in zip(jobs, paths, strict=True) if not path.exists()]
+    left = [(job, path) for job, path in zip(jobs, paths, strict=True) if not _is_done(path)]
     if not left:
         return paths
     work.mkdir(parents=True, exist_ok=True)
@@ -204,6 +206,23 @@ def pretrain_within(
     return paths
 
 
+def _is_done(path: Path) -> bool:
+    """Whether the weights of a job are there.
+
+    Raises:
+        DataError: if they say that they are another's: of another fold they have seen what this one
+            judges.
+        CheckpointError: if they cannot be read.
+    """
+    if not path.exists():
+        return False
+    job = said_in(path).get(_JOB)
+    # of an earlier release they do not say
+    if job not in (None, path.stem):
+        raise DataError(f"{path}: holds the weights of {job}; delete it, and they are made again")
+    return True
+
+
 def _context() -> Any:
     """How processes begin: from one that has imported what they need, where there is a fork.
 
@@ -235,5 +254,6 @@ def _one(job: Job, folder: Path, path: Path, device: str | None) -> None:
         progress=False,
         pictures=False,
     )
-    write_backbone(encoder_of(load_run(run)[2]), path, job.recipe.architecture)
+    says = {_JOB: path.stem}
+    write_backbone(encoder_of(load_run(run)[2]), path, job.recipe.architecture, metadata=says)
     shutil.rmtree(run)

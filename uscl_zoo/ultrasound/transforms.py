@@ -17,6 +17,7 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
+from ..checks import beyond_white
 from ..errors import DataError, UnknownModelError
 from ..records import read_json
 from ..zoo.card import MODELS, Card
@@ -66,6 +67,8 @@ class FrameTransform:
             raise DataError(f"mean should be finite numbers, not {self.mean}")
         if not all(_is_number(value) and value > 0 for value in self.std):
             raise DataError(f"std should be positive numbers, not {self.std}")
+        if (wrong := beyond_white(self.mean, self.std)) is not None:
+            raise DataError(wrong)
 
     @property
     def channels(self) -> int:

@@ -23,12 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from ..checks import beyond_white
 from ..errors import CardError, CheckpointError, DataError
 from ..files import check_output, expanded, locked, refuse_whole, written
 from ..records import read_json, write_yaml
 from ..release import release
 from . import checkpoint
-from .card import ARCHITECTURES, Card, Input, Training, Weights, read_card
+from .card import ARCHITECTURES, MODELS, Card, Input, Training, Weights, read_card
 from .catalogue import home, packaged_cards
 from .checkpoint import Channels
 from .digests import sha256_of
@@ -157,9 +158,11 @@ def recognised(path: Path, content: bytes) -> Shown | None:
     """
     if content[8:9] == b"{" and (said := checkpoint.statistics_in(path)) is not None:
         return Shown(*said, "its metadata", True)
-    if (said := _beside(path)) is not None:
-        return Shown(*said, "config.json beside it", True)
     state = _state_dict(content, path)
+    # of the two architectures of the zoo one has blocks of three convolutions
+    deep = any(".conv3." in str(key) for key in state)
+    if (said := _beside(path, "resnet50" if deep else "resnet18")) is not None:
+        return Shown(*said, "config.json beside it", True)
     names = {str(key).removeprefix("module.") for key in state}
     if any(name.startswith(theirs) for name in names for theirs in _STAGES):
         return Shown(*_AUTHORS, "the layout of the authors of USCL", False)
@@ -170,8 +173,8 @@ def recognised(path: Path, content: bytes) -> Shown | None:
     return None
 
 
-def _beside(path: Path) -> tuple[Channels, Channels] | None:
-    """What timm wrote beside weights that it saved, or that come from the Hub."""
+def _beside(path: Path, own: str) -> tuple[Channels, Channels] | None:
+    """What timm wrote beside weights of that architecture that it saved, or of the Hub."""
     config = path.with_name("config.json")
     if path.name not in ("model.safetensors", "pytorch_model.bin") or not config.is_file():
         return None
@@ -179,6 +182,12 @@ def _beside(path: Path) -> tuple[Channels, Channels] | None:
     shape = said.get("pretrained_cfg") if isinstance(said, Mapping) else None
     if not isinstance(shape, Mapping) or shape.get("mean") is None or shape.get("std") is None:
         return None
+    named = said.get("architecture")
+    if named is not None and MODELS.get(str(named), named) != own:
+        # of weights that were here before, or of others
+        raise CheckpointError(
+            f"{config}: is of a {named}, and {path.name} beside it holds a {own}; move one of them"
+        )
     try:
         return check_statistics(shape["mean"], shape["std"])
     except (DataError, TypeError, ValueError) as error:
@@ -189,12 +198,14 @@ def check_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[Chann
     """Mean and standard deviation of three channels, if they can be.
 
     Raises:
-        DataError: if they are not three finite numbers each, or one of `std` is not positive.
+        DataError: if they are not three numbers in 0-1 each, or one of `std` is 0.
     """
     if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
         raise DataError(f"mean should be three numbers, of intensities in 0-1, not {mean!r}")
     if len(std) != 3 or not all(0 < value < math.inf for value in std):
         raise DataError(f"std should be three positive numbers, not {std!r}")
+    if (wrong := beyond_white(mean, std)) is not None:
+        raise DataError(wrong)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 

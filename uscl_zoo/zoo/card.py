@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checks import beyond_white
 from ..errors import CardError
 from ..records import from_mapping, read_yaml
 
@@ -361,6 +362,8 @@ def read_card(path: Path) -> Card:
         "should be 3 channels and sides between 32 and 4096 pixels",
     )
     check(all(s > 0 for s in card.input.std), "input.std", "should be positive")
+    wrong = beyond_white(card.input.mean, card.input.std)
+    check(wrong is None, "input", wrong or "")
     check(
         card.task in (None, "regression", "multilabel"),
         "task",

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checks import beyond_white
 from ..errors import CheckpointError
 from ..files import written
 
@@ -98,6 +99,16 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: is no readable safetensors file ({error})") from error
 
 
+def said_in(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says of it.
+
+    Raises:
+        CheckpointError: if it is no safetensors file.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
 def statistics_in(path: Path) -> tuple[Channels, Channels] | None:
     """Read from the header of a safetensors file what its network was trained to be normalised by.
 
@@ -112,8 +123,7 @@ def statistics_in(path: Path) -> tuple[Channels, Channels] | None:
         CheckpointError: if it is no safetensors file, has one of the two without the other, or they
             are not three finite numbers, positive ones for `std`.
     """
-    with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
+    metadata = said_in(path)
     said = [key for key in ("mean", "std") if key in metadata]
     if not said:
         return None
@@ -121,10 +131,11 @@ def statistics_in(path: Path) -> tuple[Channels, Channels] | None:
         raise CheckpointError(
             f"{path}: its metadata has `{said[0]}` alone; mean and std go together"
         )
-    return (
-        _channels(path, "mean", metadata["mean"]),
-        _channels(path, "std", metadata["std"], positive=True),
-    )
+    mean = _channels(path, "mean", metadata["mean"])
+    std = _channels(path, "std", metadata["std"], positive=True)
+    if (wrong := beyond_white(mean, std)) is not None:
+        raise CheckpointError(f"{path}: in its metadata {wrong}")
+    return mean, std
 
 
 def _channels(path: Path, key: str, text: str, positive: bool = False) -> Channels:

@@ -16,7 +16,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from uscl_zoo.errors import CardError
+from uscl_zoo.errors import CardError, CheckpointError, DataError
 from uscl_zoo.training.downstream import infold
 from uscl_zoo.training.downstream.contenders import contender
 from uscl_zoo.training.downstream.infold import (
@@ -141,6 +141,16 @@ def test_weights_are_those_of_a_run_on_the_rest(small_store: FrameStore, tmp_pat
     assert pretrain_within([one], small_store, tmp_path, progress=False) == [path]
     assert path.stat().st_mtime_ns == written
     assert not path.with_suffix("").exists()
+    # of another fold it would have seen what this one judges
+    content = path.read_bytes()
+    state, other = load_file(path), path.with_name("other.safetensors")
+    write_backbone(state, other, "resnet18", metadata={"job": "another-fold2"})
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match="holds the weights of another-fold2; delete it"):
+        pretrain_within([one], small_store, tmp_path, progress=False)
+    path.write_bytes(content[:5000])
+    with pytest.raises(CheckpointError, match="is no readable safetensors file"):
+        pretrain_within([one], small_store, tmp_path, progress=False)
 
 
 def test_another_seed_method_or_fold_is_another_file(small_store: FrameStore) -> None:
