@@ -32,6 +32,7 @@ from PIL import Image
 
 from uscl_zoo import demo
 from uscl_zoo.records import write_yaml
+from uscl_zoo.training.learning.execution import keep_memory
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.preparing.labels import from_name
 from uscl_zoo.training.preparing.parts import Sampling
@@ -40,6 +41,9 @@ from uscl_zoo.training.pretraining import network
 from uscl_zoo.ultrasound.phantom import lung_clip
 from uscl_zoo.zoo.card import Card, Input, Training, Weights, read_card
 from uscl_zoo.zoo.checkpoint import write_backbone
+
+# as training does by itself: else a tenth of the time goes into giving memory back
+keep_memory()
 
 #: Colours of the synthetic classes: easy to tell apart, so that a probe has something to find.
 TINTS = {"Cov": (190, 60, 60), "Pneu": (60, 190, 60), "Reg": (60, 60, 190)}
