@@ -225,7 +225,7 @@ def _licensed(card: Card, licence: str | None) -> Card:
         if card.licence is None:
             raise CardError(
                 f"{card.name}: its card states no licence, so others may not use it; ask the "
-                "authors of the weights, and give it (`licence`), or set `licence` on the card"
+                "authors of the weights, and give it (`licence`), or write it on the card"
             )
         return card
     if card.licence not in (None, licence):
