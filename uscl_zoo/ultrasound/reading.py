@@ -112,8 +112,9 @@ def find(
             )
         if not own and not drawn:
             raise DataError(f"{path}: the folder holds no image or video that can be read")
-        is_it = None if table is None else os.path.realpath(str(table))
-        left_out = [one for one in left_out if os.path.realpath(str(one)) != is_it]
+        if table is not None:
+            is_it = os.path.realpath(str(table))
+            left_out = [one for one in left_out if os.path.realpath(str(one)) != is_it]
         if left_out:
             what = f"{counted(left_out)} left out, being neither image nor video nor DICOM"
             on_damage(one_line(f"{path}: {what}: {some(path, left_out)}"))
