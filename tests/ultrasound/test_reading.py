@@ -804,3 +804,33 @@ class TestSharedData:
             assert not damage
             assert times[0] == 0
             assert (np.diff(times) > 0).all(), path
+
+
+# ------------------------------------------------------------------- numbered files of one folder
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "apng", "webp", "tif"])
+@pytest.mark.parametrize("others", [0, 2])
+def test_numbered_animations_are_a_clip_each(tmp_path: Path, suffix: str, others: int) -> None:
+    """They look like the frames of one clip by name and size, of which all but three were lost."""
+    for number in range(3):
+        first, *rest = (Image.fromarray(frame) for frame in noise(4 if number >= others else 1))
+        first.save(tmp_path / f"p{number}.{suffix}", save_all=True, append_images=rest)
+    found = find([tmp_path])
+    assert [path.name for path in found] == [f"p{number}.{suffix}" for number in range(3)]
+    assert [len(list(iterate(path))) for path in found] == [1] * others + [4] * (3 - others)
+    # a person who names the folder itself is told
+    with pytest.warns(DamageWarning, match=r"holds several pictures; the first is taken"):
+        assert len(list(iterate(tmp_path))) == 3
+
+
+def test_frames_with_previews_are_one_clip(tmp_path: Path) -> None:
+    for number, frame in enumerate(noise(3)):
+        small = Image.fromarray(frame[::4, ::4])
+        small.encoderinfo = {"tiffinfo": {254: 1}}  # a reduced image
+        whole = Image.fromarray(frame)
+        whole.save(tmp_path / f"f{number}.tif", save_all=True, append_images=[small])
+        with Image.open(tmp_path / f"f{number}.tif") as image:
+            assert image.n_frames == 2  # type: ignore[attr-defined]
+    assert find([tmp_path]) == [tmp_path]
+    assert [len(list(iterate(tmp_path)))] == [3]

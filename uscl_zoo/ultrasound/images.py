@@ -207,11 +207,11 @@ def facts(path: Path) -> Facts:
     return Facts(frame_rate=1 / duration if duration else None)
 
 
-def size(path: Path) -> tuple[int, int] | None:
-    """Width and height by the header, None if the file is no image."""
+def layout(path: Path) -> tuple[int, int, bool] | None:
+    """Width, height, and whether it holds several pictures; None if the file is no image."""
     try:
         with _open(path, checked=False) as image:
-            return image.size
+            return *image.size, _moves(image) and len(list(islice(_pages(image), 2))) > 1
     except Exception:  # as above
         return None
 

@@ -445,10 +445,8 @@ def _files_in(folder: Path, visited: set[Path]) -> Iterator[Path]:
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder in natural order, without their masks."""
     files = [entry for entry in entries(folder) if entry.suffix.lower() in images.SUFFIXES]
-    if MASKS.fullmatch(folder.name):
-        return files
     # a folder of nothing else is only here if it was named itself
-    drawn = masks_among(files)
+    drawn = set() if MASKS.fullmatch(folder.name) else masks_among(files)
     return [file for file in files if file not in drawn] or files
 
 
@@ -467,12 +465,13 @@ def _are_one_clip(files: list[Path]) -> bool:
     if files[0].suffix.lower() not in images.SUFFIXES:
         return False
     # numbered stills of different patients look the same by name, and seldom by size
-    sizes = set()
+    layouts = set()
     for file in files:
-        sizes.add(images.size(file))
-        if len(sizes - {None}) > 1:
+        layouts.add(images.layout(file))
+        if len(layouts - {None}) > 1:
             return False
-    return len(sizes - {None}) == 1
+    # numbered animations and stacks of pages are a clip each
+    return any(layout is not None and not layout[2] for layout in layouts)
 
 
 def _iterate_folder(
@@ -484,7 +483,10 @@ def _iterate_folder(
     unread: list[str] = []
     for index, file in enumerate(files):
         try:
-            frame = next(images.iterate(file, None, on_damage, Wanted()))
+            pictures = images.iterate(file, None, on_damage, Wanted())
+            frame = next(pictures)
+            if next(pictures, None) is not None:
+                on_damage(f"{file}: holds several pictures; the first is taken for a frame")
         except UnreadableError as error:
             unread.append(str(error))
             continue
