@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # this is, which an emulator does not answer, and nobody would wait for without an end
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
+import gc
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -65,6 +66,13 @@ def some(count: int, turn: int = 0) -> range:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest: two workers then end together."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what tests leave, not in all that was imported, again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @contextmanager

@@ -94,6 +94,27 @@ def test_pretrained_weights_are_those_of_the_card(card: Card, create: Create) ->
     assert run(model, noise()).shape == (2, model.num_features)
 
 
+def test_what_a_file_fills_is_not_drawn_before(card: Card, create: Create) -> None:
+    """To draw it takes longer than to load it."""
+    before = torch.get_rng_state()
+    create(card.name, pretrained=True, num_classes=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(0)
+    first = create(card.name, pretrained=True, num_classes=3).get_submodule("fc").weight
+    torch.manual_seed(1)
+    second = create(card.name, pretrained=True, num_classes=3).get_submodule("fc").weight
+    assert isinstance(first, Tensor) and isinstance(second, Tensor)
+    assert first.std() > 0 and not torch.equal(first, second)
+
+
+def test_what_no_file_fills_is_drawn(trial: Card, create: Create) -> None:
+    kwargs = {"block_args": {"attn_layer": "se"}, "pretrained_strict": False}
+    torch.manual_seed(0)
+    network = create(trial.name, pretrained=True, **kwargs)
+    attention = [p for name, p in network.named_parameters() if "se.fc" in name and p.ndim == 4]
+    assert attention and all(0 < p.abs().max() < 2 and p.std() > 0 for p in attention)
+
+
 def test_without_weights_the_network_is_random(card: Card, create: Create) -> None:
     before = create(card.name).state_dict()["conv1.weight"]
     assert not torch.equal(before, weights_of(card)["conv1.weight"])

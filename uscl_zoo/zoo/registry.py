@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from timm.models import PretrainedCfg, ResNet, build_model_with_cfg
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import DataError, UnknownModelError, UsclError
 from . import checkpoint, weights_cache
@@ -92,6 +94,30 @@ class GreyConv2d(nn.Conv2d):
         return super().forward(input * self.scale + self.shift)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Draws no filters: those of a file are about to take their place.
+
+    PyTorch draws them once and timm again, which takes three times as long as all the rest. What
+    else is drawn, as a new classifier, is.
+    """
+
+    _OF_FILTERS = (nn.init.kaiming_uniform_, nn.init.kaiming_normal_, Tensor.normal_)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._OF_FILTERS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.ndim == 4:
+                return tensor
+        return func(*args, **kwargs)
+
+
 def create(
     model: str,
     pretrained: bool,
@@ -122,17 +148,20 @@ def create(
     grey = kwargs.get("in_chans") == 1 and any(len(set(shown[key])) > 1 for key in ("mean", "std"))
     if grey:
         kwargs["in_chans"] = 3
-    network: nn.Module = build_model_with_cfg(
-        ResNet,
-        model,
-        pretrained,
-        pretrained_cfg=pretrained_cfg_of(card).to_dict(),
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=_refuse_foreign(architecture),
-        cache_dir=cache_dir,
-        **_LAYERS[architecture],
-        **kwargs,
-    )
+    # a file that was checked has every filter, and timm takes no other number of them
+    filled = located is not None and kwargs.get("pretrained_strict", True)
+    with _Undrawn() if filled else nullcontext():
+        network: nn.Module = build_model_with_cfg(
+            ResNet,
+            model,
+            pretrained,
+            pretrained_cfg=pretrained_cfg_of(card).to_dict(),
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=_refuse_foreign(architecture),
+            cache_dir=cache_dir,
+            **_LAYERS[architecture],
+            **kwargs,
+        )
     if located is not None:
         located.recheck()
     if grey:
