@@ -161,7 +161,7 @@ def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     # of its retries the client makes as many as ever, and waits for each a twentieth as long
     waited = time.sleep
-    time.sleep = lambda seconds: waited(seconds / 20)
+    time.sleep = lambda seconds: waited(float(seconds) / 20)
     for line in sys.stdin:
         asked = json.loads(line)
         print(json.dumps(known[asked.pop("do")](**asked)), file=answers, flush=True)
