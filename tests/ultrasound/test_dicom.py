@@ -678,6 +678,29 @@ class TestFacts:
         assert facts.regions[0].spacing is None
         assert facts.spacing is None
 
+    @pytest.mark.parametrize(
+        ("tags", "shown"),
+        [
+            # centimetres that are taken for metres, millimetres for centimetres, and so on
+            ({"PixelSpacing": [0.0003, 0.0004]}, r"0\.004"),
+            ({"PixelSpacing": [300.0, 400.0]}, r"4e\+03"),
+            ({"PixelSpacing": [0.3, 400.0]}, r"4e\+03"),
+            ({"SequenceOfUltrasoundRegions": [region(PhysicalDeltaX=20.0)]}, r"2e\+03"),
+            (
+                {"SequenceOfUltrasoundRegions": [region(PhysicalDeltaX=1e-4, PhysicalDeltaY=1e-4)]},
+                r"0\.01",
+            ),
+        ],
+    )
+    def test_lengths_that_no_probe_sees(
+        self, tmp_path: Path, tags: dict[str, Any], shown: str
+    ) -> None:
+        with pytest.warns(DamageWarning, match=rf"shows {shown} mm: no lengths are taken"):
+            clip = open_clip(write(tmp_path / "a.dcm", make(noise(1, 8, 10), **tags)))
+            list(clip)
+        assert clip.facts.spacing is None
+        assert all(region.spacing is None for region in clip.facts.regions)
+
     def test_spacing(self, tmp_path: Path) -> None:
         upward = region(PhysicalDeltaY=-1 / 40)
         doppler = region(RegionSpatialFormat=3, RegionDataType=3, PhysicalUnitsXDirection=4)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 _BY_RATE = ("CineRate", "RecommendedDisplayFrameRate")
 #: All that is read to time the frames.
 CLOCK = ("NumberOfFrames", "FrameIncrementPointer", "FrameTimeVector", "FrameTime", *_BY_RATE)
+#: All that is read for lengths.
+SCALE = ("SequenceOfUltrasoundRegions", "PixelSpacing")
 #: All that is read for the facts. Of the regions numbers are kept, and of the transducer what
 # is in the list below, so that neither can hold a name.
 TOLD = [
     "Rows",
     "Columns",
-    "SequenceOfUltrasoundRegions",
-    "PixelSpacing",
+    *SCALE,
     "TransducerType",
     *CLOCK,
 ]
@@ -39,6 +40,9 @@ _TRANSDUCERS = frozenset(
 
 # Milliseconds between frames that no clip has; as many microseconds are a hundred frames a second.
 _MICRO = 1e4
+
+# Millimetres of the longer side of a picture: from that of a catheter to a panorama of a leg.
+_LEAST, _MOST = 1.0, 1000.0
 
 
 class Clock(NamedTuple):
@@ -163,6 +167,30 @@ def facts(header: Dataset, frames: int) -> Facts:
     return Facts(regions, spacing, transducer, clock(header, frames).rate)
 
 
+def scale_note(header: Dataset) -> str | None:
+    """One line if lengths of the header make a picture that no probe takes."""
+    stated = [_stated(item) for item in items(header, "SequenceOfUltrasoundRegions")]
+    sides = numbers(header, "PixelSpacing")
+    if len(sides) == 2 and min(sides) > 0 and not any(stated):
+        stated.append((sides[0], sides[1]))
+    for lengths in stated:
+        if lengths and not _LEAST <= (longest := _longest(header, lengths)) <= _MOST:
+            return f"by its header it shows {longest:.3g} mm: no lengths are taken from that"
+    return None
+
+
+def _longest(header: Dataset, sides: tuple[float, float]) -> float:
+    """Millimetres of the longer side of the picture, by the height and width of a pixel."""
+    return max(sides[0] * int(header.Rows), sides[1] * int(header.Columns))
+
+
+def _plausible(header: Dataset, sides: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Height and width of a pixel, None where a picture of them is of no ultrasound."""
+    if sides is None or not _LEAST <= _longest(header, sides) <= _MOST:
+        return None
+    return sides
+
+
 def numbers(header: Dataset, keyword: str) -> list[float]:
     """The finite numbers of a tag; none if it is missing or damaged."""
     try:
@@ -188,7 +216,8 @@ def _regions(header: Dataset) -> tuple[Region, ...]:
         right = min(int(corners[2]) + 1, header.Columns)
         bottom = min(int(corners[3]) + 1, header.Rows)
         if left < right and top < bottom:
-            regions.append(Region((left, top, right, bottom), _kind(item), _lengths(item)))
+            lengths = _plausible(header, _stated(item))
+            regions.append(Region((left, top, right, bottom), _kind(item), lengths))
     return tuple(regions)
 
 
@@ -204,8 +233,8 @@ def _kind(item: Dataset) -> str:
     return {2: "M-mode", 3: "spectral"}.get(int(layout), "other")
 
 
-def _lengths(item: Dataset) -> tuple[float, float] | None:
-    """Height and width of a pixel in mm."""
+def _stated(item: Dataset) -> tuple[float, float] | None:
+    """Height and width of a pixel of a region in mm."""
     sides = []
     for axis in "YX":
         cm = numbers(item, f"PhysicalUnits{axis}Direction")[:1] == [3]
@@ -219,7 +248,8 @@ def _spacing(header: Dataset, regions: tuple[Region, ...]) -> tuple[float, float
     if stated:
         return stated.pop() if len(stated) == 1 else None
     sides = numbers(header, "PixelSpacing")
-    return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
+    stated_once = (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
+    return _plausible(header, stated_once)
 
 
 def _transducer(header: Dataset) -> str | None:

@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import MissingDependencyError, UnreadableError, quietly, reason
 from ..files import open_file
 from . import acquisition, encapsulated, headers, jpeg, pixels
-from .acquisition import CLOCK
+from .acquisition import CLOCK, SCALE
 from .clip import MAX_PIXELS, Facts, Frame, OnDamage, Wanted
 from .display import GROUPS, Display, of_groups
 from .encapsulated import Piece
@@ -43,7 +43,7 @@ _ROUGHER = 1.1
 # Implicit and little-endian but for the pixels, which the name of a syntax of GE alone says.
 _PIXELS_BIG_ENDIAN = "1.2.840.113619.5.2"
 
-# All that is read of a header to show the pixels and to time the frames.
+# All that is read of a header to show the pixels, to time the frames, and to doubt its lengths.
 _SHOWN = [
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration"),
@@ -57,6 +57,7 @@ _SHOWN = [
     ),
     *GROUPS,
     *CLOCK,
+    *SCALE,
 ]
 # Bits that overlays of the old kind are in, each in a group of its own.
 _OVERLAYS = [0x60000102 + (group << 16) for group in range(0, 32, 2)]
@@ -183,7 +184,8 @@ def _decode(
     """The frames that are there, but for those that are damaged."""
     there = len(file.frames)
     promised = max(file.promised or 1, there)
-    reported = dict.fromkeys((*file.notes, *([clock.note] if clock.note else [])), False)
+    scale = quietly(lambda: acquisition.scale_note(file.header))
+    reported = dict.fromkeys([*file.notes, *filter(None, (clock.note, scale))], False)
     lost: list[int] = []
     trouble = f"its header promises {promised}"
     times = clock.times()
