@@ -14,6 +14,7 @@ from uscl_zoo.errors import DataError, UnreadableError, one_line
 from uscl_zoo.files import expanded
 
 from ..learning.frames import FrameStore, Video
+from ..learning.seal import check_frames
 from .collection import Collection, is_wanted
 from .published import LOADERS, where_from
 
@@ -99,6 +100,7 @@ def load_store(
             f"{folder}: {len(labels)} classes of {', '.join(classes or ['any'])}, and two are "
             f"needed; labels: {there}"
         )
+    check_frames(store, videos=videos)
     whom = {video.subject for video in videos}
     trained = len({video.subject for video in videos if video.split == "train"})
     if everyone:

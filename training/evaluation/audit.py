@@ -35,6 +35,7 @@ from uscl_zoo.zoo.weights_cache import corpus_of
 from ..downstream.collection import sides
 from ..downstream.datasets import DATASETS, DataSet, load
 from ..learning.frames import DESCRIPTION, FrameStore
+from ..learning.seal import check_frames
 from ..preparing.corpus import Corpus, read_corpus
 from ..preparing.fingerprints import (
     ALONE,
@@ -163,6 +164,7 @@ def _open(argument: str, names: set[str], columns: Mapping[str, Any]) -> Data:
     name = next(n for n in (own, *(f"{own} {i}" for i in range(2, 99))) if n not in names)
     if (path / DESCRIPTION).is_file():
         store = FrameStore(path)
+        check_frames(store)
         rows = [
             Source(name, v.name, v.subject, v.label, v.split, Path(v.source)) for v in store.videos
         ]

@@ -19,6 +19,7 @@ from ..downstream.contenders import Contender, contender, random_like
 from ..downstream.infold import SETTINGS
 from ..downstream.regression import PENALTIES, cross_fit, features, fit_predict, regression
 from ..learning.frames import FrameStore
+from ..learning.seal import check_frames
 
 
 def balanced_accuracies(
@@ -206,4 +207,5 @@ def _judged(name: str, store: FrameStore, clean: bool | None) -> Contender:
     one = contender(name, SETTINGS["reduced"], clean=clean)
     if one.varies:
         raise UnknownModelError(f"{name}: has no weights to be judged by; `uscl evaluate` takes it")
+    check_frames(store)
     return one.judged_on(store)

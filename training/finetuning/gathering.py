@@ -209,6 +209,7 @@ def gather(
                 "folder or CSV"
             )
         frames, subjects = FrameStore(data), True
+        check_frames(frames, progress)
         if folds and frames.select("heldout"):
             note("of a cross-validation no subject is held out: those of the store are not either")
         rate = float(frames.description["sampling"]["rate"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from uscl_zoo.errors import DataError
 from uscl_zoo.names import say
 
-from .frames import FRAMES, MANIFEST, FrameStore
+from .frames import FRAMES, MANIFEST, FrameStore, Video
 
 #: What a seal says, by name.
 SEALED = ("store_sample", "store_frames", "store_state")
@@ -75,13 +76,22 @@ def reseal(store: FrameStore, seal: dict[str, Any], progress: bool = False) -> d
     return now
 
 
-def check_frames(store: FrameStore, progress: bool = False) -> None:
-    """Compare all frames of a store with what was prepared, if it has digests of them.
+def check_frames(
+    store: FrameStore, progress: bool = False, videos: Sequence[Video] | None = None
+) -> None:
+    """Compare frames of a store with what was prepared, if it has digests of them.
+
+    Args:
+        store: as it is now.
+        progress: show a bar.
+        videos: whose frames are compared; None for all.
 
     Raises:
         DataError: if they are not the same.
     """
-    changed = _changed(store, progress) if "frames_sha256" in store.description else []
+    if "frames_sha256" not in store.description:
+        return
+    changed = _changed(store, store.videos if videos is None else videos, progress)
     if changed:
         listed = ", ".join(changed[:3]) + (", …" if len(changed) > 3 else "")
         raise DataError(
@@ -90,21 +100,21 @@ def check_frames(store: FrameStore, progress: bool = False) -> None:
         )
 
 
-def _changed(store: FrameStore, progress: bool) -> list[str]:
+def _changed(store: FrameStore, videos: Sequence[Video], progress: bool) -> list[str]:
     """The videos whose frames are not those that were prepared."""
     known = store.description["frames_sha256"]
     size = int(np.prod(store.frames.shape[1:]))
     changed = []
     bar = tqdm(
-        total=len(store.frames) * size,
-        desc="the store was moved: all frames are compared",
+        total=sum(video.count for video in videos) * size,
+        desc="frames are compared with what was prepared",
         unit="B",
         unit_scale=True,
         disable=not progress,
     )
     # past the memory map, whose pages count as memory of the process
     with bar, (store.folder / FRAMES).open("rb", buffering=0) as stream:
-        for video in store.videos:
+        for video in videos:
             digest, left = hashlib.sha256(), video.count * size
             stream.seek(store.frames.offset + video.first * size)  # type: ignore[attr-defined]
             while left and (piece := stream.read(min(left, _PIECE))):
