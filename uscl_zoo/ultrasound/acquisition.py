@@ -170,11 +170,11 @@ def facts(header: Dataset, frames: int) -> Facts:
 def scale_note(header: Dataset) -> str | None:
     """One line if lengths of the header make a picture that no probe takes."""
     stated = [_stated(item) for item in items(header, "SequenceOfUltrasoundRegions")]
-    sides = numbers(header, "PixelSpacing")
-    if len(sides) == 2 and min(sides) > 0 and not any(stated):
-        stated.append((sides[0], sides[1]))
+    if not any(stated):
+        stated.append(_of_picture(header))
     for lengths in stated:
-        if lengths and not _LEAST <= (longest := _longest(header, lengths)) <= _MOST:
+        if lengths and _plausible(header, lengths) is None:
+            longest = _longest(header, lengths)
             return f"by its header it shows {longest:.3g} mm: no lengths are taken from that"
     return None
 
@@ -247,9 +247,13 @@ def _spacing(header: Dataset, regions: tuple[Region, ...]) -> tuple[float, float
     stated = {region.spacing for region in regions if region.kind in ("2D", "colour")} - {None}
     if stated:
         return stated.pop() if len(stated) == 1 else None
+    return _plausible(header, _of_picture(header))
+
+
+def _of_picture(header: Dataset) -> tuple[float, float] | None:
+    """Height and width of a pixel in mm, stated for the picture as a whole."""
     sides = numbers(header, "PixelSpacing")
-    stated_once = (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
-    return _plausible(header, stated_once)
+    return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
 
 
 def _transducer(header: Dataset) -> str | None:
