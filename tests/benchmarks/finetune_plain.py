@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0, help="to go on after an interruption")
     parser.add_argument("--bf16", action="store_true", help="where the processor has it")
     parser.add_argument("--without", nargs="*", choices=PARTS, default=[])
     parser.add_argument("--with", nargs="*", choices=OTHERS, default=[])
@@ -273,7 +274,7 @@ def main() -> None:
     if given.split_of is not None:
         write_split(given.split_of, table, table := table.with_suffix(".split.csv"))
     sides = read(table, given.size)
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         row = run(sides, given, seed)
         asked = [f"-{part}" for part in given.without] + [f"+{o}" for o in getattr(given, "with")]
         shown = {key: round(value, 4) for key, value in row.items()}
