@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import FULL
 
 from uscl_zoo.cli import main
 from uscl_zoo.inference import infer
 from uscl_zoo.records import write_yaml
 from uscl_zoo.training.downstream import regression
-from uscl_zoo.training.downstream.bootstrap import Bootstrap, make_task
+from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task, make_task
 from uscl_zoo.training.evaluation import evaluate, pictures
 from uscl_zoo.training.evaluation.probe import balanced_accuracies
 from uscl_zoo.training.learning.execution import precision_on
@@ -78,6 +79,12 @@ def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regression, "infer", partial(infer, precision=precision))
 
 
+def thinned(task: Task, step: int) -> Task:
+    """A task of every so manieth frame."""
+    places = [field.name for field in fields(task) if field.name not in ("classes", "subjects")]
+    return replace(task, **{place: getattr(task, place)[::step] for place in places})
+
+
 @pytest.mark.first
 @pytest.mark.slow
 @pytest.mark.parametrize("card", PROBED, ids=lambda card: card.name)
@@ -97,14 +104,17 @@ def test_a_probe_is_worth_what_the_card_says(
     frames = sum(video.count for video in pocus.select("train"))
     assert frames == pytest.approx(source.frames, rel=0.002)
 
-    # the random networks beside it are no weights of ours, and three times as long
-    bootstrap = Bootstrap.draw(make_task(pocus))
+    # the random networks beside it are no weights of ours, and three times as long; and as these
+    # weights are no longer shipped, every third frame tells whether they are the card's
+    task = make_task(pocus) if FULL else thinned(make_task(pocus), 3)
+    bootstrap = Bootstrap.draw(task)
     network = create_model(card.name, pretrained=True)
     measured = bootstrap.score(balanced_accuracies([network], pocus, bootstrap, progress=False))
     (told,) = (m for m in card.metrics if m.model is None and m.compared_with is None)
     # another processor rounds otherwise, and a frame on the boundary may change sides
     assert measured.value == pytest.approx(told.value, abs=0.02)
-    assert (measured.low, measured.high) == pytest.approx(told.interval, abs=0.03)
+    if FULL:
+        assert (measured.low, measured.high) == pytest.approx(told.interval, abs=0.03)
 
 
 @pytest.fixture(scope="module")
