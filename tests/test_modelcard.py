@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html.parser
 import os
 import re
@@ -17,9 +18,12 @@ from own import NAME, write_model
 from PIL import Image, PngImagePlugin
 
 from uscl_zoo import publish as publishing
+from uscl_zoo.app.space import write_space
 from uscl_zoo.cli import main
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.files import WriteError
 from uscl_zoo.modelcard import _code, _link, model_card, plain
+from uscl_zoo.network import load
 from uscl_zoo.zoo.card import Card, Origin, read_card
 
 REPO = "me/own"
@@ -206,6 +210,29 @@ def test_no_subject_is_named(model: Path, tmp_path: Path) -> None:
         assert found.getpixel((0, 0)) == (255, 0, 0)
     # of the zoo neither
     assert "`s1`" not in model_card(trial.CARD, REPO)
+
+
+def test_nor_in_a_space(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    held_out(model, "Jane-Doe", "John-Smith")
+    # what a folder is called is no code
+    odd = model.rename(tmp_path / 'a"""; {x} \\u <b>')
+    space = write_space(odd, tmp_path / "space")
+    for path in space.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"Jane" not in content and b"Smith" not in content, path.name
+    ast.parse((space / "app.py").read_text())
+    assert "<b>" not in (space / "README.md").read_text()
+    assert len(load(space / "model", "cpu").classes) == 3
+
+
+def test_what_goes_wrong_with_a_copy_is_said_of_the_copy(model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "absent" / "copy"
+    with pytest.raises(WriteError, match=f"^{copy}: cannot be written"):
+        publishing._copy(model / "predict.json", copy)
+    with pytest.raises(DataError, match="copy the model's folder again"):
+        publishing._copy(model / "absent.json", tmp_path / "copy")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,17 +153,10 @@ def build(
     """
     card, tuned = _find(name)
     card = _licensed(card, licence)
-    # whom the images show is nobody's business
-    nameless = replace(card, training=replace(card.training, held_out_subjects=()))
     folder = check_folder(folder).absolute()
     if tuned is not None and card.task in answers.OUTLINING:
         return _build_outliner(card, tuned, folder, repo)
-    how = None
-    if tuned is not None:
-        for part in (card.weights.file, answers.ANSWERS):
-            _refuse_link(tuned / part)
-        # what the one door refuses is not for others either
-        how = network.load(tuned, "cpu").answers
+    how = None if tuned is None else _answers(card, tuned)
     located = weights_cache.locate(card, folder=tuned)
     checkpoint.check_file(located.path, card.architecture, len(card.classes))
     # and what a call that was killed left beside it is taken away
@@ -180,12 +174,44 @@ def build(
             # the confusion matrix or its like, and none of the pictures of patients
             picture, _ = PICTURES[card.task]
             _copy_picture(tuned / picture, partial / picture)
-            write_yaml(partial / f"{card.name}.yaml", nameless)
-            _copy(tuned / answers.STATISTICS, partial / answers.STATISTICS)
-            # as it was read: a key that is there twice says another thing to people
-            said = json.dumps(to_plain(how), indent=1, ensure_ascii=False)
-            write_text(partial / answers.ANSWERS, said)
+            _write_answering(card, how, tuned, partial)
     return folder
+
+
+def copy_model(tuned: Path, folder: Path) -> None:
+    """Copy what answers of a classifier's folder, for others to see: no picture, and no subject.
+
+    Args:
+        tuned: folder of `uscl finetune`.
+        folder: to write to; made.
+
+    Raises:
+        UsclError: as `build`, but for a licence that is not stated.
+    """
+    card, _ = answers.read_model(tuned)
+    how = _answers(card, tuned)
+    folder.mkdir(parents=True)
+    _copy_weights(tuned / card.weights.file, folder / card.weights.file)
+    weights_cache.verify(folder / card.weights.file, card)
+    write_text(folder / CONFIG, json.dumps(config(card), indent=2) + "\n")
+    _write_answering(card, how, tuned, folder)
+
+
+def _answers(card: Card, tuned: Path) -> answers.Answers | None:
+    for part in (card.weights.file, answers.ANSWERS):
+        _refuse_link(tuned / part)
+    # what the one door refuses is not for others either
+    return network.load(tuned, "cpu").answers
+
+
+def _write_answering(card: Card, how: answers.Answers | None, tuned: Path, folder: Path) -> None:
+    # whom the images show is nobody's business
+    nameless = replace(card, training=replace(card.training, held_out_subjects=()))
+    write_yaml(folder / f"{card.name}.yaml", nameless)
+    _copy(tuned / answers.STATISTICS, folder / answers.STATISTICS)
+    # as it was read: a key that is there twice says another thing to people
+    said = json.dumps(to_plain(how), indent=1, ensure_ascii=False)
+    write_text(folder / answers.ANSWERS, said)
 
 
 def _build_outliner(card: Card, tuned: Path, folder: Path, repo: str | None) -> Path:
@@ -247,20 +273,28 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_weights(source: Path, target: Path) -> None:
     """Copy a file; the Hub's cache has links in it, and what they lead to is verified."""
     try:
-        with open_file(source) as stream, target.open("xb") as copied:
-            while chunk := stream.read(1 << 20):
-                try:
-                    copied.write(chunk)
-                    copied.flush()
-                except OSError as error:
-                    # not of the file that is read, which `shutil` would name
-                    raise WriteError(target, reason(error)) from error
+        with open_file(source) as stream:
+            with _writing(target):
+                copied = target.open("xb", buffering=0)
+            with copied:
+                while chunk := stream.read(1 << 20):
+                    with _writing(target):
+                        copied.write(chunk)
     except WriteError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{source}: is not there; copy the model's folder again") from error
     except OSError as error:
         raise DataError(f"{source}: cannot be copied ({reason(error)})") from error
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Name the copy in what goes wrong with it, not the file that is read, as `shutil` would."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(target, reason(error)) from error
 
 
 def _refuse_link(path: Path) -> None:

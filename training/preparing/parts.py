@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from uscl_zoo.checks import real, whole
 from uscl_zoo.cluster import DEADLY, MOST_DEADLY, Outcome, Work, check_there, joined
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
-from uscl_zoo.files import WriteError, written
+from uscl_zoo.files import WriteError, sweep, written
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
@@ -41,6 +41,8 @@ from uscl_zoo.zoo.digests import sha256_of
 
 from .sources import Item
 
+#: The folder of parts, in that of the store.
+PARTS = "parts"
 #: Names of parts, half-written ones of earlier releases among them.
 _PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial|begun)|\.[0-9a-f]{32}\..*\.partial")
 
@@ -80,6 +82,20 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """As stores have it; switches only where they are on, as older stores lack them."""
         return {key: value for key, value in asdict(self).items() if value is not False}
+
+
+@contextmanager
+def parts_in(output: Path) -> Iterator[Path]:
+    """The folder of what is decoded, which goes if it is left empty: by a store, or a refusal."""
+    parts = output / PARTS
+    parts.mkdir(exist_ok=True)
+    sweep(parts)
+    try:
+        yield parts
+    finally:
+        # what is there still is to go on from, or is not ours
+        with suppress(OSError):
+            parts.rmdir()
 
 
 def decode_all(

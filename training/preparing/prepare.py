@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from uscl_zoo.checks import real, seed_of
 from uscl_zoo.errors import DataError, UnreadableError
-from uscl_zoo.files import Address, check_folder, expanded, is_ours, locked, sweep, written
+from uscl_zoo.files import Address, check_folder, expanded, is_ours, locked, written
 from uscl_zoo.names import cell
 from uscl_zoo.records import to_plain, write_text, write_yaml
 from uscl_zoo.ultrasound import reading
@@ -37,11 +36,11 @@ from ..learning.frames import (
 )
 from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .labels import Annotation, SubjectPattern, Table, hold_out, unify
-from .parts import _PART, Sampling, content_of, decode_all, part_of
+from .parts import _PART, PARTS, Sampling, content_of, decode_all, part_of, parts_in
 from .sources import CorpusPlan, Item, items_in, items_named, items_of
 from .spdx import allows, canonical
 
-PARTS, SKIPPED, LEFT_OUT, CORPUS = "parts", "skipped.csv", "left_out.csv", "corpus.yaml"
+SKIPPED, LEFT_OUT, CORPUS = "skipped.csv", "left_out.csv", "corpus.yaml"
 #: What is written into the folder of a store.
 _NAMES = (DESCRIPTION, FRAMES, MANIFEST, PARTS, SKIPPED, LEFT_OUT, CORPUS)
 
@@ -144,7 +143,7 @@ def prepare(
     holdout = real("holdout", holdout, 0, 1, ends=True)
     output = check_folder(output, _is_ours(output), _inputs(videos, annotate), _NAMES)
     sampling = sampling or Sampling()
-    with locked(output):
+    with locked(output), parts_in(output) as parts:
         plan = videos if isinstance(videos, CorpusPlan) else None
         # labels first: a typo in a column should not cost an hour of decoding
         pattern = None if subject_pattern is None else SubjectPattern(subject_pattern)
@@ -183,14 +182,7 @@ def prepare(
                     f"{output}: holds a store of other videos, labels or settings; "
                     "choose another folder or add `overwrite=True`"
                 )
-            # before the rest, as a folder without one is never taken for a store; but after there
-            # are parts, as a folder with them is one to go on with
-            (output / PARTS).mkdir(exist_ok=True)
-            (output / DESCRIPTION).unlink()
-        (output / PARTS).mkdir(exist_ok=True)
-
-        sweep(output / PARTS)
-        skipped, reused = decode_all(items, output / PARTS, sampling, workers, progress, ray)
+        skipped, reused = decode_all(items, parts, sampling, workers, progress, ray)
         _refuse_skipped(skipped, strict)
         unreadable = {source for source, _ in skipped}
         kept = {name: item for name, item in items.items() if str(item.path) not in unreadable}
@@ -203,7 +195,7 @@ def prepare(
         for key in alike:
             own = [name for name, item in kept.items() if item.origin == key]
             before = len({annotations[name].subject for name in own})
-            one = _scenes(own, annotations, output / PARTS, sampling.size, progress)
+            one = _scenes(own, annotations, parts, sampling.size, progress)
             # of all sources, as two may show the same people
             annotations = {
                 name: replace(row, subject=one.get(row.subject, row.subject))
@@ -439,6 +431,9 @@ def _assemble(
             whose = (name, note.subject, note.label or "", split)
             rows.append((*whose, i, time, items[name].path, note.licence or "", *more))
     frames: dict[str, str] = {}
+    # before the rest, as a folder without one is never taken for a store; one that was there stays
+    # until all is decoded
+    (output / DESCRIPTION).unlink(missing_ok=True)
     # a stream, not a memory map: on a full disk this is an error, and a map would end the process
     with written(output / FRAMES) as partial, partial.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (total, side, side, 3)}
@@ -485,9 +480,6 @@ def _assemble(
     for path in (output / PARTS).iterdir():
         if _PART.fullmatch(path.name):
             path.unlink()
-    # what is there still is not ours
-    with contextlib.suppress(OSError):
-        (output / PARTS).rmdir()
 
 
 def _write_reasons(path: Path, what: str, reasons: Sequence[tuple[str, str]]) -> None:

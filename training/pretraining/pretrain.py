@@ -35,7 +35,7 @@ from ..learning.runs import (
     same_recipe,
     save_checkpoint,
 )
-from ..learning.seal import SEALED, reseal, seal_of
+from ..learning.seal import SEALED, check_frames, reseal, seal_of
 from ..learning.signals import Interrupted, listening
 from . import curves, monitor
 from .starts import Start, load_start, settled
@@ -125,29 +125,37 @@ def _pretrain(
         raise DataError(f"{run}: holds no run to resume")
     else:
         precision = None
+    state = load_checkpoint(run) if resume else None
+    show = progress and ranks.rank == 0
     start = None
-    if about is None:
+    if state is None:
+        # nothing yet, or killed before the first checkpoint: the latter begins once more as it did
         recipe, start = settled(recipe)
     teachers = [load_start(reference) for reference in recipe.teachers]
-    if about is not None:
-        _same_teachers(teachers, about.get("teachers", []))
+    seal: dict[str, Any] = {}
+    if about is None:
+        check_frames(store, show)
+    else:
+        _same_weights("teachers", teachers, about.get("teachers", []))
+        if start is not None:
+            _same_weights("init", [start], [about["start"]])
+        known = {about.get("store_digest", store.digest)}
+        known |= {state.get("store")} if state is not None else set()
+        if known != {store.digest}:
+            raise DataError(f"{store.folder}: is not the store that {run} was trained on")
+        seal = {key: value for key, value in about.items() if key in SEALED}
+        again = reseal(store, seal, show)
     trainer = Trainer(recipe, store, execution, ranks, precision, start, teachers)
     # until all have looked, none may begin to write
     ranks.wait()
     if ranks.rank == 0 and not (run / RECIPE).exists():
         write_text(run / ABOUT, json.dumps(_about(trainer, start, teachers), indent=1))
         write_yaml(run / RECIPE, recipe)
-    state = load_checkpoint(run) if resume else None
     if state is not None:
-        if state.get("store") != store.digest:
-            raise DataError(f"{store.folder}: is not the store that {run} was trained on")
-        assert about is not None
-        seal = {key: value for key, value in about.items() if key in SEALED}
-        again = reseal(store, seal, progress and ranks.rank == 0)
         _restore(trainer, state, checkpoint)
-        if again != seal and ranks.rank == 0:
-            about |= again
-            write_text(run / ABOUT, json.dumps(about, indent=1))
+    if about is not None and again != seal and ranks.rank == 0:
+        about |= again
+        write_text(run / ABOUT, json.dumps(about, indent=1))
     if about is not None and precision != about["precision"] and ranks.rank == 0:
         earlier = about.get("earlier_precisions", [])
         changed = [*earlier, {"precision": about["precision"], "epochs": trainer.progress.epoch}]
@@ -155,7 +163,7 @@ def _pretrain(
         write_text(run / ABOUT, json.dumps(about, indent=1))
     try:
         with listening() as asked:
-            _epochs(trainer, run, asked, progress and ranks.rank == 0, pictures)
+            _epochs(trainer, run, asked, show, pictures)
     except NotFiniteError as error:
         last = f"{checkpoint}" if checkpoint.exists() else "none yet"
         raise NotFiniteError(f"{error}; the last good checkpoint: {last}") from error
@@ -185,16 +193,16 @@ def _restore(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
         )
 
 
-def _same_teachers(teachers: list[Start], before: list[dict[str, Any]]) -> None:
-    """Refuse to go on with other teachers than a run began with.
+def _same_weights(setting: str, given: list[Start], before: list[dict[str, Any]]) -> None:
+    """Refuse to go on with other weights to begin with, or to learn from, than a run began with.
 
     Raises:
-        DataError: if one has other weights.
+        DataError: if some are others.
     """
-    for teacher, known in zip(teachers, before, strict=True):
-        if teacher.sha256 != known["sha256"]:
+    for one, known in zip(given, before, strict=True):
+        if one.sha256 != known["sha256"]:
             raise DataError(
-                f"teachers: {teacher.reference} has other weights (SHA-256 {teacher.sha256[:12]}…) "
+                f"{setting}: {one.reference} has other weights (SHA-256 {one.sha256[:12]}…) "
                 f"than when the run began ({known['sha256'][:12]}…); put those back"
             )
 

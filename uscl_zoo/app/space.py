@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from ..answers import ANSWERS, CONFIG, STATISTICS
 from ..errors import DataError
 from ..files import check_folder, expanded, written_folder
 from ..modelcard import hub_licence
 from ..network import Network, load
+from ..publish import copy_model
 from ..records import write_text
 from ..release import release
 from ..zoo.card import Card
@@ -44,7 +43,7 @@ def write_space(model: str | Path, folder: str | Path) -> Path:
     """Write the folder of a Space: `app.py`, `requirements.txt`, `README.md`, and the model.
 
     Of a model of `uscl finetune` what answers is copied, and nothing else: its report may show
-    images that are nobody else's business.
+    images, and its card names of subjects, that are nobody else's business.
 
     Args:
         model: a checkpoint whose weights come with the package, or a folder of `uscl finetune`.
@@ -61,10 +60,8 @@ def write_space(model: str | Path, folder: str | Path) -> Path:
     sdk = gradio_version()
     folder = check_folder(expanded(folder))
     network = load(model, "cpu")
-    card, files = network.card, list[Path]()
-    if card is not None and network.kind == "model" and network.folder is not None:
-        names = (ANSWERS, STATISTICS, CONFIG, card.weights.file, f"{card.name}.yaml")
-        files = [path for name in names if (path := network.folder / name).is_file()]
+    card, own = network.card, network.folder if network.kind == "model" else None
+    if card is not None and own is not None:
         reference = 'Path(__file__).parent / "model"'
     elif card is not None and network.kind == "zoo" and _is_bundled(card):
         reference = repr(card.name)
@@ -74,15 +71,14 @@ def write_space(model: str | Path, folder: str | Path) -> Path:
             "come with the package, or a folder of `uscl finetune`"
         )
     with written_folder(folder) as partial:
-        app = _APP.format(name=network.name, model=reference)
-        if not files:
+        app = _APP.format(name=_title(network), model=reference)
+        if own is None:
             app = app.replace("from pathlib import Path\n\n", "")
         write_text(partial / "app.py", app)
         write_text(partial / "requirements.txt", f"uscl-zoo[app]=={release()}\n")
         write_text(partial / "README.md", _readme(network, card, sdk))
-        for path in files:
-            (partial / "model").mkdir(exist_ok=True)
-            shutil.copyfile(path, partial / "model" / path.name)
+        if own is not None:
+            copy_model(own, partial / "model")
     return folder
 
 
@@ -93,7 +89,10 @@ def _is_bundled(card: Card) -> bool:
 def _readme(network: Network, card: Card, sdk: str) -> str:
     # the Hub knows some names only, and takes `other` for the rest
     licence = f"license: {hub_licence(card.licence)}\n" if card.licence else ""
-    title = "".join(char if char.isalnum() or char in "._- " else "-" for char in network.name)
-    return _README.format(
-        title=title, sdk=sdk, licence=licence, name=network.name, release=release()
-    )
+    title = _title(network)
+    return _README.format(title=title, sdk=sdk, licence=licence, name=title, release=release())
+
+
+def _title(network: Network) -> str:
+    """The name of a model, which may be that of any folder, as no code and no markup."""
+    return "".join(char if char.isalnum() or char in "._- " else "-" for char in network.name)

@@ -222,6 +222,20 @@ def test_nothing_decodable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "videos" / "Cov-s1.mp4").write_bytes(b"\x00" * 100)
     with pytest.raises(UnreadableError, match=r"none of 1 sources can be decoded.*Cov-s1\.mp4"):
         run(tmp_path / "videos", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_refusal_leaves_the_store_that_is_to_be_replaced(
+    clips: Path, own_clips: Path, tmp_path: Path
+) -> None:
+    run(clips, tmp_path / "store")
+    before = content(tmp_path / "store")
+    for clip in own_clips.iterdir():
+        shutil.rmtree(clip)
+        (own_clips / f"{clip.name}.mp4").write_bytes(bytes(100))
+    with pytest.raises(UnreadableError, match="none of 18 sources can be decoded"):
+        run(own_clips, tmp_path / "store", overwrite=True)
+    assert content(tmp_path / "store") == before and run(clips, tmp_path / "store").reused == 18
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
@@ -331,9 +345,10 @@ def test_a_full_disk_is_an_error_and_leaves_no_store(
     told = f"^{name}: cannot be written \\(File too large\\)"
     with files_of(frames * 32 * 32 * 3 + 500), pytest.raises(DataError, match=told):
         run(clips, output)
-    with pytest.raises(DataError, match="interrupted"):
+    # of no part nothing is left
+    with pytest.raises(DataError, match="interrupted" if frames == 8 else "is no store"):
         FrameStore(output)
-    assert not list(output.rglob("*.partial*"))
+    assert output.exists() == (frames == 8) and not list(output.rglob("*.partial*"))
     # with room again it goes on
     report = run(clips, output)
     assert report.reused == (18 if frames == 8 else report.reused)
