@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from torchvision.models import resnet18
 
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.signals import Interrupted, listening
 from uscl_zoo.training.preparing import parts
 from uscl_zoo.training.preparing.labels import from_name
 from uscl_zoo.training.preparing.parts import Sampling
@@ -153,6 +155,95 @@ def test_an_interrupted_pool_ends_without_tracebacks(
     assert 0 < done < 12 * 18 and not (output / "store.json").exists()
     assert run(*words) == 0
     assert len(FrameStore(output).videos) == 12 * 18
+
+
+def test_ctrl_c_while_workers_are_started_is_not_lost(clips: Path, tmp_path: Path) -> None:
+    """Python ignores what is raised while it forks."""
+    armed = [True]
+
+    def strike() -> None:
+        if armed:
+            armed.clear()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    os.register_at_fork(before=strike)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prepared(clips, tmp_path / "store")
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert len(prepared(clips, tmp_path / "store").videos) == 18
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_that_came_after_the_last_look_is_not_lost(name: str) -> None:
+    number = getattr(signal, name)
+    usual = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), listening() as asked:
+            os.kill(os.getpid(), number)
+            assert asked == [name]
+        # what was raised for it is enough
+        with pytest.raises(Interrupted), listening() as asked:
+            os.kill(os.getpid(), number)
+            raise Interrupted(f"stopped by {asked[0]}")
+    finally:
+        signal.signal(number, usual)
+
+
+def test_parts_of_a_store_that_is_whole_go(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption may come between the last file of the store and the end of its parts."""
+
+    def interrupted(parts: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("uscl_zoo.training.preparing.prepare.clear", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(clips, tmp_path / "store", 1)
+    assert list((tmp_path / "store" / "parts").iterdir())
+    assert len(prepared(clips, tmp_path / "store", 1).videos) == 18
+    assert not (tmp_path / "store" / "parts").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_command_that_is_told_to_end_tidies_up(
+    name: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    number = getattr(signal, name)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def verify(path: Path, card: Card) -> None:
+        assert path.exists()
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("uscl_zoo.publish.weights_cache.verify", verify)
+    usual = signal.signal(
+        number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    )
+    try:
+        assert run("publish", model, "--to", "me") == 128 + number
+        told = capsys.readouterr().err.strip()
+        assert told == "uscl: interrupted" + (f", by {name}" if name != "SIGINT" else "")
+        assert not list(temporary.iterdir())
+        if name == "SIGHUP":
+            # as by nohup
+            signal.signal(number, signal.SIG_IGN)
+            assert run("publish", model, "--to", "me", "--dry-run", "-o", tmp_path / "built") == 0
+            with listening() as asked:
+                os.kill(os.getpid(), number)
+            assert not asked
+    finally:
+        signal.signal(number, usual)
 
 
 # ------------------------------------------------------------------------------------- a full disk

@@ -27,10 +27,10 @@ from uscl_zoo.files import (
     is_ours,
     locked,
     parts_of,
-    sweep,
     written,
     written_folder,
 )
+from uscl_zoo.partials import sweep
 
 #: Any name that a file may have on Linux, those that are no UTF-8 among them.
 NAMES = (
@@ -224,6 +224,30 @@ class TestLocked:
                 sweep(tmp_path, "one")
             assert any(is_ours(name) and "one2" in name for name in everything(tmp_path))
         assert everything(tmp_path) == ["one2.yaml"]
+
+    def test_what_was_left_goes_and_what_is_written_stays(self, tmp_path: Path) -> None:
+        """Where no lock keeps others away: at the name of a picture, a table, a folder."""
+        left = [tmp_path / f".{name}.0123456789ab.partial" for name in ("a.png", "b", "other.png")]
+        left[0].write_text("half")
+        (left[1] / "deep").mkdir(parents=True)
+        left[2].write_text("half")
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / ".c.csv.0123456789ab.partial").write_text("half")
+        with written(tmp_path / "a.png"), written_folder(tmp_path / "b", replace=True):
+            check_output(tmp_path / "a.png")
+            check_folder(tmp_path / "b")
+            now = everything(tmp_path)
+            assert [name for name in now if name.endswith("0123456789ab.partial")] == [left[2].name]
+            assert len([name for name in now if name.endswith(".partial")]) == 3
+        assert everything(tmp_path) == [left[2].name, "a.png", "b"]
+
+    def test_of_a_name_that_is_cut_too(self, tmp_path: Path) -> None:
+        name = "ü" * 120
+        with written(tmp_path / name):
+            (half,) = tmp_path.iterdir()
+        half.write_text("half")
+        check_output(tmp_path / name)
+        assert everything(tmp_path) == [name]
 
     def test_a_folder_of_what_came_to_nothing_goes(self, tmp_path: Path) -> None:
         (tmp_path / "was there").mkdir()

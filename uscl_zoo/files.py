@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -20,15 +19,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import DataError, UsclError, reason
+from .partials import beside, held, is_partial, sweep
 
 #: Seconds to wait for a lock: the workers of a process that was killed take a moment to end.
 _PATIENCE = 2.0
 _LOCK = "lock"
-#: Half-written files and folders, in the way `_beside` names them.
-_PARTIAL = re.compile(r"\.(.*)\.[0-9a-f]{12}\.partial", re.DOTALL)
-#: Bytes of a name that half-written files repeat: names may have 255.
-_LONGEST = 200
-
 
 #: Who made a picture, as pictures say themselves; and how near to its ends they do, in bytes.
 MADE = b"uscl-zoo"
@@ -94,17 +89,18 @@ def written(path: str | Path) -> Iterator[Path]:
         DataError: if a link, a folder, a pipe or a device has that name.
     """
     path = Path(path)
-    partial = _beside(path)
+    partial = beside(path)
     with _in_words(path, partial):
         _check_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # made here, not by tempfile, whose files nobody else may read; never through a link
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
-            yield partial
-            sync(partial)
-            _check_file(path)
-            partial.replace(path)
+            with held(partial):
+                yield partial
+                sync(partial)
+                _check_file(path)
+                partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -125,19 +121,20 @@ def written_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
         DataError: if there is something in the folder, or a link or a file has that name.
     """
     folder = Path(folder)
-    partial = _beside(folder)
+    partial = beside(folder)
     with _in_words(folder, partial):
         _check_replaceable(folder, replace)
         partial.mkdir(parents=True)
         try:
-            yield partial
-            for root, _, names in os.walk(partial):
-                for name in names:
-                    sync(Path(root, name))
-            _check_replaceable(folder, replace)
-            if folder.exists():
-                (shutil.rmtree if replace else Path.rmdir)(folder)
-            partial.replace(folder)
+            with held(partial):
+                yield partial
+                for root, _, names in os.walk(partial):
+                    for name in names:
+                        sync(Path(root, name))
+                _check_replaceable(folder, replace)
+                if folder.exists():
+                    (shutil.rmtree if replace else Path.rmdir)(folder)
+                partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -224,25 +221,6 @@ def parts_of(output: Path, names: re.Pattern[str]) -> Iterator[Path]:
             folder.rmdir()
 
 
-def sweep(folder: Path, name: str = "") -> None:
-    """Take away what a killed process left half-written, where nobody else writes.
-
-    Args:
-        folder: where it is.
-        name: of the file that was written, or of several with suffixes; none for all.
-    """
-    with contextlib.suppress(OSError):
-        for entry in list(os.scandir(folder)):
-            half = _PARTIAL.fullmatch(entry.name)
-            if half is None or not f"{half[1]}.".lstrip(".").startswith(f"{name}." if name else ""):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    Path(entry.path).unlink()
-
-
 def check_output(
     path: str | Path,
     inputs: Iterable[str | Path] = (),
@@ -285,6 +263,7 @@ def check_output(
             raise DataError(
                 f"{path}: is there, and not of an earlier call; move it, or name another"
             )
+    sweep(path.parent, path.name, alone=False)
     return path
 
 
@@ -311,6 +290,7 @@ def check_folder(
         WriteError: if it cannot be looked into.
     """
     folder = expanded(folder)
+    sweep(folder.parent, folder.name, alone=False)
     if not os.path.lexists(folder):
         return folder
     if not folder.is_dir():
@@ -336,6 +316,7 @@ def check_folder(
         whole = expanded(one).resolve()
         if not places.isdisjoint(_place(parent) for parent in (whole, *whole.parents)):
             raise DataError(f"{folder}: holds an input, {one}, that would be lost; name another")
+    sweep(folder, alone=False)
     return folder
 
 
@@ -389,7 +370,7 @@ def expanded(path: str | Path) -> Path:
 
 def is_ours(name: str) -> bool:
     """Whether a name is that of a lock, or of what a killed process left half-written."""
-    return name == f".{_LOCK}" or _PARTIAL.fullmatch(name) is not None
+    return name == f".{_LOCK}" or is_partial(name)
 
 
 def _is_made(path: Path) -> bool:
@@ -442,14 +423,6 @@ def _place(path: str | Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return state.st_dev, state.st_ino
-
-
-def _beside(path: Path) -> Path:
-    # not of its suffix, or who looks for cards, parts or pictures would find it
-    name = path.name
-    while len(os.fsencode(name)) > _LONGEST:
-        name = name[:-1]
-    return path.with_name(f".{name}.{secrets.token_hex(6)}.partial")
 
 
 def sync(path: Path) -> None:

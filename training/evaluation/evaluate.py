@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from uscl_zoo.checks import seed_of
 from uscl_zoo.errors import DataError, MissingDependencyError
-from uscl_zoo.files import check_folder, expanded, is_ours, locked, sweep
+from uscl_zoo.files import check_folder, expanded, is_ours, locked
 from uscl_zoo.names import say
+from uscl_zoo.partials import sweep
 
 from ..downstream.bootstrap import Bootstrap, Floats
 from ..downstream.contenders import Contender, Form, Statistics, contenders
@@ -160,7 +161,7 @@ def evaluate(
         DataError: if the data cannot serve, or another process, or what is not of an earlier call,
             is in `output/work`.
         UnknownModelError: if a model is none.
-        Interrupted: after SIGINT or SIGTERM, with everything saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with everything saved.
     """
     began = time.perf_counter()
     seed = seed_of(seed)

@@ -168,7 +168,7 @@ def finetune(
             is not ours, or another process writes to it.
         UnreadableError: if nothing can be decoded.
         UnknownModelError: if no model is of that name.
-        Interrupted: after SIGINT or SIGTERM, with everything saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with everything saved.
     """
     goal = goal_of(task)
     given_: dict[str, object] = {"classes": classes, "label_smoothing": label_smoothing}

@@ -208,7 +208,7 @@ def fit(
         tick: is given what a step cost, in steps of images of full size, and how it goes.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with a checkpoint written.
         CheckpointError: if the checkpoint is of another training, or damaged.
         NotFiniteError: if the loss is not finite.
     """

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uscl_zoo.errors import DataError
-from uscl_zoo.files import is_ours, sweep, written
+from uscl_zoo.files import is_ours, written
+from uscl_zoo.partials import sweep
 from uscl_zoo.records import write_text
 
 #: What tells the call from another.

@@ -30,7 +30,8 @@ from tqdm import tqdm
 from uscl_zoo.checks import real, whole
 from uscl_zoo.cluster import DEADLY, MOST_DEADLY, Outcome, Work, check_there, joined
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
-from uscl_zoo.files import WriteError, sweep, written
+from uscl_zoo.files import WriteError, written
+from uscl_zoo.partials import sweep
 from uscl_zoo.records import write_text
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
@@ -39,6 +40,7 @@ from uscl_zoo.ultrasound.morphology import opencv
 from uscl_zoo.ultrasound.sources import files_of, here, history_of, state_of
 from uscl_zoo.zoo.digests import sha256_of
 
+from ..learning.signals import ENDING, listening
 from .sources import Item
 
 #: The folder of parts, in that of the store.
@@ -96,6 +98,13 @@ def parts_in(output: Path) -> Iterator[Path]:
         # what is there still is to go on from, or is not ours
         with suppress(OSError):
             parts.rmdir()
+
+
+def clear(parts: Path) -> None:
+    """Take away the parts of a store that is whole, and nothing that is not one."""
+    for path in parts.iterdir():
+        if _PART.fullmatch(path.name):
+            path.unlink()
 
 
 def decode_all(
@@ -207,9 +216,11 @@ def _pooled(todo: Sequence[_Job], workers: int) -> Iterator[tuple[_Job, str | No
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         futures: dict[Future[str | None], _Job] = {}
         try:
-            # a worker may be killed before the last is submitted
-            for job in todo:
-                futures[pool.submit(_decode, *job)] = job
+            # Python loses a signal that comes while it forks
+            with listening():
+                # a worker may be killed before the last is submitted
+                for job in todo:
+                    futures[pool.submit(_decode, *job)] = job
             for future in as_completed(list(futures)):
                 outcome = future.result()
                 yield futures.pop(future), outcome
@@ -296,6 +307,9 @@ def _end_with_parent() -> None:
     """End this worker once the process that feeds it is killed: it would wait for ever."""
     # Ctrl-C reaches all: the parent answers it and ends this one, which would else look killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in ENDING[1:]:
+        # at once, not when the decoder comes back to Python
+        signal.signal(number, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

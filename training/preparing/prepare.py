@@ -36,7 +36,7 @@ from ..learning.frames import (
 )
 from .fingerprints import SCENE, Prints, clusters, find_pairs
 from .labels import Annotation, SubjectPattern, Table, hold_out, unify
-from .parts import _PART, PARTS, Sampling, content_of, decode_all, part_of, parts_in
+from .parts import _PART, PARTS, Sampling, clear, content_of, decode_all, part_of, parts_in
 from .sources import CorpusPlan, Item, items_in, items_named, items_of
 from .spdx import allows, canonical
 
@@ -176,6 +176,7 @@ def prepare(
                 skipped = [(s["source"], s["reason"]) for s in existing.description["skipped"]]
                 _refuse_skipped(skipped, strict)
                 reused = len(existing.videos)
+                clear(parts)
                 return Report(existing, tuple(skipped), unannotated, reused, tuple(left_out))
             if not overwrite:
                 raise DataError(
@@ -477,9 +478,7 @@ def _assemble(
         "digest": _digest(basis),
     }
     write_text(output / DESCRIPTION, json.dumps(description, indent=1))
-    for path in (output / PARTS).iterdir():
-        if _PART.fullmatch(path.name):
-            path.unlink()
+    clear(output / PARTS)
 
 
 def _write_reasons(path: Path, what: str, reasons: Sequence[tuple[str, str]]) -> None:

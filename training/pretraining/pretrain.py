@@ -83,7 +83,7 @@ def pretrain(
         DataError: if the folder holds a run, or files of others that would be lost, another process
             writes to it, or the store cannot serve the recipe.
         NotFiniteError: if the loss is not finite; the last good checkpoint is named.
-        Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with a checkpoint written.
     """
     execution = execution or Execution(device_named(None))
     check_folder(run, _is_run(run), names=_NAMES)

@@ -6,6 +6,7 @@ Defining the commands imports click and no more; what a command works with is im
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import click
 from ..errors import UsclError
 from ..names import escape_unprintable
 from . import adapt, check, pretrain, use, weights
+from .ending import interruptible
 from .output import coloured, painted, say
 
 
@@ -59,14 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     escape_unprintable(sys.stdout, sys.stderr)
     usual, warnings.formatwarning = warnings.formatwarning, _of_warning
+    came: list[int] = []
     try:
         # --debug is taken anywhere, since it is added after something has gone wrong
-        status = cli.main(
-            [word for word in given if word != "--debug"],
-            "uscl",
-            standalone_mode=False,
-            color=coloured(),
-        )
+        with interruptible() as came:
+            status = cli.main(
+                [word for word in given if word != "--debug"],
+                "uscl",
+                standalone_mode=False,
+                color=coloured(),
+            )
         # of a command that ended itself, as `audit --fail` does
         if isinstance(status, int) and status:
             sys.exit(status)
@@ -78,8 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say_error(_of_grammar(error))
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        _say_error("uscl: interrupted")
-        sys.exit(130)
+        number = came[0] if came else signal.SIGINT
+        by = f", by {signal.Signals(number).name}" if came else ""
+        _say_error(f"uscl: interrupted{by}")
+        sys.exit(128 + number)
     except BrokenPipeError:
         # `uscl list | head`: the reader has enough
         sys.stderr.close()

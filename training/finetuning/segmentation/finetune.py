@@ -158,7 +158,7 @@ def finetune(
         UnreadableError: if a mask cannot be read.
         UnknownModelError: if no model is of that name.
         MissingDependencyError: if smp is not installed.
-        Interrupted: after SIGINT or SIGTERM, with everything saved.
+        Interrupted: after SIGINT, SIGTERM or SIGHUP, with everything saved.
     """
     seed = seed_of(seed)
     rate, size, holdout, confidence, resamples, workers = check_given(
