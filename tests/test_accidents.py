@@ -27,6 +27,7 @@ from torchvision.models import resnet18
 
 from uscl_zoo.errors import DataError
 from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.runs import save_checkpoint
 from uscl_zoo.training.learning.signals import Interrupted, listening
 from uscl_zoo.training.preparing import parts
 from uscl_zoo.training.preparing.labels import from_name
@@ -190,6 +191,22 @@ def test_a_signal_that_came_after_the_last_look_is_not_lost(name: str) -> None:
             raise Interrupted(f"stopped by {asked[0]}")
     finally:
         signal.signal(number, usual)
+
+
+def test_a_checkpoint_that_is_interrupted_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(state: object, stream: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            # as torch's archive does when it is closed
+            raise RuntimeError("unexpected pos 51719872 vs 51719764")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_parts_of_a_store_that_is_whole_go(

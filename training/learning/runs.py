@@ -41,6 +41,8 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         # torch's archive, closed over a stream that failed, raises an error of its own
         first = error if isinstance(error, OSError) else error.__context__
+        if isinstance(first, KeyboardInterrupt):
+            raise first from None
         reason = getattr(first, "strerror", None) or str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path}: cannot be written ({reason}); the one before it is untouched"
