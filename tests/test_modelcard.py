@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from uscl_zoo import publish as publishing
 from uscl_zoo.app.space import write_space
 from uscl_zoo.cli import main
-from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.errors import CardError, DataError, one_line
 from uscl_zoo.files import WriteError
 from uscl_zoo.modelcard import _code, _link, model_card, plain
 from uscl_zoo.network import load
@@ -131,7 +131,14 @@ def test_metadata_cannot_be_broken_out_of() -> None:
     for text in HOSTILE:
         data: Any = ModelCard(model_card(spiked(text), REPO)).data
         assert data.license == "mit"
-        assert data.eval_results is not None and data.eval_results[0].dataset_name == text
+        assert data.eval_results is not None
+        assert data.eval_results[0].dataset_name == one_line(text)
+
+
+@pytest.mark.parametrize("text", ["\u202egnp.exe", "a\u200bb\u2066c", "a\u2028b"])
+def test_what_nobody_sees_is_escaped(text: str) -> None:
+    card = model_card(spiked(text), REPO)
+    assert not set(text) & set(card) - set("abcegnpx.")
 
 
 @given(st.text(max_size=40))
@@ -145,8 +152,6 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
     )
     body = shown.strip().removeprefix("<p>").removesuffix("</p>")
     assert "<" not in body
-    from uscl_zoo.errors import one_line
-
     expected = one_line(" ".join(text.split()))
     assert " ".join(html.unescape(body).split()) == " ".join(f"a {expected} b".split())
 

@@ -264,15 +264,17 @@ def _tags(card: Card) -> list[str]:
 
 
 def _result(metric: Metric, task: str) -> EvalResult:
-    details: dict[str, object] = {"unit": metric.unit, "protocol": metric.protocol}
+    # as others show them: no name may turn the rest of a line round
+    unit = one_line(metric.unit)
+    details: dict[str, object] = {"unit": unit, "protocol": one_line(metric.protocol)}
     if metric.interval is not None:
         details |= {"interval": list(metric.interval), "interval_kind": metric.interval_kind}
     return EvalResult(
         task_type=task,
-        dataset_name=metric.dataset,
+        dataset_name=one_line(metric.dataset),
         dataset_type=_slug(metric.dataset),
         metric_type=_slug(metric.metric),
-        metric_name=f"{metric.metric}, by {metric.unit}",
+        metric_name=f"{one_line(metric.metric)}, by {unit}",
         metric_value=metric.value,
         metric_args=details,
     )

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ import pytest
 import torch
 from conftest import TINTS, draw_clip, write_clip
 from own import write_model
-from PIL import Image
+from PIL import Image, ImageOps
 
 import uscl_zoo
 from uscl_zoo import Embedder, network
 from uscl_zoo.data.annotations import read_table
+from uscl_zoo.data.inputs import source_of
 from uscl_zoo.errors import DataError, MissingDependencyError
+from uscl_zoo.ultrasound import read
 from uscl_zoo.ultrasound.clip import Clip, DamageWarning
+from uscl_zoo.ultrasound.rgb import to_frame
 
 FRAMES = draw_clip(0, 3, TINTS["Cov"])
 PLANES = torch.from_numpy(FRAMES[0].copy()).permute(2, 0, 1)
@@ -102,6 +106,32 @@ class TestAlike:
         # and of an Embedder too
         vector = Embedder(loaded.module)([CLIP[form]])
         assert vector[0] == pytest.approx(of_file.features[0], abs=1e-5)
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+    @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+    def test_turned_as_the_file_says(self, orientation: int, suffix: str, tmp_path: Path) -> None:
+        """Pillow leaves pictures as they are stored; a path and what it opens are one image."""
+        path = tmp_path / f"still{suffix}"
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        picture = Image.fromarray(FRAMES[0]).convert("RGB").resize((48, 32))
+        picture.save(path, **({"lossless": True} if suffix == ".webp" else {}), exif=exif)
+        expected = np.asarray(next(iter(read(path))).image)
+        assert expected.shape[:2] == ((32, 48) if orientation < 5 else (48, 32))
+        opened = Image.open(path)
+        assert np.array_equal(to_frame(opened), expected)
+        clip = source_of(opened, "image")
+        assert isinstance(clip, Clip)
+        assert np.array_equal(next(iter(clip)).image, expected)
+        # who has turned it is not asked again
+        turned = ImageOps.exif_transpose(Image.open(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(to_frame(turned), expected)
+        # a TIFF is turned where it is opened
+        if orientation > 1 and suffix != ".tif":
+            with pytest.warns(UserWarning, match=f"EXIF orientation {orientation}.* nobody knows"):
+                to_frame(Image.open(path).convert("RGB"))
 
     @pytest.mark.parametrize("form", ["array", "alpha", "tensor", "I", "I;16", "clip"])
     @pytest.mark.parametrize("bits", [8, 12])

@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import DataError, reason
 from ..files import expanded, is_address
 from ..ultrasound.clip import Clip, DamageWarning, Frame
-from ..ultrasound.rgb import in_use, to_frame
+from ..ultrasound.rgb import in_use, to_frame, upright
 from ..ultrasound.sources import Named, Source, name_sources
 from ..zoo.catalogue import refuse_model
 from .annotations import Annotation, SubjectPattern, Table, known_subject
@@ -282,7 +282,9 @@ def _pixels(item: Any) -> Any:
         except (RuntimeError, TypeError) as error:  # sparse, quantised, or on no device
             raise DataError(f"a tensor is not dense or has no values ({reason(error)})") from error
         return np.moveaxis(array, -3, -1) if array.ndim > 2 else array
-    if isinstance(item, (Image.Image, np.ndarray)):
+    if isinstance(item, Image.Image):
+        return upright(item)
+    if isinstance(item, np.ndarray):
         return item
     raise DataError(f"{_WANTED}, not {described(item)}")
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from ..errors import DataError, UnreadableError
+
+#: Where Pillow keeps what says how an image is to be turned.
+_EXIF = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 
 
 def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
     """Make an 8-bit RGB image of an image or array.
 
     Grey becomes three equal channels, alpha is dropped, and 16-bit intensities are scaled by their
-    full range: 65535 becomes 255. Palettes are resolved.
+    full range: 65535 becomes 255. Palettes are resolved. An image as Pillow opened it is turned as
+    its EXIF says.
 
     Args:
         image: a Pillow image of any mode, or an array of shape (H, W), (H, W, 1), (H, W, 3) or
@@ -38,6 +44,7 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
     if isinstance(image, Image.Image):
         if not image.width or not image.height:
             raise DataError(f"an image of {image.width} x {image.height} pixels has none")
+        image = upright(image)
         if image.mode[0] in "IF":  # I;16, I;16B, I and F: more than 8 bits, one channel
             return to_frame(_deep_pixels(image))
         if image.mode == "P" and "transparency" in image.info:
@@ -64,6 +71,35 @@ def to_frame(image: Image.Image | NDArray[Any]) -> Image.Image:
     grey = array.shape[2] == 1
     pixels = _to_bytes(array[:, :, 0] if grey else array[:, :, :3])
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image of Pillow as it is read from its file, where Pillow leaves it as it is stored.
+
+    Of an image that was made of an opened one nobody knows whether it was turned already, as its
+    EXIF is copied along; that is said.
+    """
+    opened = isinstance(image, ImageFile.ImageFile)
+    if not opened and not _EXIF.intersection(image.info):
+        return image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if orientation not in range(2, 9):
+                return image
+            turned = ImageOps.exif_transpose(image) if opened else None
+        except (OSError, ValueError, SyntaxError, LookupError, struct.error):
+            return image  # of what is damaged whoever decodes it tells
+    if turned is None:
+        warnings.warn(
+            f"an image says that it is to be turned (EXIF orientation {orientation}), and was "
+            "changed since it was opened, so that nobody knows whether it was; begin with "
+            "`PIL.ImageOps.exif_transpose(image)`, or give the path",
+            stacklevel=3,
+        )
+        return image
+    return turned
 
 
 def in_use(highest: int, bits: int = 16) -> tuple[int, str | None]:
