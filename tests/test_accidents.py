@@ -5,6 +5,7 @@ Each is one line with the place, and the same call goes on from there.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -26,6 +27,7 @@ from own import run, write_model
 from torchvision.models import resnet18
 
 from uscl_zoo.errors import DataError
+from uscl_zoo.training.finetuning.work import put_away
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.runs import save_checkpoint
 from uscl_zoo.training.learning.signals import Interrupted, listening
@@ -261,6 +263,35 @@ def test_a_command_that_is_told_to_end_tidies_up(
             assert not asked
     finally:
         signal.signal(number, usual)
+
+
+def test_a_file_that_a_network_keeps_open_fails_no_finished_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is mapped NFS and FUSE keep a file of another name, and so its folder."""
+    work = tmp_path / "work"
+    (work / "store").mkdir(parents=True)
+    for path in (work / "run.json", work / "store" / "frames.npy"):
+        path.touch()
+    unlink = os.unlink
+
+    def silly(path: Any, **more: Any) -> None:
+        if str(path).endswith("frames.npy"):
+            (work / "store" / ".nfs0000").touch()
+        if str(path).endswith(".nfs0000"):
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        unlink(path, **more)
+
+    ending: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", silly)
+        patch.setattr("atexit.register", lambda *given: ending.append(given))
+        put_away(work)
+    assert [path.name for path in work.rglob("*")] == ["store", ".nfs0000"]
+    (work / "store" / ".nfs0000").unlink()
+    ((call, folder),) = ending
+    call(folder)
+    assert not work.exists()
 
 
 # ------------------------------------------------------------------------------------- a full disk

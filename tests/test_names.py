@@ -26,12 +26,16 @@ from torch import nn
 from uscl_zoo.classifier.prediction import predict
 from uscl_zoo.cli import main
 from uscl_zoo.embedding.extraction import embed, embed_to
+from uscl_zoo.embedding.neighbours import read_embeddings
 from uscl_zoo.errors import DataError
 from uscl_zoo.names import cell, plain, say
 from uscl_zoo.training.evaluation.audit import audit
 from uscl_zoo.training.finetuning.finetune import finetune
 from uscl_zoo.training.learning.frames import FrameStore
+from uscl_zoo.training.learning.recipe import Recipe
+from uscl_zoo.training.pretraining.pretrain import pretrain
 from uscl_zoo.ultrasound.reading import read
+from uscl_zoo.zoo.card import Card
 
 #: Of files; as bytes, as Linux has them.
 FILES = [
@@ -133,6 +137,42 @@ def test_embeddings_of_them(odd: Path, model: nn.Module, tmp_path: Path, suffix:
         sources = np.load(output)["sources"].tolist()
         assert all(source.isprintable() for source in sources)
     assert embed(model, odd, progress=False).save(output) == output
+
+
+@pytest.fixture
+def latin(tmp_path: Path) -> Path:
+    """A folder for outputs, whose name is no UTF-8."""
+    folder = tmp_path / os.fsdecode(b"latin-\xe9")
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet"])
+def test_embeddings_in_a_folder_that_is_no_utf8(
+    suffix: str, model: nn.Module, odd: Path, latin: Path
+) -> None:
+    done = embed_to(latin / f"out{suffix}", model, [odd], progress=False, device="cpu")
+    assert done.rows == len(FILES)
+    found = read_embeddings(latin / f"out{suffix}")
+    assert found.features.shape == (len(FILES), 512)
+
+
+def test_an_evaluation_in_a_folder_that_is_no_utf8(
+    latin: Path, classes: Path, installed: Callable[..., Card], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose report has the command line in it."""
+    words = f"evaluate {installed().name} --dataset folder --protocol knn --folds 2 --resamples 100"
+    given = [*words.split(), "--workers", "1", "--data", str(classes), "-o", str(latin / "out")]
+    monkeypatch.setattr(sys, "argv", ["uscl", *given])
+    main(given)
+    assert "latin-\\udce9/out" in (latin / "out" / "results.md").read_text(encoding="utf-8")
+    assert "latin-\\udce9/out" in (latin / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_in_a_folder_that_is_no_utf8(latin: Path, small_store: FrameStore) -> None:
+    with pytest.raises(DataError, match=r"latin-.*run: is no UTF-8, in which TensorBoard wants"):
+        pretrain(Recipe(epochs=1), small_store, latin / "run", progress=False)
+    assert not list(latin.iterdir())
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1", "utf-8"])

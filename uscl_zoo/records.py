@@ -122,13 +122,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all: a reader never meets half of it.
 
+    What is no UTF-8, as in a path, is escaped: no finished work is lost to a name.
+
     Raises:
         WriteError: if it cannot be written.
         DataError: if a link, a folder, a pipe or a device has that name.
     """
     with written(path) as partial:
         # as it is: of tables, the ends of lines are the writer's
-        partial.write_text(text, encoding="utf-8", newline="")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_yaml(path: Path, record: Any) -> None:

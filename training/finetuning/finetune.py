@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import itertools
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ from .loop import fit
 from .rivals import compare, frames_of, heads
 from .tasks import TASKS, goal_of
 from .tuning import Tuner, cost_of, merge
-from .work import go_on, is_work
+from .work import go_on, is_work, put_away
 from .writing import card_of, write_model
 
 WORK, STORE, FINAL = "work", "store", "final"
@@ -281,7 +280,7 @@ def finetune(
         history, frames = tuner.progress.history, given.store.frames
         report.write(output, card, verdict, conclusion, history, answers, frames, notes)
         card = write_model(output, card, tuner.network, answers, statistics)
-        shutil.rmtree(work)
+        put_away(work)
         return Finetuned(output, card, tuple(notes), conclusion.verdict)
 
 

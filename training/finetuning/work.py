@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import io
 import json
@@ -62,6 +64,25 @@ def go_on(work: Path, about: dict[str, Any], overwrite: bool, store: str) -> Non
             f"{work}: holds an interrupted run with other data or settings; make that call again, "
             "or add `overwrite=True`"
         )
+
+
+def put_away(work: Path) -> None:
+    """Take away what a finished call kept.
+
+    Frames are mapped until nobody has them any more, and network file systems keep a file that is
+    mapped, under another name; its folders then go when the process ends.
+    """
+    shutil.rmtree(work, ignore_errors=True)
+    if work.exists():
+        atexit.register(take_empty, work)
+
+
+def take_empty(folder: Path) -> None:
+    """Take away a folder and those in it, as far as nothing is in them."""
+    inner = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
+    for path in (*inner, folder):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def identity(*parts: Any) -> str:

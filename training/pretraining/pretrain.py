@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -87,6 +88,8 @@ def pretrain(
     """
     execution = execution or Execution(device_named(None))
     check_folder(run, _is_run(run), names=_NAMES)
+    if str(run).encode(errors="replace") != os.fsencode(run):
+        raise DataError(f"{run}: is no UTF-8, in which TensorBoard wants it; name another folder")
     # of the processes of a run one writes, and has the folder for itself
     with locked(run) if ranks.rank == 0 else nullcontext():
         return _pretrain(recipe, store, run, resume, execution, ranks, progress, pictures)

@@ -275,7 +275,9 @@ def _write_parquet(path: Path, blocks: Iterator[Embeddings]) -> None:
         for block in blocks:
             table = pyarrow.table(block)
             if writer is None:
-                writer = stack.enter_context(parquet.ParquetWriter(path, table.schema))
+                # a stream, as Arrow takes no path that is not UTF-8
+                stream = stack.enter_context(path.open("wb"))
+                writer = stack.enter_context(parquet.ParquetWriter(stream, table.schema))
             writer.write_table(table)
 
 

@@ -32,7 +32,7 @@ from ..crossing import FOLDS
 from ..estimating import spoken
 from ..gathering import backbone
 from ..loop import fit
-from ..work import go_on, is_work
+from ..work import go_on, is_work, put_away
 from . import report
 from .apart import calibrate, folds, survey
 from .figures import Case, Figures, judge, measure, reliability
@@ -286,7 +286,7 @@ def finetune(
             notes,
         )
         said = write_model(output, said, learner.network, statistics)
-        shutil.rmtree(work)
+        put_away(work)
         return Outlining(output, said, figures, tuple(notes))
 
 
