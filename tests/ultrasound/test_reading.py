@@ -17,6 +17,8 @@ import av
 import numpy as np
 import pytest
 from conftest import FULL
+from hypothesis import given
+from hypothesis import strategies as st
 from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,7 +28,7 @@ from test_dicom import write as write_dicom
 
 from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError
 from uscl_zoo.ultrasound import Facts, images, read, video
-from uscl_zoo.ultrasound.reading import DamageWarning, find, iterate, sample
+from uscl_zoo.ultrasound.reading import DamageWarning, find, iterate, natural_key, sample
 
 Frames = NDArray[np.uint8]
 
@@ -497,6 +499,20 @@ class TestFolder:
         read = list(iterate(folder))
         assert [pixels(image)[0, 0, 0] for _, image in read] == [0, 10, 20, 100]
         assert all(math.isnan(frame.time) for frame in read)
+
+    def test_names_of_which_one_goes_on_with_a_number(self, tmp_path: Path) -> None:
+        """Folders, and DICOM files, have no suffix: `scan` beside `scan2`."""
+        for name in ("scan10", "scan2", "scan", "scan-1", "2", "IM1", "IM"):
+            (tmp_path / name).mkdir()
+            Image.new("L", (8, 8)).save(tmp_path / name / "x.png")
+        found = [path.parent.name for path in find([tmp_path])]
+        assert found == ["2", "IM", "IM1", "scan", "scan2", "scan10", "scan-1"]
+
+    @given(st.lists(st.text("a1 .-é٣²", max_size=5), max_size=6))
+    def test_any_names_have_an_order(self, names: list[str]) -> None:
+        keys = [natural_key(Path(f"x{name}")) for name in names]
+        ordered = sorted(keys)
+        assert sorted(keys[::-1]) == ordered
 
     def test_times_by_rate(self, folder: Path) -> None:
         assert [t for t, _ in iterate(folder, frame_rate=2)] == [0, 0.5, 1, 1.5]

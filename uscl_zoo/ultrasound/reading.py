@@ -279,11 +279,11 @@ def wanted_at(rate: float) -> Wanted:
     return Wanted(real("rate", rate, 0, math.inf))
 
 
-def natural_key(path: Path) -> tuple[object, ...]:
-    """Sorting key that puts `frame2.jpg` before `frame10.jpg`."""
+def natural_key(path: Path) -> tuple[tuple[object, ...], str]:
+    """Sorting key that puts `frame2.jpg` before `frame10.jpg`, and `scan` before `scan2`."""
     parts = re.split(r"(\d+)", path.name.casefold())
     # split alternates text and digits, so like is compared with like; the name breaks ties
-    return (*(int(part) if i % 2 else part for i, part in enumerate(parts)), path.name)
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), path.name
 
 
 def _is_folder(path: Path) -> bool:
