@@ -29,7 +29,13 @@ from tqdm import tqdm
 
 from uscl_zoo.checks import real, whole
 from uscl_zoo.cluster import DEADLY, MOST_DEADLY, Outcome, Work, check_there, joined
-from uscl_zoo.errors import DataError, MissingDependencyError, UnreadableError, UsclError
+from uscl_zoo.errors import (
+    DataError,
+    MissingDependencyError,
+    UnreadableError,
+    UsclError,
+    reason,
+)
 from uscl_zoo.files import WriteError, written
 from uscl_zoo.partials import sweep
 from uscl_zoo.records import write_text
@@ -360,8 +366,10 @@ def _decode(source: Path, part: Path, sampling: Sampling) -> str | None:
     except (MissingDependencyError, WriteError):
         # not the video's fault: skipping would leave every video out for want of a library, or room
         raise
-    except (UsclError, OSError) as error:
+    except UsclError as error:
         return str(error)
+    except OSError as error:
+        return f"{error.filename or source}: cannot be read ({reason(error)})"
     return None
 
 
