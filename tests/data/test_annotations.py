@@ -176,6 +176,44 @@ class TestDataFrames:
         with pytest.raises(DataError, match=said):
             read_frame(frame, Path("t"), "f", "label")
 
+    @pytest.mark.parametrize(
+        "numbers",
+        [
+            [1234567890123456788.0, 1.0],
+            np.array([123456789, 1], np.float32),
+            np.array([4097, 1], np.float16),
+        ],
+    )
+    def test_subjects_that_have_lost_digits(self, numbers: Any) -> None:
+        frame = pandas.DataFrame({"f": ["a", "b"], "y": ["u", "v"], "s": numbers})
+        with pytest.raises(DataError, match=r"column 's' has fractions .* read it as text"):
+            read_frame(frame, Path("t"), "f", "y", "s")
+        # as long as they were read, they are who they are; and of labels nobody is made one
+        whole = frame.assign(s=[1234567890123456788, 1234567890123456789])
+        rows = read_frame(whole, Path("t"), "f", "y", "s").rows
+        assert [row.subject for row in rows.values()] == [str(number) for number in whole["s"]]
+        assert len(read_frame(frame, Path("t"), "f", "s").rows) == 2
+
+
+@pytest.mark.parametrize("cell", ["1.23457E+11", "1.23457e+15", '"1,23457E+11"', "1E+12"])
+def test_subjects_that_a_spreadsheet_has_shortened(cell: str, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(f"f,y,s\na,x,{cell}\nb,z,P1\n")
+    with pytest.raises(DataError, match=r"in column 's' is what a spreadsheet makes .* as text"):
+        read_table(table, "f", "y", "s")
+    # a number to be learned may be written so
+    assert len(read_table(table, "f", "s").rows) == 2
+    table.write_text("f,y,s\na,x,1E12\nb,z,2E+P\n")
+    assert [row.subject for row in read_table(table, "f", "y", "s").rows.values()] == [
+        "1E12",
+        "2E+P",
+    ]
+
+
+def test_letters_of_other_alphabets_that_look_the_same() -> None:
+    words = ["Cov", "C\u043ev", "\u0421ov", "P1", "\u03a11", "норма", "hopma1", "b"]
+    assert nearly_alike(words) == [["Cov", "C\u043ev", "\u0421ov"], ["P1", "\u03a11"]]
+
 
 @pytest.mark.parametrize("unknown", UNKNOWN)
 def test_unknown_cells(tmp_path: Path, unknown: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from uscl_zoo.data.annotations import Annotation, Table, read_table
+from uscl_zoo.data.annotations import Annotation, SubjectPattern, Table, read_table
+from uscl_zoo.data.collection import collect
 from uscl_zoo.data.rows import Matched, assign, own_subjects, survey
 from uscl_zoo.errors import DataError
+from uscl_zoo.training.preparing.sources import items_in
 from uscl_zoo.ultrasound.sources import name_sources
 
 HOME = Path("/study")
@@ -354,3 +357,48 @@ def test_files_of_one_name_are_not_one_subject(tmp_path: Path) -> None:
     told = own_subjects(sources, [whose.get(source.name) for source in sources])
     assert told[:2] == ["2.png", "2.png"]
     assert told[2] not in ("2.png", None)
+
+
+# ------------------------------------------------------------------------------ who is not known
+
+
+def draw(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / name)
+
+
+@pytest.mark.parametrize("rows", [["a,1", "b,", "a,NA", "b"], ["a,", "b,", "a,?", "b"]])
+def test_files_without_a_subject_are_counted(rows: list[str], tmp_path: Path) -> None:
+    """Or a patient is on both sides in silence; a row that is cut off is one of them."""
+    draw(tmp_path, *(f"{number}.png" for number in range(4)))
+    lines = [f"{number}.png,{row}" for number, row in enumerate(rows)]
+    (tmp_path / "t.csv").write_text("\n".join(["f,y,s", *lines]) + "\n")
+    read = partial(collect, tmp_path / "t.csv", file_column="f", label_column="y")
+    (said,) = [note for note in read(subject_column="s").notes if "no subject" in note]
+    lost = sum(not row.endswith(",1") for row in rows)
+    assert said.startswith(f"{lost} of 4 files have no subject in t.csv, and each counts as its")
+    # without the column another line says so
+    (said,) = [note for note in read().notes if "subject" in note]
+    assert said.startswith("no subjects are known")
+
+
+def test_classes_and_subjects_of_names_that_may_be_one_are_said(tmp_path: Path) -> None:
+    """Of folders and patterns as of tables, in fine-tuning and in prepare."""
+    for label in ("Cov", "C\u043ev", "Reg"):
+        draw(tmp_path, *(f"{label}/{who}-{label}.png" for who in ("p1", "P01", "p2")))
+    found = collect(tmp_path, subject_pattern=r"/(.*)-")
+    wanted = [
+        "subjects that may be one count as several: 'p1', 'P01'",
+        "labels that may be one count as several: 'Cov', 'C\u043ev'",
+    ]
+    told = [note for note in found.notes if "may be one" in note]
+    assert sorted(told) == sorted([wanted[0].replace("'p1', 'P01'", "'P01', 'p1'"), wanted[1]])
+    said: list[str] = []
+    items_in(
+        [tmp_path],
+        lambda name: Annotation(name, name.partition("/")[0]),
+        pattern=SubjectPattern(r"/(.*)-"),
+        tell=said.append,
+    )
+    assert sorted(line for line in said if "may be one" in line) == sorted(told)

@@ -24,7 +24,7 @@ from uscl_zoo.data.annotations import (
     known_subject,
     read_table,
 )
-from uscl_zoo.data.rows import survey
+from uscl_zoo.data.rows import alike, survey
 from uscl_zoo.errors import CardError, DataError
 from uscl_zoo.files import expanded
 from uscl_zoo.records import from_mapping, read_yaml
@@ -246,6 +246,12 @@ def items_in(
             whose = replace(item.annotation, subject=pattern(source.within) or source.name)
             item = replace(item, annotation=whose)
         items[source.name] = item
+    # what a table itself says is compared where it is read
+    said = [item.annotation for item in items.values()]
+    subjects = [row.subject for row in said] if pattern is not None else []
+    labels = [row.label for row in said if row.label] if not isinstance(annotate, Table) else []
+    for line in alike(subjects, labels):
+        tell(line)
     return items
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import DataError, UnreadableError, one_line
 from ..files import open_file
 
@@ -44,6 +46,13 @@ _UNSEEN = re.compile(
 )
 # A whole number as a column has it in which others are missing.
 _WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
+# What a spreadsheet makes of a number with many digits, of which it drops most.
+_SHORTENED = re.compile(r"\d(?:[.,]\d+)?e\+\d{2,3}", re.IGNORECASE)
+# Cyrillic and Greek letters that look like Latin ones, capitals first.
+_LOOKALIKE = str.maketrans(
+    "АВЕКМНОРСТУХІЈЅавекмнорстухіјѕΑΒΕΖΗΙΚΜΝΟΡΤΥΧαβεικνορτυχ",
+    "ABEKMHOPCTYXIJSabekmhopctyxijsABEZHIKMNOPTYXabeikvoptux",
+)
 # Letters of a column, and columns, that a message names.
 _LONG, _MANY = 40, 30
 #: What may stand between the cells of a table that is no CSV.
@@ -74,6 +83,7 @@ class Table:
         repeated: keys with several rows, whether they disagree or not.
         spaced: keys that had spaces around them.
         nameless: how many rows say something, and name no file.
+        unowned: keys of rows of which the column of subjects says nobody.
     """
 
     path: Path
@@ -82,6 +92,7 @@ class Table:
     repeated: frozenset[str] = frozenset()
     spaced: frozenset[str] = frozenset()
     nameless: int = 0
+    unowned: frozenset[str] = frozenset()
 
 
 def known(word: object) -> str | None:
@@ -135,11 +146,12 @@ def fold(word: str) -> str:
 def nearly_alike(words: Iterable[str]) -> list[list[str]]:
     """Words that differ in no more than case, zeros before numbers, width or what parts them.
 
-    They may well be one, as `7`, `07` and `P 7`, `p_7` are, and count as several.
+    Or in letters of other alphabets that look the same. They may well be one, as `7`, `07` and
+    `P 7`, `p_7` are, and count as several.
     """
     alike: dict[str, list[str]] = {}
     for word in dict.fromkeys(words):
-        text = unicodedata.normalize("NFKC", word).casefold()
+        text = unicodedata.normalize("NFKC", word).translate(_LOOKALIKE).casefold()
         parted = re.sub(r"[\W_]+", " ", text).strip()
         alike.setdefault(re.sub(r"\b0+(?=\d)|(?<=\D)0+(?=\d)", "", parted), []).append(word)
     return [group for group in alike.values() if len(group) > 1]
@@ -268,13 +280,29 @@ def read_frame(
         for column in wanted
         if column is not None
     }
+    if subject_column is not None:
+        whose = by_place[:, columns.index(subject_column)]
+        if _are_rounded(whose):
+            raise DataError(
+                f"{path}: column {subject_column!r} has fractions (float64 or less) for numbers "
+                "that are too long for them, and two subjects may have become one; read it as text"
+            )
     lines = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     return _table(path, lines, file_column, labels, subject_column, licence_column, join=join)
 
 
+def _are_rounded(column: Any) -> bool:
+    """Whether numbers have more digits than their type keeps: they are others than were written."""
+    array = np.asarray(column)
+    if array.dtype.kind != "f":
+        array = np.array([value for value in array if isinstance(value, float)], np.float64)
+    found = np.abs(array[np.isfinite(array)]).max(initial=0)
+    return bool(found >= 2.0 ** (int(np.finfo(array.dtype).nmant) + 1))
+
+
 def _text(value: Any) -> str:
     """A value of a data frame as a CSV would have it."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
         # 12 is made 12.0 by a column in which others are missing
         return str(int(value))
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -312,6 +340,7 @@ def _table(
     contradictory: set[str] = set()
     repeated: set[str] = set()
     spaced: set[str] = set()
+    unowned: set[str] = set()
     nameless = 0
     for line in lines:
         key = cell(line, file_column)
@@ -322,8 +351,17 @@ def _table(
         if key != line[file_column]:
             spaced.add(key)
         licence = cell(line, licence_column)
+        whose = cell(line, subject_column)
+        if whose is not None and _SHORTENED.fullmatch(whose):
+            raise DataError(
+                f"{path}: {whose!r} in column {subject_column!r} is what a spreadsheet makes of a "
+                "long number, and two subjects may have become one; save that column as text"
+            )
+        subject = known_subject(whose)
+        if subject is None and subject_column is not None:
+            unowned.add(key)
         row = Annotation(
-            subject=known_subject(cell(line, subject_column)) or one_line(key),
+            subject=subject or one_line(key),
             label=label(line),
             # "CC BY-NC -SA 4.0" and "CC BY-NC-SA 4.0" are one licence
             licence=re.sub(r"\s*-\s*", "-", licence) if licence else None,
@@ -339,6 +377,7 @@ def _table(
         repeated=frozenset(repeated),
         spaced=frozenset(spaced),
         nameless=nameless,
+        unowned=frozenset(unowned),
     )
 
 

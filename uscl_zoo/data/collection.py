@@ -28,7 +28,7 @@ from .annotations import (
     read_table,
     words_of,
 )
-from .rows import absolute, survey
+from .rows import absolute, alike, survey
 
 #: Folders of a division of a data set, which are no classes, and what they are called in words.
 _SIDES = {
@@ -167,6 +167,10 @@ def collect(
         else:
             home, rows = data, read_frame(table, data / "the data frame", *columns, join=join)
         files = of_table(rows, home, pattern, every_row, notes)
+    # what a table itself says is compared where it is read
+    whose = [row.subject for _, row in files.values()] if pattern is not None else []
+    folders = [row.label for _, row in files.values() if row.label and not labels]
+    notes += alike(whose, folders)
     kept = {
         name: (source, row)
         for name, (source, row) in files.items()

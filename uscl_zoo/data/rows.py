@@ -166,12 +166,30 @@ def report_lost(table: Table, lost: Sequence[str]) -> list[str]:
     return list(map(one_line, said))
 
 
+def report_unowned(table: Table, matched: Matched) -> list[str]:
+    """A line about files of which the table does not say whom they show."""
+    lost = [str(file) for file, key in matched.keys.items() if key in table.unowned]
+    if not lost:
+        return []
+    return [
+        one_line(
+            f"{len(lost)} of {len(matched.keys)} files have no subject in {table.path.name}, and "
+            f"each counts as its own; if several show one, the figures will be too good; the "
+            f"first: {lost[0]}"
+        )
+    ]
+
+
 def report_alike(matched: Matched) -> list[str]:
     """A line about subjects, and one about labels, that may well be one and count as several."""
     rows = matched.rows
     # whoever is not known is called as the row is
     subjects = [row.subject for f, row in rows.items() if row.subject != one_line(matched.keys[f])]
-    labels = [row.label for row in rows.values() if row.label is not None]
+    return alike(subjects, [row.label for row in rows.values() if row.label is not None])
+
+
+def alike(subjects: Iterable[str], labels: Iterable[str]) -> list[str]:
+    """The same of any subjects and labels."""
     # of labels, case is no difference
     spelt = {fold(label): label for label in labels}
     return [
@@ -348,8 +366,8 @@ def survey(
         if left := [path for path, of in masks.items() if of == root and path not in items]:
             on_damage(masks_left_out(root, left))
     found_ = tuple(named(path, area) for path, area in items.items())
-    said = (*matched.notes, *report_lost(table, matched.lost), *report_alike(matched))
-    return Survey(found_, matched.rows, said)
+    lost = (*report_lost(table, matched.lost), *report_unowned(table, matched))
+    return Survey(found_, matched.rows, (*matched.notes, *lost, *report_alike(matched)))
 
 
 def absolute(path: Path) -> Path:
