@@ -32,7 +32,7 @@ from ..downstream.scoring import (
 )
 from ..finetuning.plates import surest
 from ..learning.frames import FrameStore
-from .protocols import BUDGETS, finetuned, knn
+from .protocols import BUDGETS, PROTOCOLS, finetuned, knn
 
 Features = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -290,6 +290,8 @@ class Bench:
         """Where answers are kept, by all that they depend on."""
         basis = [protocol, one.identity, one.shape.size, one.shape.mean, one.shape.std, seed]
         basis += [self._data(), _names(runs, seed), *more]
+        # a release may fit otherwise than the one before
+        basis += [PROTOCOLS[protocol]] if protocol == "linear" else []
         # as before, where frames are whole and in colour
         basis += [name for name in ("clean", "grey") if getattr(one.form, name)]
         return self.work / "answers" / f"{_digest(basis)}{suffix}"

@@ -215,8 +215,8 @@ class Amounts(Goal):
 def _ridge(known: Features, target: Floats, subject: Rows) -> tuple[StandardScaler, Ridge]:
     """A ridge regression on standardised features, its penalty chosen by folds of the subjects.
 
-    It is the strongest within one standard error of the best, as of `regression.choose_penalty`: a
-    weaker one that does as well here is farther off where images differ more.
+    It is the strongest within one standard error of the best (Breiman et al., 1984): a weaker one
+    that does as well here is farther off where images differ more.
     """
     scaler = StandardScaler().fit(known.astype(np.float64))
     # what hardly moves in the training frames says little of one in which it does
