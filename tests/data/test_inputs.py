@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pyarrow
 import pytest
 import torch
 from conftest import TINTS, draw_clip, write_clip
-from own import write_model
+from own import run, write_model
 from PIL import Image, ImageOps
 
 import uscl_zoo
@@ -386,3 +387,31 @@ class TestTables:
         shown = uscl_zoo.explain(loaded.module, FRAMES[0], progress=False)
         assert shown._repr_png_().startswith(b"\x89PNG")
         assert shown.picture.size[0] > 500
+
+
+class TestFoldersOfClips:
+    def test_who_was_not_named_is_said(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Numbered stills of several patients would be one answer, in silence."""
+        for label in "ab":
+            (tmp_path / "data" / label).mkdir(parents=True)
+            for number in range(3):
+                Image.new("L", (48, 40), 9 * number).save(
+                    tmp_path / "data" / label / f"{number}.png"
+                )
+        model = write_model(tmp_path / "model")
+        data, first = tmp_path / "data", tmp_path / "data" / "a"
+        told = f"2 folders of numbered images are taken for one clip each, the first: {first}; if"
+        with pytest.warns(DamageWarning, match=re.escape(told)):
+            embed(network.load(model, "cpu"), data)
+        assert run("predict", model, data, "--device", "cpu") == 0
+        assert (
+            f"{told} they are stills of several, give the files: {first}/*"
+            in capsys.readouterr().err
+        )
+        # nor where they are named, or files
+        named = [first, data / "b"]
+        for given in (named, [path for one in named for path in one.iterdir()]):
+            assert run("predict", model, *given, "--device", "cpu") == 0
+            assert "numbered" not in capsys.readouterr().err

@@ -184,6 +184,7 @@ def predict(
     interruption and, with an output, it continues.
     """
     from ..classifier import prediction
+    from ..data.inputs import report_clips
     from ..segmentation.model import outlines
 
     if outlines(model):
@@ -207,6 +208,8 @@ def predict(
     )
     for source, reason in result.skipped:
         click.echo(one_line(f"skipped {source}: {reason}"), err=True)
+    for note in report_clips(files, (answer.source for answer in result.clips)):
+        click.echo(note, err=True)
     if as_json:
         say_json(result.plain())
         return

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import DataError, reason
+from ..errors import DataError, one_line, reason
 from ..files import expanded, is_address
 from ..ultrasound.clip import Clip, DamageWarning, Frame
 from ..ultrasound.rgb import in_use, to_frame, upright
@@ -95,6 +95,32 @@ def find(given: Inputs, table: Table | None = None, *, every_row: bool = False) 
             clips[number] = clip, Named(Path(called), called, called), number
     sources, named, numbers = zip(*clips.values(), strict=True) if clips else ((), (), ())
     return Gathered(list(sources), list(named), list(numbers), len(items), again=again)
+
+
+def report_clips(given: Inputs, sources: Iterable[Any]) -> list[str]:
+    """A line about folders that were taken for a clip, and named by nobody: they may hold stills.
+
+    Args:
+        given: what was handed over, files and folders.
+        sources: what was found in it.
+    """
+    named = {
+        expanded(item).resolve() for item in one_by_one(given) if isinstance(item, (str, Path))
+    }
+    folders = [
+        path
+        for path in sources
+        if isinstance(path, Path) and not is_address(path) and path.is_dir()
+        if path.resolve() not in named
+    ]
+    if not folders:
+        return []
+    return [
+        one_line(
+            f"{len(folders)} folders of numbered images are taken for one clip each, the first: "
+            f"{folders[0]}; if they are stills of several, give the files: {folders[0] / '*'}"
+        )
+    ]
 
 
 def one_by_one(given: Inputs) -> list[Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.annotations import Table
-from ..data.inputs import Inputs, find, on_disk, whose
+from ..data.inputs import Inputs, find, on_disk, report_clips, whose
 from ..data.rows import own_subjects
 from ..errors import DataError
 from ..files import check_output, parts_of
@@ -312,11 +312,11 @@ def _survey(
         )
     table = subjects if isinstance(subjects, Table) else None
     gathered = find(given, table, every_row=every_row)
-    notes = list(gathered.notes)
+    notes = [*gathered.notes, *report_clips(given, gathered.sources)]
     if not gathered.sources:
         raise DataError("there is nothing to embed: name a file or folder, or give an image")
     if subjects is None:
-        return gathered.sources, None, ()
+        return gathered.sources, None, tuple(notes)
     if table is not None:
         unknown = [name.name for name in gathered.names if name.path not in gathered.rows]
         if unknown:
