@@ -316,7 +316,6 @@ COMMANDS = {
     "shortcut, at its journal": ("shortcut MODEL IN -o OUT.html", 100),
     "publish": ("publish MODEL --to me --dry-run -o OUT", 5000),
     "publish, the weights": ("publish MODEL --to me --dry-run -o OUT", 1 << 20),
-    "app --space": ("app MODEL --space OUT", 1 << 20),
     "import": ("import FILE --as resnet18_uscl.mine", 1 << 20),
     "demo": ("demo IN/1.png --model NAME -o OUT.png", 1000),
     "fetch": ("fetch NAME -o OUT", 1 << 20),

@@ -147,13 +147,11 @@ def latin(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet"])
-def test_embeddings_in_a_folder_that_is_no_utf8(
-    suffix: str, model: nn.Module, odd: Path, latin: Path
-) -> None:
-    done = embed_to(latin / f"out{suffix}", model, [odd], progress=False, device="cpu")
+def test_embeddings_in_a_folder_that_is_no_utf8(model: nn.Module, odd: Path, latin: Path) -> None:
+    """Of Parquet, whose library takes no such path."""
+    done = embed_to(latin / "out.parquet", model, [odd], progress=False, device="cpu")
     assert done.rows == len(FILES)
-    found = read_embeddings(latin / f"out{suffix}")
+    found = read_embeddings(latin / "out.parquet")
     assert found.features.shape == (len(FILES), 512)
 
 
