@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import files_of
 
 from uscl_zoo.errors import CardError
+from uscl_zoo.files import WriteError
 from uscl_zoo.records import from_mapping, read_json, read_yaml, to_plain, write_text, write_yaml
 
 
@@ -126,10 +128,15 @@ def test_plain_data_holds_no_classes() -> None:
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "half \ud800")
+    with files_of(100), pytest.raises(WriteError):
+        write_text(path, "half" * 100)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_utf8_is_escaped(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "a name \udcff")
+    assert (tmp_path / "a.txt").read_text() == "a name \\udcff"
 
 
 def test_written_files_follow_the_umask(tmp_path: Path) -> None:

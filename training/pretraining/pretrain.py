@@ -136,9 +136,7 @@ def _pretrain(
         recipe, start = settled(recipe)
     teachers = [load_start(reference) for reference in recipe.teachers]
     seal: dict[str, Any] = {}
-    if about is None:
-        check_frames(store, show)
-    else:
+    if about is not None:
         _same_weights("teachers", teachers, about.get("teachers", []))
         if start is not None:
             _same_weights("init", [start], [about["start"]])
@@ -149,6 +147,9 @@ def _pretrain(
         seal = {key: value for key, value in about.items() if key in SEALED}
         again = reseal(store, seal, show)
     trainer = Trainer(recipe, store, execution, ranks, precision, start, teachers)
+    if about is None:
+        # of a large store for minutes, and so after what settings may be refused for
+        check_frames(store, show)
     # until all have looked, none may begin to write
     ranks.wait()
     if ranks.rank == 0 and not (run / RECIPE).exists():

@@ -9,10 +9,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..errors import DataError, UnreadableError, one_line
 from ..files import open_file
@@ -293,6 +292,8 @@ def read_frame(
 
 def _are_rounded(column: Any) -> bool:
     """Whether numbers have more digits than their type keeps: they are others than were written."""
+    import numpy as np  # which comes with data frames; `uscl --help` wants none
+
     array = np.asarray(column)
     if array.dtype.kind != "f":
         array = np.array([value for value in array if isinstance(value, float)], np.float64)
@@ -302,9 +303,9 @@ def _are_rounded(column: Any) -> bool:
 
 def _text(value: Any) -> str:
     """A value of a data frame as a CSV would have it."""
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+    if isinstance(value, Real) and not isinstance(value, Integral) and float(value).is_integer():
         # 12 is made 12.0 by a column in which others are missing
-        return str(int(value))
+        return str(int(float(value)))
     if isinstance(value, (list, tuple, set, frozenset)):
         # several labels, as a CSV has them
         return ";".join(map(_text, sorted(value) if isinstance(value, (set, frozenset)) else value))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -27,7 +29,7 @@ from uscl_zoo.training.downstream.infold import (
     pretrain_within,
 )
 from uscl_zoo.training.learning.execution import Execution, device_named
-from uscl_zoo.training.learning.frames import FRAMES, FrameStore
+from uscl_zoo.training.learning.frames import DESCRIPTION, FRAMES, FrameStore
 from uscl_zoo.training.learning.runs import load_run
 from uscl_zoo.training.pretraining.export import encoder_of
 from uscl_zoo.training.pretraining.pretrain import pretrain
@@ -110,11 +112,14 @@ def test_the_frames_of_the_judged_subjects_cannot_change_the_weights(
     other = tmp_path / "other"
     shutil.copytree(small_store.folder, other)
     frames = np.load(other / FRAMES, mmap_mode="r+")
+    said = json.loads((other / DESCRIPTION).read_text())
     for video in small_store.videos:
         if video.subject in one.held_out:
             own = frames[video.first : video.first + video.count]
             own[...] = np.random.default_rng(0).integers(0, 256, own.shape, np.uint8)
+            said["frames_sha256"][video.name] = hashlib.sha256(own.tobytes()).hexdigest()
     frames.flush()
+    (other / DESCRIPTION).write_text(json.dumps(said))
     made = [
         pretrain_within([one], FrameStore(folder), work, workers=1, progress=False)[0]
         for folder, work in ((small_store.folder, tmp_path / "a"), (other, tmp_path / "b"))
