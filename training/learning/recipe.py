@@ -134,9 +134,10 @@ class Recipe:
             statistics of its steps, by this factor a step; 0 for those of the last step.
         precision: `float32`, `bf16` (autocast; the loss stays in float32), or `auto`: bf16 on CUDA
             and on a CPU with instructions for it, float32 elsewhere.
-        validate_every: epochs between two losses on the held-out videos.
+        validate_every: epochs between two looks at the held-out videos; more where looking would
+            take more than a fiftieth of the time.
         checkpoint_every: epochs between two checkpoints; more where writing them would take more
-            than a twentieth of the time.
+            than a fiftieth of the time.
         seed: of the initial weights and of every draw.
     """
 

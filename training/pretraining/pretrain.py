@@ -47,8 +47,8 @@ from .trainer import TERMS, NotFiniteError, Progress, Trainer
 _NAMES = (RECIPE, ABOUT, CHECKPOINT, PREVIOUS, EVENTS, CURVES, EMBEDDING)
 #: Seconds between two looks at the losses of a GPU, each of which makes it wait.
 _LOOK = 1.0
-#: The most of a run's time that checkpoints, or pictures of its curves, may take before its end.
-_SHARE = 0.05
+#: The most of a run's time that each may take before its end: together a twentieth.
+_SHARES = {"checkpoints": 0.02, "looking": 0.02, "pictures": 0.01}
 
 
 def pretrain(
@@ -277,9 +277,13 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
             if not trainer.is_finite():
                 raise NotFiniteError(f"the weights are not finite after epoch {state.epoch + 1}")
             rate = images / (time.perf_counter() - began)
+            done = state.epoch + 1
+            last = done == recipe.epochs
+            looks = speaks and (
+                last or (done % recipe.validate_every == 0 and clock.affords("looking"))
+            )
             with clock.on("looking"):
-                _close_epoch(trainer, events, rate, steps)
-            last = state.epoch == recipe.epochs
+                _close_epoch(trainer, events, rate, steps, looks)
             if speaks and (
                 last
                 or (state.epoch % recipe.checkpoint_every == 0 and clock.affords("checkpoints"))
@@ -321,7 +325,7 @@ class Clock:
 
     def affords(self, what: str) -> bool:
         """Whether that has had less than its share of the time, or nothing yet."""
-        return self._spent.get(what, 0.0) <= _SHARE * self.total
+        return self._spent.get(what, 0.0) <= _SHARES[what] * self.total
 
     def __str__(self) -> str:
         spent = ", ".join(f"{seconds:.1f} s {what}" for what, seconds in self._spent.items())
@@ -336,7 +340,7 @@ def _events(run: Path, state: Progress) -> Iterator[Any]:
         yield events
 
 
-def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None:
+def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int, looks: bool) -> None:
     """Turn the sums of an epoch into a row of the history and begin the next."""
     recipe, state = trainer.recipe, trainer.progress
     rate_now = learning_rate(recipe, state.epoch, steps - 1, steps)
@@ -347,9 +351,7 @@ def _close_epoch(trainer: Trainer, events: Any, rate: float, steps: int) -> None
         del row["taught"]
     del row["contrastive" if recipe.method in CONSISTENT else "consistency"]
     state.epoch, state.step, state.sums = state.epoch + 1, 0, [0.0] * len(TERMS)
-    if events is not None and (
-        state.epoch % recipe.validate_every == 0 or state.epoch == recipe.epochs
-    ):
+    if looks:
         held_out = trainer.validate()
         if held_out is not None:
             row["held-out contrastive"] = held_out

@@ -710,7 +710,7 @@ def test_a_finished_run_stays_as_it_is(finished: Path, small_store: FrameStore) 
 
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, [1, 2, 3, 4]), (0.0, [1, 4])])
-def test_checkpoints_and_curves_take_their_share_of_the_time(
+def test_looking_checkpoints_and_curves_take_their_share_of_the_time(
     small_store: FrameStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -720,14 +720,22 @@ def test_checkpoints_and_curves_take_their_share_of_the_time(
     """The first and the last of each there are always."""
     saved: list[int] = []
     drawn: list[int] = []
-    monkeypatch.setattr(module, "_SHARE", share)
+    looked: list[int] = []
+    monkeypatch.setattr(module, "_SHARES", dict.fromkeys(module._SHARES, share))
     monkeypatch.setattr(
         module, "save_checkpoint", lambda run, state: saved.append(state["progress"]["epoch"])
     )
     monkeypatch.setattr(curves, "draw", lambda history, path: drawn.append(len(history)))
+    monkeypatch.setattr(
+        Trainer, "validate", lambda trainer: looked.append(trainer.progress.epoch)
+    )
     recipe = replace(RECIPE, epochs=4, validate_every=1)
     pretrain(recipe, small_store, tmp_path / "run", execution=CPU, progress=False)
-    assert saved == drawn == expected
+    assert saved == drawn == looked == expected
+
+
+def test_what_is_beside_the_steps_takes_a_twentieth() -> None:
+    assert sum(module._SHARES.values()) <= 0.05 + 1e-9
 
 
 def test_a_clock_tells_what_time_went_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -735,12 +743,12 @@ def test_a_clock_tells_what_time_went_to(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Clock()
     assert clock.affords("pictures")
-    for what, seconds in (("steps", 30.0), ("pictures", 2.0), ("steps", 4.0)):
+    for what, seconds in (("steps", 30.0), ("pictures", 0.3), ("steps", 5.7)):
         with clock.on(what):
             now[0] += seconds
     now[0] += 4
-    assert str(clock) == "40.0 s: 34.0 s steps, 2.0 s pictures"
-    assert clock.affords("pictures")  # a twentieth
+    assert str(clock) == "40.0 s: 35.7 s steps, 0.3 s pictures"
+    assert clock.affords("pictures")  # less than a hundredth
     with pytest.raises(KeyError), clock.on("pictures"):
         now[0] += 1
         raise KeyError
