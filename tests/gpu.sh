@@ -51,11 +51,12 @@ print(torch.__version__, timm.__version__, torch.cuda.get_device_name() if torch
 pretrain whole 120
 # what does compiling bring over a graph of eager kernels, and what does it cost at the start?
 run resnet18 120 $uscl throughput --data "$store" --recipe us4_resnet18 --device "$device" \
-  --repeats "$steps" --trace "$folder/trace-resnet18" "${settings[@]}"
+  --repeats "$steps" --compile --trace "$folder/trace-resnet18" "${settings[@]}"
 run resnet18-eager 60 $uscl throughput --data "$store" --recipe us4_resnet18 --device "$device" \
   --repeats "$steps" --no-compile --trace "$folder/trace-eager" "${settings[@]}"
-# a second start, with what the first left in torch's cache
-pretrain again 90
+# the same again, with what the first left in torch's cache
+pretrain compiled 120 --compile
+pretrain again 90 --compile
 run resnet50 120 $uscl throughput --data "$store" --recipe us4_resnet50 --device "$device" \
   --repeats "$steps" --trace "$folder/trace-resnet50" "${settings[@]}"
 # the same bits twice

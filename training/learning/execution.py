@@ -19,6 +19,10 @@ PLACES = ("device", "host", "disk")
 #: The most of a memory's free bytes that frames may take.
 _SHARE = 0.5
 
+#: Views of 224² from which on a run is long: ten minutes of the H200 that was measured. There
+#: compiling took a minute, and eager kernels were no slower (docs/performance.md).
+LONG = 5_000_000
+
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -33,7 +37,7 @@ class Execution:
             the first that has room.
         channels_last: keep the network and its images in the layout that convolutions are fast in.
         compiled: let torch.compile fuse network and loss, and on CUDA the augmentation; None for
-            CUDA alone.
+            long runs on CUDA alone.
         graphed: replay a whole step as one CUDA graph, so that launching its kernels costs nothing.
             None for CUDA on one rank. Without CUDA nothing is replayed.
         fused: update all weights in one kernel.
@@ -48,10 +52,15 @@ class Execution:
     fused: bool = True
     deterministic: bool = False
 
-    @property
-    def compiles(self) -> bool:
-        """Whether to compile."""
-        return self.device.type == "cuda" if self.compiled is None else self.compiled
+    def compiles(self, views: float) -> bool:
+        """Whether to compile a run.
+
+        Args:
+            views: how many it computes, in views of 224².
+        """
+        if self.compiled is None:
+            return self.device.type == "cuda" and views >= LONG
+        return self.compiled
 
     def replays(self, ranks: int) -> bool:
         """Whether to replay steps as CUDA graphs.

@@ -82,3 +82,17 @@ def learning_rate(recipe: Recipe, epoch: int, step: int = 0, steps: int = 1) -> 
     done = (epoch - recipe.constant_epochs) / (recipe.epochs - 1 - recipe.constant_epochs)
     span = recipe.learning_rate - recipe.final_learning_rate
     return recipe.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+
+
+def views_of(recipe: Recipe, side: int, items: int) -> float:
+    """How much a run computes, in views of 224².
+
+    Args:
+        recipe: epochs and sizes.
+        side: of the store's frames in pixels.
+        items: of an epoch, each of two views.
+    """
+    area, before = 0.0, 0.0
+    for size, end in recipe.sizes or ((side, 1.0),):
+        area, before = area + (end - before) * (size / 224) ** 2, end
+    return 2 * items * recipe.epochs * area

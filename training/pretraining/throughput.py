@@ -350,7 +350,7 @@ def _settings(trainer: Trainer) -> str:
         f"{trainer.size}²",
         trainer.precision,
         "channels last" if execution.channels_last else "channels first",
-        "compiled" if execution.compiles else "not compiled",
+        "compiled" if trainer.compiles else "not compiled",
         "one graph a step" if execution.replays(1) else "no graph",
         "fused Adam" if execution.fused else "Adam in pieces",
         str(trainer.feed),

@@ -38,7 +38,7 @@ from .moco import Moco
 from .network import TwoViews, UsclNetwork, build
 from .objective import Loss, nt_xent, uscl_loss
 from .starts import Start, begun_with
-from .steps import Sample, Tables, learning_rate
+from .steps import Sample, Tables, learning_rate, views_of
 from .teacher import Teachers, teacher_term
 from .views import make_views, make_views_by_video, mix
 
@@ -83,6 +83,7 @@ class Trainer:
 
     Attributes:
         size: side of the last views in pixels, and of the frames it is looked at by.
+        compiles: whether steps are compiled.
         average: the network whose weights are the average of the steps'; None if not asked for.
         begun: what of the encoder begins with given weights, in words; empty without.
 
@@ -119,7 +120,8 @@ class Trainer:
                 f"batch_size: {recipe.batch_size} is more than the {len(self.videos)} training "
                 f"videos of {store.folder}; add batch_size={len(self.videos)}"
             )
-        smallest = min(len(batch) for batch in draw_batches(len(self.videos), recipe, 0))
+        lengths = [len(batch) for batch in draw_batches(len(self.videos), recipe, 0)]
+        smallest = min(lengths)
         if smallest < ranks.world:
             raise DataError(
                 f"batch_size: the smallest batch has {smallest} videos for {ranks.world} ranks; "
@@ -138,6 +140,7 @@ class Trainer:
                 f"prepare it at {largest}"
             )
         self.size = recipe.sizes[-1][0] if recipe.sizes else self.side
+        self.compiles = execution.compiles(views_of(recipe, self.side, sum(lengths)))
         targets = draw_labelled(self.videos, recipe, self.classes)
         if recipe.method in ("supervised", *CONSISTENT) and max(targets) < 0:
             raise DataError(
@@ -187,7 +190,7 @@ class Trainer:
         self._compiled: set[int] = set()
         self._fast_two_views: Any = None
         self._fast_views: Any = None
-        if execution.compiles:
+        if self.compiles:
             self._fast_two_views = torch.compile(self._two_views, dynamic=False)
             if device.type == "cuda":
                 self._fast_views = torch.compile(self.views, dynamic=False)
@@ -254,7 +257,7 @@ class Trainer:
         progress = self.progress
         batch = self.tables(progress.epoch).batches[progress.step]
         return (
-            self.execution.compiles
+            self.compiles
             and len(self.ranks.share(batch)) == self._whole
             and self.side_of(progress.epoch, progress.step) not in self._compiled
         )

@@ -8,8 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from uscl_zoo.training.learning.execution import keep_memory
+from uscl_zoo.training.learning.execution import LONG, Execution, keep_memory
+from uscl_zoo.training.learning.recipe import Recipe, load_recipe
+from uscl_zoo.training.pretraining.steps import views_of
 
 FAULTS = """
 import resource, sys, torch
@@ -46,3 +49,33 @@ def test_without_glibc_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(ctypes, "CDLL")
     assert not keep_memory()
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "views", "expected"),
+    [
+        ("cuda", None, LONG, True),
+        ("cuda", None, LONG - 1, False),
+        ("cpu", None, LONG, False),
+        ("cuda", True, 1, True),
+        ("cpu", True, 1, True),
+        ("cuda", False, LONG, False),
+    ],
+)
+def test_long_runs_on_a_gpu_are_compiled(
+    device: str, compiled: bool | None, views: int, expected: bool
+) -> None:
+    assert Execution(torch.device(device), compiled=compiled).compiles(views) is expected
+
+
+def test_a_run_is_as_long_as_its_pixels() -> None:
+    plain, shrunk = Recipe(epochs=3), Recipe(epochs=3, sizes=((112, 0.5), (224, 1.0)))
+    assert views_of(plain, 224, 100) == 600
+    assert views_of(plain, 448, 100) == 2400
+    assert views_of(shrunk, 448, 100) == 600 * (0.5 / 4 + 0.5)
+
+
+@pytest.mark.parametrize("recipe", ["us4_resnet18", "us4_resnet50", "open_resnet18"])
+def test_the_shipped_recipes_are_too_short_for_compiling(recipe: str) -> None:
+    """It takes a minute, as long as US-4's 841 training videos on a GPU."""
+    assert views_of(load_recipe(recipe), 224, 841) < LONG / 5
