@@ -27,10 +27,10 @@ from own import run, write_model
 from torchvision.models import resnet18
 
 from uscl_zoo.errors import DataError
+from uscl_zoo.signals import Interrupted, listening
 from uscl_zoo.training.finetuning.work import put_away
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.runs import save_checkpoint
-from uscl_zoo.training.learning.signals import Interrupted, listening
 from uscl_zoo.training.preparing import parts
 from uscl_zoo.training.preparing.labels import from_name
 from uscl_zoo.training.preparing.parts import Sampling
@@ -292,6 +292,27 @@ def test_a_file_that_a_network_keeps_open_fails_no_finished_training(
     ((call, folder),) = ending
     call(folder)
     assert not work.exists()
+
+
+def test_a_folder_that_cannot_be_taken_away_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("run.json", "fold0.npz"):
+        (work / name).touch()
+    unlink = os.unlink
+
+    def refuse(path: Any, **more: Any) -> None:
+        if str(path).endswith("fold0.npz"):
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path, **more)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    said = r"work: could not be taken away \(Operation not permitted\); delete it$"
+    with pytest.warns(UserWarning, match=said):
+        put_away(work)
+    assert [path.name for path in work.iterdir()] == ["fold0.npz"]
 
 
 # ------------------------------------------------------------------------------------- a full disk

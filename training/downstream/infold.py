@@ -23,13 +23,13 @@ import torch
 from tqdm import tqdm
 
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.signals import Interrupted, listening
 from uscl_zoo.zoo.checkpoint import said_in, write_backbone
 
 from ..learning.execution import Execution, device_named
 from ..learning.frames import FrameStore
 from ..learning.recipe import Recipe, load_recipe, replace, settings_of
 from ..learning.runs import RECIPE, load_run
-from ..learning.signals import Interrupted, listening
 from ..pretraining.export import encoder_of
 from ..pretraining.pretrain import pretrain
 from ..pretraining.starts import load_start, settled

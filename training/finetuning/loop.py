@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from uscl_zoo.errors import CheckpointError, reason
+from uscl_zoo.signals import Interrupted, listening
 
 from ..learning.runs import load_checkpoint, save_checkpoint
-from ..learning.signals import Interrupted, listening
 from ..pretraining.trainer import NotFiniteError
 
 #: The most of a run's time that checkpoints may take before its end.

@@ -9,16 +9,20 @@ import io
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from uscl_zoo.errors import DataError
+from uscl_zoo.errors import DataError, reason
 from uscl_zoo.files import is_ours, written
 from uscl_zoo.partials import sweep
 from uscl_zoo.records import write_text
+
+#: How NFS and FUSE name files that were deleted while somebody had them open.
+_KEPT_OPEN = (".nfs", ".fuse_hidden")
 
 #: What tells the call from another.
 ABOUT = "run.json"
@@ -70,10 +74,19 @@ def put_away(work: Path) -> None:
     """Take away what a finished call kept.
 
     Frames are mapped until nobody has them any more, and network file systems keep a file that is
-    mapped, under another name; its folders then go when the process ends.
+    mapped, under another name; its folders then go when the process ends. Of what else stays there
+    is a warning: the work is done, and the folder is only in the way.
     """
+    try:
+        shutil.rmtree(work)
+        return
+    except OSError as error:
+        why = reason(error)
     shutil.rmtree(work, ignore_errors=True)
-    if work.exists():
+    left = (path for path in work.rglob("*") if not path.is_dir())
+    if any(not path.name.startswith(_KEPT_OPEN) for path in left):
+        warnings.warn(f"{work}: could not be taken away ({why}); delete it", stacklevel=2)
+    elif work.exists():
         atexit.register(take_empty, work)
 
 

@@ -39,6 +39,7 @@ from uscl_zoo.errors import (
 from uscl_zoo.files import WriteError, written
 from uscl_zoo.partials import sweep
 from uscl_zoo.records import write_text
+from uscl_zoo.signals import ENDING, listening
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
@@ -46,7 +47,6 @@ from uscl_zoo.ultrasound.morphology import opencv
 from uscl_zoo.ultrasound.sources import files_of, here, history_of, state_of
 from uscl_zoo.zoo.digests import sha256_of
 
-from ..learning.signals import ENDING, listening
 from .sources import Item
 
 #: The folder of parts, in that of the store.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from uscl_zoo.errors import CardError, CheckpointError, DataError
 from uscl_zoo.files import begins_with, check_folder, locked
 from uscl_zoo.records import read_json, write_text, write_yaml
+from uscl_zoo.signals import Interrupted, listening
 
 from ..learning.execution import Execution, device_named, is_slow, settle
 from ..learning.frames import FrameStore
@@ -37,7 +38,6 @@ from ..learning.runs import (
     save_checkpoint,
 )
 from ..learning.seal import SEALED, check_frames, reseal, seal_of
-from ..learning.signals import Interrupted, listening
 from . import curves, monitor
 from .starts import Start, load_start, settled
 from .steps import learning_rate

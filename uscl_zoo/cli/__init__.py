@@ -15,8 +15,8 @@ import click
 
 from ..errors import UsclError
 from ..names import escape_unprintable
+from ..signals import interruptible
 from . import adapt, check, pretrain, use, weights
-from .ending import interruptible
 from .output import coloured, painted, say
 
 

@@ -26,6 +26,7 @@ import uscl_zoo
 from uscl_zoo import answers, network, publish
 from uscl_zoo.classifier import prediction
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.signals import Interrupted
 from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
 from uscl_zoo.training.downstream.collection import collect, split
 from uscl_zoo.training.downstream.goal import Classes, fit_temperature
@@ -41,7 +42,6 @@ from uscl_zoo.training.finetuning.loop import fit
 from uscl_zoo.training.finetuning.tuning import Tuner, cost_of, merge, sides_of, steps_of
 from uscl_zoo.training.finetuning.writing import limits_of
 from uscl_zoo.training.learning.frames import FrameStore
-from uscl_zoo.training.learning.signals import Interrupted
 from uscl_zoo.zoo.card import Card, Origin, read_card
 
 # ------------------------------------------------------------------------------------- the data

@@ -23,6 +23,7 @@ from uscl_zoo import answers, network, publish
 from uscl_zoo.classifier import gradcam, prediction
 from uscl_zoo.classifier.shortcuts import shortcut
 from uscl_zoo.errors import CardError, DataError
+from uscl_zoo.signals import Interrupted
 from uscl_zoo.training.downstream.bootstrap import Bootstrap, Task
 from uscl_zoo.training.downstream.collection import collect
 from uscl_zoo.training.downstream.goal import Goal
@@ -33,7 +34,6 @@ from uscl_zoo.training.finetuning.finetune import finetune
 from uscl_zoo.training.finetuning.labelling import Labelling, best_cut, of_columns, spread
 from uscl_zoo.training.finetuning.tasks import GOALS, TASKS
 from uscl_zoo.training.finetuning.tuning import Tuner
-from uscl_zoo.training.learning.signals import Interrupted
 
 # ------------------------------------------------------------------------------- what is read
 

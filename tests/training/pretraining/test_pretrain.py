@@ -25,13 +25,13 @@ from torch import Tensor
 
 from uscl_zoo.errors import CardError, CheckpointError, DataError
 from uscl_zoo.records import read_yaml, write_text
+from uscl_zoo.signals import Interrupted
 from uscl_zoo.training.learning import augment, runs
 from uscl_zoo.training.learning.execution import Execution, device_named, precision_on
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.pairs import draw_pairs, draw_videos
 from uscl_zoo.training.learning.recipe import Recipe, load_recipe, replace
 from uscl_zoo.training.learning.runs import load_checkpoint, load_run, save_checkpoint
-from uscl_zoo.training.learning.signals import Interrupted
 from uscl_zoo.training.preparing.labels import from_name
 from uscl_zoo.training.preparing.parts import Sampling
 from uscl_zoo.training.preparing.prepare import prepare
@@ -726,9 +726,7 @@ def test_looking_checkpoints_and_curves_take_their_share_of_the_time(
         module, "save_checkpoint", lambda run, state: saved.append(state["progress"]["epoch"])
     )
     monkeypatch.setattr(curves, "draw", lambda history, path: drawn.append(len(history)))
-    monkeypatch.setattr(
-        Trainer, "validate", lambda trainer: looked.append(trainer.progress.epoch)
-    )
+    monkeypatch.setattr(Trainer, "validate", lambda trainer: looked.append(trainer.progress.epoch))
     recipe = replace(RECIPE, epochs=4, validate_every=1)
     pretrain(recipe, small_store, tmp_path / "run", execution=CPU, progress=False)
     assert saved == drawn == looked == expected

@@ -17,10 +17,10 @@ from short_runs import CPU, RECIPE, StopAfter, assert_same, run
 from torch import Tensor
 
 from uscl_zoo.errors import DataError
+from uscl_zoo.signals import Interrupted
 from uscl_zoo.training.learning.execution import Execution
 from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.recipe import Recipe, load_recipe, replace
-from uscl_zoo.training.learning.signals import Interrupted
 from uscl_zoo.training.preparing.labels import from_name
 from uscl_zoo.training.preparing.parts import Sampling
 from uscl_zoo.training.preparing.prepare import prepare

@@ -35,12 +35,12 @@ from uscl_zoo.errors import (
 from uscl_zoo.segmentation import model as models
 from uscl_zoo.segmentation.prediction import outline
 from uscl_zoo.segmentation.regions import region_of
+from uscl_zoo.signals import Interrupted
 from uscl_zoo.training.finetuning.segmentation import finetune as house
 from uscl_zoo.training.finetuning.segmentation.figures import judge
 from uscl_zoo.training.finetuning.segmentation.fit import LessonLearner
 from uscl_zoo.training.finetuning.segmentation.gather import Decoded, doubts, gather
 from uscl_zoo.training.finetuning.segmentation.outlined import find_outlined
-from uscl_zoo.training.learning.signals import Interrupted
 from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.clip import Facts
 from uscl_zoo.ultrasound.transforms import FrameTransform

@@ -1,16 +1,17 @@
-"""Being asked to stop: a run saves itself instead of dying."""
+"""Being told to end: a run saves itself, any other command tidies up as after Ctrl-C."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from uscl_zoo.errors import UsclError
+from .errors import UsclError
 
-#: What tells a run to stop; Windows has no terminal that hangs up.
+#: What a person, a scheduler, a shutdown or a closed terminal sends; Windows has no SIGHUP.
 ENDING = tuple(
     signal.Signals[name]
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -52,3 +53,36 @@ def listening() -> Iterator[list[str]]:
             signal.signal(number, handler)
     if asked:
         signal.raise_signal(signal.Signals[asked[0]])
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Let signals that would end this process at once interrupt it, as Ctrl-C does.
+
+    Yields:
+        The numbers of those that came.
+    """
+    came: list[int] = []
+    owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            # of a worker that was forked from this process
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        came.append(number)
+        raise KeyboardInterrupt
+
+    listened = []
+    for number in set(ENDING) - {signal.SIGINT}:
+        # under `nohup` nobody wants to hear of it
+        if signal.getsignal(number) is signal.SIG_DFL:
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(number, interrupt)
+                listened.append(number)
+    try:
+        yield came
+    finally:
+        for number in listened:
+            signal.signal(number, signal.SIG_DFL)
