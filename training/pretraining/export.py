@@ -265,7 +265,8 @@ def _origin(about: dict[str, Any]) -> str:
 
 
 def add_metrics(path: Path, metrics: Sequence[Metric]) -> Card:
-    """Put measured figures on a card, in place of earlier ones measured the same way.
+    """Put measured figures on a card, in place of earlier ones measured the same way or by the same
+    command, whose protocol may have been another in an earlier release.
 
     Args:
         path: of the card.
@@ -290,7 +291,9 @@ def add_metrics(path: Path, metrics: Sequence[Metric]) -> Card:
         )
         for metric in metrics
     ]
-    new = {key(metric) for metric in metrics}
-    kept = [metric for metric in card.metrics if key(metric) not in new]
+    new, again = {key(metric) for metric in metrics}, {metric.command for metric in metrics}
+    kept = [
+        metric for metric in card.metrics if key(metric) not in new and metric.command not in again
+    ]
     write_yaml(path, replace(card, metrics=(*kept, *metrics)))
     return read_card(path)

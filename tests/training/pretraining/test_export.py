@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -312,3 +313,16 @@ def test_figures_on_a_card_do_not_say_where_anything_was(
         "uscl evaluate 'best model.pth' '--data=Jane Roe' --class 'a b' /absent/x"
     )
     assert (written.model, written.compared_with) == ("best model.pth", "local-dir:Jane Roe")
+
+
+def test_figures_of_the_same_command_are_replaced(
+    said: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Whatever its protocol was called before; those of other commands stay."""
+    card = write(said({"MIT": 12}), tmp_path, licence="MIT")
+    path = tmp_path / "zoo" / f"{card.name}.yaml"
+    old = Metric("x", "linear", "clip", "AUROC", 0.5, None, None, None, "uscl evaluate a", None)
+    other = dataclasses.replace(old, command="uscl evaluate b", dataset="y")
+    add_metrics(path, [old, other])
+    new = dataclasses.replace(old, protocol="linear, another penalty", value=0.6)
+    assert add_metrics(path, [new]).metrics == (other, new)
