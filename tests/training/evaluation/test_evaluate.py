@@ -76,14 +76,29 @@ def run(data: Path, output: Path, *models: str, **options: Any) -> Evaluation:
     )
 
 
+#: Of the evaluation that several tests look at.
+CHOSEN: dict[str, Any] = {"protocols": ("knn", "linear", "finetune-last"), "folds": 2}
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluated")
+
+
+@pytest.fixture
+def evaluated(classes: Path, where: Path, tiny: None) -> Evaluation:
+    """Random weights beside those of a method, at `where`: the second time from what is kept."""
+    return run(classes, where, "random", METHOD, **CHOSEN)
+
+
 @pytest.mark.slow
-def test_figures_are_those_of_the_answers(classes: Path, tmp_path: Path) -> None:
-    found = run(classes, tmp_path, "random", METHOD, protocols=("knn", "linear"), folds=2)
+def test_figures_are_those_of_the_answers(evaluated: Evaluation, tmp_path: Path) -> None:
+    found = evaluated
     results.write(found, tmp_path, "uscl evaluate")
     told = json.loads((tmp_path / "results.json").read_text())
     with (tmp_path / "answers.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 2 * 2 * 2 * 27
+    assert len(rows) == 2 * 2 * 3 * 27
     labels = told["classes"]
     for outcome in told["outcomes"]:
         scores = []
@@ -100,8 +115,7 @@ def test_figures_are_those_of_the_answers(classes: Path, tmp_path: Path) -> None
         assert figure["value"] == pytest.approx(np.mean(scores), abs=1e-5)
         assert figure["low"] <= figure["value"] <= figure["high"]
     assert {(d["protocol"], d["first"], d["second"]) for d in told["differences"]} == {
-        ("knn", "random", METHOD),
-        ("linear", "random", METHOD),
+        (protocol, "random", METHOD) for protocol in CHOSEN["protocols"]
     }
     assert {d["metric"] for d in told["differences"]} == set(COMPARED)
     assert told["about"]["precision"] == "float32"
@@ -139,18 +153,16 @@ def test_the_page_needs_no_other_file(classes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_computed_twice(
-    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classes: Path, where: Path, evaluated: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen: Any = {"protocols": ("knn", "linear", "finetune-last"), "folds": 2}
-    first = run(classes, tmp_path, "random", METHOD, **chosen)
 
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("computed again")
 
     for name in ("features", "knn", "finetuned"):
         monkeypatch.setattr(bench, name, never)
-    again = run(classes, tmp_path, "random", METHOD, **chosen)
-    for one, other in zip(first.outcomes, again.outcomes, strict=True):
+    again = run(classes, where, "random", METHOD, **CHOSEN)
+    for one, other in zip(evaluated.outcomes, again.outcomes, strict=True):
         assert np.array_equal(one.probabilities, other.probabilities)
         assert (one.best, one.last) == (other.best, other.last)
 
