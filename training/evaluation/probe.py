@@ -17,7 +17,7 @@ from uscl_zoo.zoo.card import Input, Metric
 from ..downstream.bootstrap import Bootstrap, Floats, Score, Task, make_task
 from ..downstream.contenders import Contender, contender, random_like
 from ..downstream.infold import SETTINGS
-from ..downstream.regression import PENALTIES, cross_fit, features, fit_predict, regression
+from ..downstream.regression import DECADES, cross_fit, features, fit_predict, regression
 from ..learning.frames import FrameStore
 from ..learning.seal import check_frames
 
@@ -37,7 +37,7 @@ def balanced_accuracies(
         train, test = (
             features(model, store, rows, shape=shape, grey=grey) for rows in (task.train, task.test)
         )
-        predictions = [fit_predict(train, task.train_target, test, c) for c in PENALTIES]
+        predictions = [fit_predict(train, task.train_target, test, c) for c in DECADES]
         values.append(bootstrap.balanced_accuracy(cross_fit(task, predictions)))
     return np.asarray(np.mean(values, axis=0))
 
@@ -183,7 +183,7 @@ def penalty_table(name: str, store: FrameStore, seed: int = 0, clean: bool | Non
             features(model, store, rows, shape=one.shape, grey=one.grey)
             for rows in (task.train, task.test)
         )
-        for c in PENALTIES:
+        for c in DECADES:
             probe = regression(c)
             inner = cross_val_score(
                 probe,
@@ -196,8 +196,8 @@ def penalty_table(name: str, store: FrameStore, seed: int = 0, clean: bool | Non
             predicted = fit_predict(train, task.train_target, test, c)
             columns.append(f"{inner:.3f} | {bootstrap.balanced_accuracy(predicted)[0]:.3f}")
     lines = [f"| C | {name} inner | held out | random inner | held out |", "|" + " --- |" * 5]
-    half = len(PENALTIES)
-    for i, c in enumerate(PENALTIES):
+    half = len(DECADES)
+    for i, c in enumerate(DECADES):
         lines.append(f"| {c:g} | {columns[i]} | {columns[half + i]} |")
     return "\n".join(lines)
 

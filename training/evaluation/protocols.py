@@ -27,7 +27,8 @@ from ..finetuning.tuning import Tuner
 PROTOCOLS = {
     "knn": "20 nearest training frames by cosine similarity, weighted exp(similarity / 0.07)",
     "linear": "logistic regression on standardised frozen features, classes weighted equally; the "
-    "penalty of the least log loss, in a cross-validation by subject within the training folds",
+    "penalty of the least log loss, to half a decade, in a cross-validation by subject within the "
+    "training folds",
     "finetune-last": "last residual block and a new classifier, the rest frozen, batch-norm "
     "statistics of it included; Adam 0.01, weight decay 1e-4, cosine, batch 32, crop and flip; the "
     "last epoch",
