@@ -3,10 +3,10 @@
     python -m tests.benchmarks.start_share resnet18_uscl.open stores/busi224 stores/open \
         --shares 0 0.15 0.25 0.4 1
 
-The line goes through the start on the card of the backbone and its weights as shipped, which
-are themselves a mean (`start_share` on the card). Macro AUROC of frozen features by the protocols
-of `uscl evaluate`, without intervals: BUSI, both halves of its groups by seed, and the subjects of
-the corpus that were held out.
+The line goes through what the recipe of the backbone (`open_` and its architecture) begins with,
+grown if need be, and its weights as shipped, which are themselves a mean (`start_share` on the
+card). Macro AUROC of frozen features by the protocols of `uscl evaluate`, without intervals: BUSI,
+both halves of its groups by seed, and the subjects of the corpus that were held out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import uscl_zoo
 from uscl_zoo.training.downstream.regression import features
 from uscl_zoo.training.evaluation.protocols import quick_figures
 from uscl_zoo.training.learning.frames import FrameStore, Video
+from uscl_zoo.training.learning.recipe import load_recipe
+from uscl_zoo.training.pretraining.starts import begun_with, settled
 from uscl_zoo.zoo.catalogue import card_named
 
 Rows = npt.NDArray[np.int64]
@@ -49,9 +51,11 @@ def main() -> None:
     assert card.training.start is not None
     shipped = float(str(card.training.recipe.get("start_share", 0)))
     network = uscl_zoo.create_model(given.backbone, pretrained=True).eval()
-    start = uscl_zoo.create_model(card.training.start.name, pretrained=True).state_dict()
-    weights = {name: value.clone() for name, value in network.state_dict().items()}
     busi, corpus = FrameStore(given.busi), FrameStore(given.corpus)
+    recipe, begun = settled(load_recipe(f"open_{card.architecture}"))
+    assert begun is not None and begun.sha256 == card.training.start.sha256
+    start = begun_with(begun, recipe, corpus, corpus.select("train"))
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
     rows, target, group = judged(list(busi.videos))
     groups = np.unique(group)
     chosen = np.random.default_rng(0).permutation(groups)[: len(groups) // 2]
