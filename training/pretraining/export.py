@@ -265,8 +265,9 @@ def _origin(about: dict[str, Any]) -> str:
 
 
 def add_metrics(path: Path, metrics: Sequence[Metric]) -> Card:
-    """Put measured figures on a card, in place of earlier ones measured the same way or by the same
-    command, whose protocol may have been another in an earlier release.
+    """Put measured figures on a card, in place of earlier ones measured the same way.
+
+    Or by the same command: in an earlier release its protocol may have been another.
 
     Args:
         path: of the card.
