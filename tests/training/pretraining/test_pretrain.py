@@ -732,6 +732,17 @@ def test_looking_checkpoints_and_curves_take_their_share_of_the_time(
     assert saved == drawn == looked == expected
 
 
+def test_the_first_look_does_not_depend_on_the_epochs_before(
+    small_store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(module, "_SHARES", dict.fromkeys(module._SHARES, 0.0))
+    monkeypatch.setattr(Trainer, "validate", lambda trainer: looked.append(trainer.progress.epoch))
+    recipe = replace(RECIPE, epochs=7, validate_every=2)
+    run(small_store, tmp_path / "run", recipe)
+    assert looked == [2, 7]
+
+
 def test_what_is_beside_the_steps_takes_a_twentieth() -> None:
     assert sum(module._SHARES.values()) <= 0.05 + 1e-9
 
