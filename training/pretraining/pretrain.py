@@ -282,6 +282,8 @@ def _epochs(trainer: Trainer, run: Path, asked: list[str], show: bool, pictures:
             looks = speaks and (
                 last or (done % recipe.validate_every == 0 and clock.affords("looking"))
             )
+            if speaks and last and clock.affords("checkpoints"):
+                save()  # the last look may take minutes, in which a run can be killed
             # what ends every epoch is not looking, or the first look would depend on it
             with clock.on("looking") if looks else nullcontext():
                 _close_epoch(trainer, events, rate, steps, looks)

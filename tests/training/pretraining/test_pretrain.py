@@ -719,12 +719,15 @@ def test_looking_checkpoints_and_curves_take_their_share_of_the_time(
 ) -> None:
     """The first and the last of each there are always."""
     saved: list[int] = []
+
+    def save(run: Path, state: dict[str, Any]) -> None:
+        if state["progress"]["step"] == 0:
+            saved.append(state["progress"]["epoch"])
+
     drawn: list[int] = []
     looked: list[int] = []
     monkeypatch.setattr(module, "_SHARES", dict.fromkeys(module._SHARES, share))
-    monkeypatch.setattr(
-        module, "save_checkpoint", lambda run, state: saved.append(state["progress"]["epoch"])
-    )
+    monkeypatch.setattr(module, "save_checkpoint", save)
     monkeypatch.setattr(curves, "draw", lambda history, path: drawn.append(len(history)))
     monkeypatch.setattr(Trainer, "validate", lambda trainer: looked.append(trainer.progress.epoch))
     recipe = replace(RECIPE, epochs=4, validate_every=1)
@@ -741,6 +744,26 @@ def test_the_first_look_does_not_depend_on_the_epochs_before(
     recipe = replace(RECIPE, epochs=7, validate_every=2)
     run(small_store, tmp_path / "run", recipe)
     assert looked == [2, 7]
+
+
+def test_a_run_killed_in_its_last_look_has_no_step_to_repeat(
+    finished: Path, small_store: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(trainer: Trainer) -> float | None:
+        if trainer.progress.epoch == RECIPE.epochs:
+            raise KeyboardInterrupt
+        return 0.0
+
+    monkeypatch.setattr(module, "_SHARES", dict.fromkeys(module._SHARES, 1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(small_store, tmp_path / "run")
+    monkeypatch.setattr(Trainer, "step", lambda trainer: pytest.fail("a step was repeated"))
+    state = load_checkpoint(finished)
+    assert state is not None
+    again = run(small_store, tmp_path / "run", resume=True)
+    assert_same({"network": again["network"]}, {"network": state["network"]})
 
 
 def test_what_is_beside_the_steps_takes_a_twentieth() -> None:
