@@ -20,7 +20,7 @@ from uscl_zoo.training.pretraining.consistency import Ensemble, consistency_loss
 from uscl_zoo.training.pretraining.monitor import alignment, uniformity
 from uscl_zoo.training.pretraining.network import TwoViews, UsclNetwork
 from uscl_zoo.training.pretraining.objective import uscl_loss
-from uscl_zoo.training.pretraining.teacher import teacher_term
+from uscl_zoo.training.pretraining.teacher import Lesson, teacher_term
 from uscl_zoo.training.pretraining.views import make_views
 
 CUDA = torch.device("cuda", 0)
@@ -42,6 +42,7 @@ CHANGES: list[dict[str, Any]] = [
     {"batch_statistics": "fused"},
     {"classifier_on": "h"},
     {"teacher_term": "similarities", "classifier_hidden": 8},
+    {"teacher_term": "stages", "teachers": ("x",)},
     load_recipe("open_resnet18", ["init=null", "teachers=[]", "classes=[a]"]).__dict__,
 ]
 
@@ -74,8 +75,11 @@ def test_a_step_up_to_its_loss_stays_on_the_device(
         assert view1.shape == view2.shape == (VIDEOS, 3, size, size)
         target = on_gpu(VIDEOS, dtype=torch.int64)
         outputs = network(view1, view2)
-        lessons = [on_gpu(2 * VIDEOS, 24)]
-        taught = teacher_term(outputs.h, outputs.mapped, lessons, recipe)
+        lessons = [Lesson(on_gpu(2 * VIDEOS, 24))]
+        if outputs.streams:
+            streams = tuple(torch.zeros_like(stream) for stream in outputs.streams)
+            lessons = [Lesson(torch.zeros_like(outputs.h), streams)]
+        taught = teacher_term(outputs, lessons, recipe)
         if recipe.method in CONSISTENT:
             logits = outputs.first[1], outputs.second[1]
             loss = consistency_loss(*logits, target, on_gpu(), recipe)

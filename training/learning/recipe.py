@@ -101,7 +101,10 @@ class Recipe:
         teacher_weight: of the sum over teachers of their term.
         teacher_term: `features`: 1 − cosine between a linear map of h and the teacher's features,
             both centred over the batch; or `similarities`: 1 − correlation between the cosines of
-            h and those of the teacher's features, over the pairs of the batch.
+            h and those of the teacher's features, over the pairs of the batch; or `stages`: the
+            squared distance of what leaves each stage, and of h, to what the teacher has there, as
+            a share of the teacher's variance (hints, after FitNets, Romero et al., ICLR 2015), for
+            an encoder of the teacher's architecture or one that can be grown from it.
         momentum: m of the encoder of `moco` that follows, θ_k ← m θ_k + (1 − m) θ_q (He et al.,
             CVPR 2020, equation 2 and section 3.2). No other method has one.
         queue: keys that `moco` contrasts with (MoCo v2 has 65,536). No other method has one.
@@ -112,7 +115,8 @@ class Recipe:
         confidence: τ of `fixmatch`: the least probability of a label that the network gives itself.
         batch_statistics: `per-view`: a forward a view, each normalised by its own batch statistics
             (released code); or `fused`: both views in one forward share them, which is another
-            method, not a faster way to the same one.
+            method, not a faster way to the same one; or `frozen`: both are normalised by what
+            `init` has, which stays.
         sync_batch_norm: with several ranks, normalise each view by the statistics of all ranks'
             images, as one rank would, and not of each rank's own.
         epochs: passes in which every video is sampled once.
@@ -253,10 +257,10 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "architecture": ARCHITECTURES,
     "classifier_on": ("z", "h"),
     "mix": ("after", "before"),
-    "teacher_term": ("features", "similarities"),
+    "teacher_term": ("features", "similarities", "stages"),
     "optimizer": ("adam", "adamw"),
     "schedule": ("epochs", "steps"),
-    "batch_statistics": ("per-view", "fused"),
+    "batch_statistics": ("per-view", "fused", "frozen"),
     "precision": ("auto", "float32", "bf16"),
 }
 
@@ -338,6 +342,8 @@ def _check(recipe: Recipe, where: str) -> None:
         refuse("classes", f"should be [] with method {recipe.method}, which sees no labels")
     if recipe.method == "moco" and recipe.batch_statistics != "per-view":
         refuse("batch_statistics", "should be per-view with method moco, whose views part networks")
+    if recipe.init is None and recipe.batch_statistics == "frozen":
+        refuse("batch_statistics", "should be per-view or fused without init, whose would be kept")
     if recipe.method == "temporal" and recipe.batch_statistics != "per-view":
         refuse("batch_statistics", "should be per-view with method temporal, which sees one view")
     if recipe.method in ("supervised", *CONSISTENT):

@@ -30,6 +30,9 @@ RIDGE = 1e-3
 EMPTIED = 1.5
 
 
+#: Quarters of the stream of the last stage that are the shallow network's; else it is the first.
+REPEATED = (0, 2, 3)
+
 #: Of which networks which can be grown.
 PAIRS = {("resnet18", "resnet50")}
 
@@ -37,6 +40,19 @@ PAIRS = {("resnet18", "resnet50")}
 def can_grow(shallow: str, deep: str) -> bool:
     """Whether a network of this architecture can be grown from one of that, by timm's names."""
     return (shallow, deep) in PAIRS
+
+
+def carried(own: Tensor, width: int, last: bool) -> list[Tensor]:
+    """The parts of a stage's stream in which a grown network has that of the shallow one.
+
+    Args:
+        own: (N, C, ...), or pooled features (N, C).
+        width: channels of the shallow network there; C if the networks are of one architecture.
+        last: whether it left the last stage.
+    """
+    if own.shape[1] == width:
+        return [own]
+    return [own[:, _quarter(number, width)] for number in (REPEATED if last else (0,))]
 
 
 @torch.no_grad()
@@ -79,7 +95,7 @@ def _grow_stage(blocks: Any, bottlenecks: Any, stream: Tensor, last: bool) -> Te
         The stream as it leaves.
     """
     width = int(blocks[0].conv1.weight.shape[0])
-    copies = [_quarter(n, width) for n in ((0, 2, 3) if last else (0,))]
+    copies = [_quarter(n, width) for n in (REPEATED if last else (0,))]
     free = iter(bottlenecks)
     left = len(bottlenecks)
     for number, block in enumerate(blocks):

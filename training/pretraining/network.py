@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from ..learning.recipe import Recipe
+
+#: Of timm's ResNets, what of `forward_intermediates` leaves a stage; before them comes the stem.
+STAGES = (1, 2, 3, 4)
 
 
 class UsclNetwork(nn.Module):
@@ -23,6 +26,7 @@ class UsclNetwork(nn.Module):
         projection: h to z.
         classifier: z or h to logits, None without classes.
         maps: h to what each teacher's features are compared with.
+        frozen: whether the norms of the encoder keep their statistics in training.
     """
 
     def __init__(self, recipe: Recipe, classes: int, taught: Sequence[int] = ()) -> None:
@@ -31,6 +35,7 @@ class UsclNetwork(nn.Module):
         self.encoder: nn.Module = timm.create_model(
             recipe.architecture, num_classes=0, zero_init_last=False
         )
+        self.frozen = recipe.batch_statistics == "frozen"
         width = int(self.encoder.num_features)  # type: ignore[arg-type]
         self.projection = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.projection_dim)
@@ -47,6 +52,13 @@ class UsclNetwork(nn.Module):
         elif classes:
             self.classifier = nn.Linear(read, classes)
         self.maps = nn.ModuleList(nn.Linear(width, features) for features in taught)
+
+    def train(self, mode: bool = True) -> UsclNetwork:
+        """As of any module; norms that keep their statistics stay in the mode of evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor | None]:
         """Project one view.
@@ -75,12 +87,28 @@ class Outputs(NamedTuple):
         second: of the second view.
         h: (2N, num_features), pooled features of the first view's, then the second's images.
         mapped: h through the map of each teacher, (2N, its features).
+        streams: what leaves each stage, (2N, C, H, W); empty unless a teacher's is compared.
     """
 
     first: tuple[Tensor, Tensor | None]
     second: tuple[Tensor, Tensor | None]
     h: Tensor
     mapped: tuple[Tensor, ...]
+    streams: tuple[Tensor, ...] = ()
+
+
+def encoded(encoder: Any, views: Tensor, stages: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Pooled features (N, num_features), and what leaves each stage if that is asked for.
+
+    Args:
+        encoder: timm's ResNet without a classifier.
+        views: float32 (N, 3, H, W), normalised.
+        stages: whether the streams are returned.
+    """
+    if not stages:
+        return encoder(views), ()
+    last, streams = encoder.forward_intermediates(views, indices=list(STAGES))
+    return encoder.forward_head(last), tuple(streams)
 
 
 class TwoViews(nn.Module):
@@ -88,12 +116,13 @@ class TwoViews(nn.Module):
 
     Args:
         network: of one view.
-        recipe: whether the views share their batch statistics.
+        recipe: whether the views share their batch statistics, and whether streams are compared.
     """
 
     def __init__(self, network: UsclNetwork, recipe: Recipe) -> None:
         super().__init__()
-        self.network, self.fused = network, recipe.batch_statistics == "fused"
+        self.network, self.fused = network, recipe.batch_statistics != "per-view"
+        self.stages = bool(recipe.teachers) and recipe.teacher_term == "stages"
 
     def forward(self, view1: Tensor, view2: Tensor) -> Outputs:
         """Project both views.
@@ -104,15 +133,17 @@ class TwoViews(nn.Module):
         """
         encoder = self.network.encoder
         if self.fused:
-            h = encoder(torch.cat([view1, view2]))
+            h, streams = encoded(encoder, torch.cat([view1, view2]), self.stages)
         else:
-            h = torch.cat([encoder(view1), encoder(view2)])
+            each = [encoded(encoder, view, self.stages) for view in (view1, view2)]
+            h = torch.cat([one[0] for one in each])
+            streams = tuple(torch.cat(both) for both in zip(each[0][1], each[1][1], strict=True))
         z, logits = self.network.heads(h)
         (z1, z2), (logits1, logits2) = z.chunk(2), (None, None)
         if logits is not None:
             logits1, logits2 = logits.chunk(2)
         mapped = tuple(m(h) for m in self.network.maps)
-        return Outputs((z1, logits1), (z2, logits2), h, mapped)
+        return Outputs((z1, logits1), (z2, logits2), h, mapped, streams)
 
 
 def build(

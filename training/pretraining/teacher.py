@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,21 @@ from torch import Tensor
 
 from ..learning.ranks import ALONE, Ranks
 from ..learning.recipe import Recipe
+from .growing import carried
+from .network import Outputs, encoded
 from .starts import Start
+
+
+class Lesson(NamedTuple):
+    """What a teacher makes of both views.
+
+    Attributes:
+        features: (2N, its features), pooled.
+        streams: what leaves each of its stages, (2N, C, H, W); empty unless they are compared.
+    """
+
+    features: Tensor
+    streams: tuple[Tensor, ...] = ()
 
 
 class Teachers:
@@ -34,6 +49,7 @@ class Teachers:
             start.network.eval().requires_grad_(False).to(device).to(memory_format=layout)
             for start in starts
         ]
+        self._stages = recipe.teacher_term == "stages"
         self._inputs = [_renormalising(start, recipe, device) for start in starts]
 
     @property
@@ -42,7 +58,7 @@ class Teachers:
         return [int(network.num_features) for network in self.networks]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def __call__(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, view1: Tensor, view2: Tensor) -> tuple[Lesson, ...]:
         """What each makes of the two views.
 
         Args:
@@ -50,13 +66,19 @@ class Teachers:
             view2: likewise.
 
         Returns:
-            (2N, its features) of each, those of the first view before those of the second.
+            The lesson of each; views of the first kind before those of the second.
         """
         if not self.networks:
             return ()
         views = torch.cat([view1, view2])
         return tuple(
-            network(views if other is None else torch.addcmul(other[0], views, other[1]))
+            Lesson(
+                *encoded(
+                    network,
+                    views if other is None else torch.addcmul(other[0], views, other[1]),
+                    self._stages,
+                )
+            )
             for network, other in zip(self.networks, self._inputs, strict=True)
         )
 
@@ -118,24 +140,51 @@ def similarity_term(h: Tensor, taught: Tensor, ranks: Ranks = ALONE) -> Tensor:
     return 1 - F.cosine_similarity(cosines[0], cosines[1], dim=0)
 
 
+def stage_term(outputs: Outputs, lesson: Lesson, ranks: Ranks = ALONE) -> Tensor:
+    """How far the encoder is from computing what a teacher does, stage by stage and pooled.
+
+    The squared distance of each, as a share of the variance of the teacher's channels over the
+    batch; of an encoder that was grown, that of the channels that carry the teacher's stream. In
+    float32. With several ranks the batch is that of all of them.
+
+    Args:
+        outputs: h and the streams of the encoder.
+        lesson: the teacher's.
+        ranks: processes that share the batch.
+
+    Returns:
+        The mean over the stages and the pooled features, a scalar.
+    """
+    shares = []
+    there, aims = (*outputs.streams, outputs.h), (*lesson.streams, lesson.features)
+    for place, (own, taught) in enumerate(zip(there, aims, strict=True)):
+        aimed = taught.float()
+        parts = carried(own, aimed.shape[1], last=place >= len(there) - 2)
+        distance = torch.stack([(part.float() - aimed).square().sum() for part in parts]).mean()
+        across = (0, *range(2, aimed.ndim))
+        count = ranks.total(aimed.new_tensor(float(aimed.numel() // aimed.shape[1])))
+        mean = ranks.total(aimed.sum(across, keepdim=True)) / count
+        spread = ranks.total((aimed - mean).square().sum())
+        shares.append(ranks.world * distance / spread.clamp(min=torch.finfo(torch.float32).tiny))
+    return torch.stack(shares).mean()
+
+
 def teacher_term(
-    h: Tensor,
-    mapped: Sequence[Tensor],
-    taught: Sequence[Tensor],
-    recipe: Recipe,
-    ranks: Ranks = ALONE,
+    outputs: Outputs, lessons: Sequence[Lesson], recipe: Recipe, ranks: Ranks = ALONE
 ) -> Tensor:
     """The sum over teachers of the term that the recipe names; 0 without teachers.
 
     Args:
-        h: (2N, features), pooled features.
-        mapped: of each teacher, (2N, its features); none with `similarities`.
-        taught: of each teacher, (2N, its features).
+        outputs: of the encoder; maps there are with `features`, streams with `stages`.
+        lessons: of each teacher.
         recipe: which term.
         ranks: processes that share the batch.
     """
     if recipe.teacher_term == "features":
-        terms = [feature_term(m, t, ranks) for m, t in zip(mapped, taught, strict=True)]
+        both = zip(outputs.mapped, lessons, strict=True)
+        terms = [feature_term(mapped, lesson.features, ranks) for mapped, lesson in both]
+    elif recipe.teacher_term == "stages":
+        terms = [stage_term(outputs, lesson, ranks) for lesson in lessons]
     else:
-        terms = [similarity_term(h, t, ranks) for t in taught]
-    return sum(terms, start=torch.zeros((), device=h.device))
+        terms = [similarity_term(outputs.h, lesson.features, ranks) for lesson in lessons]
+    return sum(terms, start=torch.zeros((), device=outputs.h.device))

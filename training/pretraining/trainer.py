@@ -34,6 +34,7 @@ from ..learning.ranks import ALONE, Ranks, synchronise
 from ..learning.recipe import CONSISTENT, Recipe, settings_of
 from .consistency import Ensemble, consistency_loss, consistency_weight
 from .graphs import Replay
+from .growing import can_grow
 from .moco import Moco
 from .network import TwoViews, UsclNetwork, build
 from .objective import Loss, nt_xent, uscl_loss
@@ -151,6 +152,7 @@ class Trainer:
         self.precision = precision or precision_on(device, recipe.precision)
         self.feed = Feed(store, device, execution.place)
         self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
+        _refuse_others_stages(recipe, teachers)
         self.teachers = Teachers(teachers, recipe, device, self.layout)
         taught = self.teachers.features if recipe.teacher_term == "features" else ()
         given, self.begun = {}, ""
@@ -316,7 +318,7 @@ class Trainer:
             return consistency_loss(logits, other, *agreeing)
         taught = None
         if lessons:
-            taught = teacher_term(outputs.h, outputs.mapped, lessons, self.recipe, self.ranks)
+            taught = teacher_term(outputs, lessons, self.recipe, self.ranks)
         return uscl_loss(outputs.first, outputs.second, target, self.recipe, self.ranks, taught)
 
     def _update(self, sample: Sample, size: int) -> None:
@@ -517,6 +519,16 @@ def _refuse_unknown(recipe: Recipe, store: FrameStore) -> None:
             raise DataError(
                 f"leave_out: {store.folder} has no source {key!r}; it has "
                 f"{', '.join(known) or 'a single one without a key'}"
+            )
+
+
+def _refuse_others_stages(recipe: Recipe, teachers: Sequence[Start]) -> None:
+    for teacher in teachers if recipe.teacher_term == "stages" else ():
+        kind = teacher.architecture
+        if kind != recipe.architecture and not can_grow(kind, recipe.architecture):
+            raise DataError(
+                f"teachers: the stages of {teacher.reference} ({kind}) are not comparable with "
+                f"those of a {recipe.architecture}; take teacher_term=features or similarities"
             )
 
 

@@ -136,12 +136,17 @@ def test_of_random_weights_there_is_no_share(small_store: FrameStore, tmp_path: 
         export(tmp_path / "run", "resnet18_uscl.x", tmp_path / "out", start_share=0.5)
 
 
-@pytest.mark.parametrize("term", ["features", "similarities"])
+@pytest.mark.parametrize("term", ["features", "similarities", "stages"])
 def test_a_taught_run_resumes_exactly(
     weights: Path, small_store: FrameStore, tmp_path: Path, term: str
 ) -> None:
     recipe = replace(
-        RECIPE, init=str(weights), teachers=(str(weights),), teacher_term=term, average=0.5
+        RECIPE,
+        init=str(weights),
+        teachers=(str(weights),),
+        teacher_term=term,
+        batch_statistics="frozen" if term == "stages" else "per-view",
+        average=0.5,
     )
     whole = run(small_store, tmp_path / "whole", recipe)
     stop_after(4, small_store, tmp_path / "run", recipe)
@@ -150,6 +155,15 @@ def test_a_taught_run_resumes_exactly(
     assert all(row["taught"] > 0 for row in whole["progress"]["history"])
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert [teacher["reference"] for teacher in about["teachers"]] == [str(weights)]
+
+
+def test_stages_of_a_teacher_that_cannot_be_compared(small_store: FrameStore) -> None:
+    network = timm.create_model("resnet50", num_classes=0)
+    teacher = Start("deep", network, "resnet50", (0.5,) * 3, (0.25,) * 3, "0" * 64, None)
+    recipe = replace(RECIPE, teachers=("deep",), teacher_term="stages")
+    told = r"^teachers: the stages of deep \(resnet50\) are not comparable with those of a resnet18"
+    with pytest.raises(DataError, match=told):
+        Trainer(recipe, small_store, CPU, teachers=[teacher])
 
 
 def test_a_run_without_teachers_has_no_curve_of_them(
