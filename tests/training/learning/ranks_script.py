@@ -13,6 +13,7 @@ from uscl_zoo.training.learning.frames import FrameStore
 from uscl_zoo.training.learning.ranks import join
 from uscl_zoo.training.learning.recipe import load_recipe
 from uscl_zoo.training.pretraining.network import TwoViews
+from uscl_zoo.training.pretraining.starts import load_start, settled
 from uscl_zoo.training.pretraining.trainer import Trainer, _parallel
 
 
@@ -24,10 +25,12 @@ def be(rank: int, world: int, port: int, store: Path, output: Path, recipes: lis
     torch.set_num_threads(1)
     with join("cpu") as (ranks, device):
         execution = Execution(device_named(device))
-        found = [
-            gradients(Trainer(load_recipe(str(recipe)), FrameStore(store), execution, ranks))
-            for recipe in recipes
-        ]
+        found = []
+        for path in recipes:
+            recipe, start = settled(load_recipe(str(path)))
+            teachers = [load_start(teacher) for teacher in recipe.teachers]
+            learning = (recipe, FrameStore(store), execution, ranks, None, start, teachers)
+            found.append(gradients(Trainer(*learning)))
         if ranks.rank == 0:
             torch.save(found, output)
 
@@ -37,6 +40,8 @@ def gradients(trainer: Trainer) -> dict[str, Any]:
     ranks = trainer.ranks
     # DDP has to be told of the type from the beginning
     two_views = TwoViews(trainer.network.train().double(), trainer.recipe)
+    for teacher in trainer.teachers.networks:
+        teacher.double()
     trainer._two_views = _parallel(two_views, trainer.recipe, trainer.device, ranks)
     tables = trainer.tables(0)
     sample = trainer.sample(tables, ranks.share(tables.batches[0]))
