@@ -1,6 +1,7 @@
-"""How near a grown ResNet-50 is to the ResNet-18 it was grown from, before any training.
+"""How near a grown ResNet-50 is to the ResNet-18 it was grown from, before any training and after.
 
-    python -m tests.benchmarks.growing STORE [--weights resnet18_uscl.open] [--frames 32 96 256]
+    python -m tests.benchmarks.growing STORE [--weights resnet18_uscl.open] [--frames 32 96 256] \
+        [--trained resnet50_uscl.open]
 
 Frames of the store's training videos set its norms, frames of the held-out ones are compared: the
 cosine of the centred features, of an image alone and in batch statistics, and by stage the error of
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("--weights", default="resnet18_uscl.open")
     parser.add_argument("--frames", type=int, nargs="*", default=[32, 96, 256])
+    parser.add_argument("--trained", help="a checkpoint that began so")
     given = parser.parse_args()
     store, start = FrameStore(given.store), load_start(given.weights)
     recipe = replace(Recipe(), mean=start.mean, std=start.std)
@@ -55,10 +57,15 @@ def main() -> None:
     shallow: Any = start.network
     plain = shallow(shown)
     print("| frames | cosine | in batch statistics | error by stage |\n| --- | --- | --- | --- |")
+    networks: list[tuple[str, Any]] = []
     for count in given.frames:
         torch.manual_seed(0)
         deep: Any = timm.create_model("resnet50", num_classes=0).eval()
         deep.load_state_dict(grow(shallow, "resnet50", frames_of(store, "train", count, recipe)))
+        networks.append((str(count), deep))
+    if given.trained:
+        networks.append((given.trained, load_start(given.trained).network))
+    for name, deep in networks:
         grown = deep(shown)[:, : plain.shape[1]]
         batch = copy.deepcopy(deep).train()(shown)[:, : plain.shape[1]]
         of_batch = copy.deepcopy(shallow).train()(shown)
@@ -72,7 +79,7 @@ def main() -> None:
             own = streams[1][:, : streams[0].shape[1]]
             errors.append(float((own - streams[0]).square().mean() / streams[0].var()))
         print(
-            f"| {count} | {cosine(plain, grown):.3f} | {cosine(of_batch, batch):.3f} | "
+            f"| {name} | {cosine(plain, grown):.3f} | {cosine(of_batch, batch):.3f} | "
             + ", ".join(f"{error:.2f}" for error in errors)
             + " |"
         )
