@@ -27,7 +27,7 @@ from ..downstream.sample import Sample
 from ..downstream.seen import Material, pretrained_on
 from ..learning.frames import DESCRIPTION, FrameStore, Video
 from ..learning.seal import check_frames
-from ..preparing.parts import Sampling
+from ..preparing.parts import BILINEAR, Sampling
 from ..preparing.prepare import prepare
 
 
@@ -113,7 +113,7 @@ def backbone(name: str | Path) -> Base:
     if architecture not in ARCHITECTURES:
         raise DataError(f"{name}: is a {architecture}; should be one of {', '.join(ARCHITECTURES)}")
     wanted = create_transform(network)
-    shape = Input(size=(3, *wanted.size), mean=wanted.mean, std=wanted.std)  # type: ignore[arg-type]
+    shape = Input((3, *wanted.size), wanted.mean, wanted.std, wanted.interpolation)  # type: ignore[arg-type]
     model = model if model in MODELS else f"{architecture}_uscl"
     card = model_info(name) if loaded is None else loaded.card
     sha256, licence = (None, None) if card is None else (card.weights.sha256, card.licence)
@@ -213,7 +213,11 @@ def gather(
         if folds and frames.select("heldout"):
             note("of a cross-validation no subject is held out: those of the store are not either")
         rate = float(frames.description["sampling"]["rate"])
-        shape = dataclasses.replace(shape, size=(3, *frames.frames.shape[1:3]))
+        # its frames have been resized already, and new ones have to be as they were
+        sampled = frames.description["sampling"].get("interpolation", BILINEAR)
+        shape = dataclasses.replace(
+            shape, size=(3, *frames.frames.shape[1:3]), interpolation=sampled
+        )
     else:
         collection = collect(data, **columns, goal=goal)
         for text in collection.notes:
@@ -222,7 +226,7 @@ def gather(
             collection.sources,
             store,
             collection.annotations.get,
-            sampling=Sampling(rate, shape.size[1]),
+            sampling=Sampling(rate, shape.size[1], interpolation=shape.interpolation),
             holdout=0 if folds or goal.task != CLASSES else holdout,
             seed=seed,
             overwrite=overwrite,

@@ -45,12 +45,15 @@ from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.morphology import opencv
 from uscl_zoo.ultrasound.sources import files_of, here, history_of, state_of
+from uscl_zoo.ultrasound.transforms import RESAMPLING
 from uscl_zoo.zoo.digests import sha256_of
 
 from .sources import Item
 
 #: The folder of parts, in that of the store.
 PARTS = "parts"
+#: How frames are resized unless something else is asked for.
+BILINEAR = "bilinear"
 #: Names of parts, half-written ones of earlier releases among them.
 _PART = re.compile(r"[0-9a-f]{32}\.(json|u8|u8\.partial|begun)|\.[0-9a-f]{32}\..*\.partial")
 
@@ -71,12 +74,14 @@ class Sampling:
         size: height and width in pixels; the aspect ratio is not kept (METHOD, step 2).
         clean: crop each video to its beam first, blank the rest and take out what is drawn inside.
         grey: keep the brightness alone, in all channels: a scanner's tint may give away a class.
+        interpolation: of the resize to `size`, as a card's input has it.
     """
 
     rate: float = 3.0
     size: int = 224
     clean: bool = False
     grey: bool = False
+    interpolation: str = BILINEAR
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be taken by.
@@ -86,10 +91,20 @@ class Sampling:
         """
         real("rate", self.rate, 0, math.inf)
         whole("size", self.size, 1, 4096)
+        if self.interpolation not in RESAMPLING:
+            raise DataError(
+                f"interpolation: should be one of {', '.join(RESAMPLING)}, "
+                f"not {self.interpolation!r}"
+            )
 
     def settings(self) -> dict[str, Any]:
-        """As stores have it; switches only where they are on, as older stores lack them."""
-        return {key: value for key, value in asdict(self).items() if value is not False}
+        """As stores have it; of what older stores lack only what is not as it is in them."""
+        usual = {"interpolation": BILINEAR}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not False and usual.get(key) != value
+        }
 
 
 @contextmanager
@@ -384,7 +399,7 @@ def _sample(
             if cleaner is not None:
                 frame, _ = cleaner(frame)
             side = (sampling.size, sampling.size)
-            small = frame.resize(side, Image.Resampling.BILINEAR)
+            small = frame.resize(side, RESAMPLING[sampling.interpolation])
             if sampling.grey:
                 small = small.convert("L")
             grey = grey and _is_grey(small)

@@ -25,7 +25,8 @@ from ..zoo.catalogue import card_in, card_named, own_folder
 from ..zoo.registry import statistics_of
 from .rgb import to_frame
 
-_RESAMPLING = {
+#: How frames are resized, by timm's names of it.
+RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -54,9 +55,9 @@ class FrameTransform:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in _RESAMPLING:
+        if self.interpolation not in RESAMPLING:
             raise DataError(
-                f"interpolation should be one of {', '.join(_RESAMPLING)}, "
+                f"interpolation should be one of {', '.join(RESAMPLING)}, "
                 f"not {self.interpolation!r}"
             )
         if not self.mean or len(self.mean) != len(self.std):
@@ -93,7 +94,7 @@ class FrameTransform:
         if self.channels == 1:
             frame = frame.convert("L")
         height, width = self.size
-        frame = frame.resize((width, height), _RESAMPLING[self.interpolation])
+        frame = frame.resize((width, height), RESAMPLING[self.interpolation])
         return np.array(frame).reshape(height, width, -1)
 
     def normalise(self, frames: torch.Tensor) -> torch.Tensor:

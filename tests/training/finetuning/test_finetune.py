@@ -645,6 +645,22 @@ def test_a_folder_to_begin_with_says_its_licence_and_not_where_it_is(
         base.allows("MIT")
 
 
+def test_frames_are_resized_as_the_backbone_was_made_for(classes: Path, tmp_path: Path) -> None:
+    """So they are in the store, on the card, in timm and in predict."""
+    torch.manual_seed(0)
+    network: Any = timm.create_model("resnet18", num_classes=0)
+    timm.models.save_for_hf(network, str(tmp_path / "cubic"))
+    config = json.loads((tmp_path / "cubic" / "config.json").read_text())
+    config["pretrained_cfg"] |= {"interpolation": "bicubic"}
+    (tmp_path / "cubic" / "config.json").write_text(json.dumps(config))
+    how: Any = {"train": "head", "size": 32, "workers": 1, "progress": False}
+    made = tmp_path / "made"
+    finetune(classes, made, model=tmp_path / "cubic", device="cpu", tell=print, **how)
+    told = json.loads((made / "config.json").read_text())["pretrained_cfg"]
+    assert told["interpolation"] == "bicubic"
+    test_held_out_files_get_the_same_answers_from_predict(made, classes)
+
+
 def test_the_backbone_that_has_seen_the_data_is_said(small_store: FrameStore) -> None:
     card = uscl_zoo.model_info("resnet18_uscl")
     base = Base(card.name, None, card.model, "resnet18", card.input, card, None, card.licence)

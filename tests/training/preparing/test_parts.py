@@ -219,6 +219,22 @@ def test_cleaned_videos_are_cropped_to_their_beam(tmp_path: Path) -> None:
     assert run(tmp_path / "v", tmp_path / "store", sampling=sampling, holdout=0).reused == 2
 
 
+def test_frames_are_resized_as_is_asked_for(tmp_path: Path) -> None:
+    frames, _ = lung_clip(seconds=0.5, size=(240, 320))
+    write_scan(tmp_path / "v" / "Cov-s0_mp4", frames)
+    cubic = Sampling(size=64, interpolation="bicubic")
+    store = run(tmp_path / "v", tmp_path / "store", sampling=cubic, holdout=0).store
+    expected = Image.fromarray(frames[0]).resize((64, 64), Image.Resampling.BICUBIC)
+    assert np.array_equal(store.frames[0], np.asarray(expected))
+    assert store.description["sampling"]["interpolation"] == "bicubic"
+    # a store of before, which does not say it, is the same as one made now
+    assert Sampling(size=64).settings() == {"rate": 3.0, "size": 64}
+    with pytest.raises(DataError, match="holds a store of other"):
+        run(tmp_path / "v", tmp_path / "store", sampling=Sampling(size=64), holdout=0)
+    with pytest.raises(DataError, match="^interpolation: should be one of nearest, bilinear"):
+        Sampling(interpolation="area")
+
+
 @pytest.mark.parametrize("colour", [False, True])
 def test_whether_a_store_is_grey(tmp_path: Path, colour: bool) -> None:
     grey = np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)
