@@ -44,8 +44,8 @@ from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.morphology import opencv
+from uscl_zoo.ultrasound.rgb import RESAMPLING
 from uscl_zoo.ultrasound.sources import files_of, here, history_of, state_of
-from uscl_zoo.ultrasound.transforms import RESAMPLING
 from uscl_zoo.zoo.digests import sha256_of
 
 from .sources import Item

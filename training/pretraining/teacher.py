@@ -162,7 +162,9 @@ def stage_term(outputs: Outputs, lesson: Lesson, ranks: Ranks = ALONE) -> Tensor
         parts = carried(own, aimed.shape[1], last=place >= len(there) - 2)
         distance = torch.stack([(part.float() - aimed).square().sum() for part in parts]).mean()
         across = (0, *range(2, aimed.ndim))
-        count = ranks.total(aimed.new_tensor(float(aimed.numel() // aimed.shape[1])))
+        # filled where it is used: a CUDA graph cannot hold a copy from the host
+        own_count = torch.full((), aimed.numel() / aimed.shape[1], device=aimed.device)
+        count = ranks.total(own_count)
         mean = ranks.total(aimed.sum(across, keepdim=True)) / count
         spread = ranks.total((aimed - mean).square().sum())
         shares.append(ranks.world * distance / spread.clamp(min=torch.finfo(torch.float32).tiny))

@@ -13,6 +13,14 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from ..errors import DataError, UnreadableError
 
+#: How frames are resized, by timm's names of it.
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
 #: Where Pillow keeps what says how an image is to be turned.
 _EXIF = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 

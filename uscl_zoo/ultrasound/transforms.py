@@ -23,15 +23,7 @@ from ..records import read_json
 from ..zoo.card import MODELS, Card
 from ..zoo.catalogue import card_in, card_named, own_folder
 from ..zoo.registry import statistics_of
-from .rgb import to_frame
-
-#: How frames are resized, by timm's names of it.
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+from .rgb import RESAMPLING, to_frame
 
 
 @dataclass(frozen=True)
