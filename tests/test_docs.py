@@ -183,6 +183,8 @@ def test_python_runs(
 ) -> None:
     page = next(page for page in PAGES if page.name == name)
     monkeypatch.chdir(files)
+    # of another page, whichever came first
+    shutil.rmtree(files / "MODEL", ignore_errors=True)
     # the weights of lung videos are not in the wheel
     monkeypatch.setenv("USCL_ZOO_WEIGHTS", str(ROOT / "tests" / "weights"))
     if name == "datasets.md":
@@ -206,8 +208,6 @@ def test_python_runs(
         torch.manual_seed(0)
     if name == "outlining.md":
         outlined.write(files / "outlined", 8)
-        # of another page
-        shutil.rmtree(files / "MODEL", ignore_errors=True)
         small = {"size": 32, "epochs": 1, "resamples": 20, "confidence": 0, "progress": False}
         outlining(files / "outlined", "MODEL", device="cpu", tell=lambda text: None, **small)
     if name == "results.md":
