@@ -44,7 +44,7 @@ from uscl_zoo.ultrasound import reading
 from uscl_zoo.ultrasound.cleaning import Cleaner
 from uscl_zoo.ultrasound.clip import Clip
 from uscl_zoo.ultrasound.morphology import opencv
-from uscl_zoo.ultrasound.rgb import RESAMPLING
+from uscl_zoo.ultrasound.rgb import resampling
 from uscl_zoo.ultrasound.sources import files_of, here, history_of, state_of
 from uscl_zoo.zoo.digests import sha256_of
 
@@ -91,11 +91,7 @@ class Sampling:
         """
         real("rate", self.rate, 0, math.inf)
         whole("size", self.size, 1, 4096)
-        if self.interpolation not in RESAMPLING:
-            raise DataError(
-                f"interpolation: should be one of {', '.join(RESAMPLING)}, "
-                f"not {self.interpolation!r}"
-            )
+        resampling(self.interpolation)
 
     def settings(self) -> dict[str, Any]:
         """As stores have it; of what older stores lack only what is not as it is in them."""
@@ -399,7 +395,7 @@ def _sample(
             if cleaner is not None:
                 frame, _ = cleaner(frame)
             side = (sampling.size, sampling.size)
-            small = frame.resize(side, RESAMPLING[sampling.interpolation])
+            small = frame.resize(side, resampling(sampling.interpolation))
             if sampling.grey:
                 small = small.convert("L")
             grey = grey and _is_grey(small)

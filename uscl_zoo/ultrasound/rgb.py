@@ -21,6 +21,18 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+
+def resampling(name: str) -> Image.Resampling:
+    """Pillow's way to resize, by timm's name of it.
+
+    Raises:
+        DataError: if there is none of that name.
+    """
+    if name not in RESAMPLING:
+        raise DataError(f"interpolation should be one of {', '.join(RESAMPLING)}, not {name!r}")
+    return RESAMPLING[name]
+
+
 #: Where Pillow keeps what says how an image is to be turned.
 _EXIF = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 

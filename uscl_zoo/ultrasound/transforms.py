@@ -23,7 +23,7 @@ from ..records import read_json
 from ..zoo.card import MODELS, Card
 from ..zoo.catalogue import card_in, card_named, own_folder
 from ..zoo.registry import statistics_of
-from .rgb import RESAMPLING, to_frame
+from .rgb import resampling, to_frame
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,7 @@ class FrameTransform:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in RESAMPLING:
-            raise DataError(
-                f"interpolation should be one of {', '.join(RESAMPLING)}, "
-                f"not {self.interpolation!r}"
-            )
+        resampling(self.interpolation)
         if not self.mean or len(self.mean) != len(self.std):
             raise DataError(f"mean and std should be as long: {self.mean}, {self.std}")
         if len(self.size) != 2 or not all(isinstance(s, int) and s > 0 for s in self.size):
@@ -86,7 +82,7 @@ class FrameTransform:
         if self.channels == 1:
             frame = frame.convert("L")
         height, width = self.size
-        frame = frame.resize((width, height), RESAMPLING[self.interpolation])
+        frame = frame.resize((width, height), resampling(self.interpolation))
         return np.array(frame).reshape(height, width, -1)
 
     def normalise(self, frames: torch.Tensor) -> torch.Tensor:

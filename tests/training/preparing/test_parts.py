@@ -231,7 +231,7 @@ def test_frames_are_resized_as_is_asked_for(tmp_path: Path) -> None:
     assert Sampling(size=64).settings() == {"rate": 3.0, "size": 64}
     with pytest.raises(DataError, match="holds a store of other"):
         run(tmp_path / "v", tmp_path / "store", sampling=Sampling(size=64), holdout=0)
-    with pytest.raises(DataError, match=r"^interpolation: should be one of nearest, bilinear"):
+    with pytest.raises(DataError, match=r"^interpolation should be one of nearest, bilinear"):
         Sampling(interpolation="area")
 
 
