@@ -20,17 +20,16 @@ import csv
 import dataclasses
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from uscl_zoo.answers import softmax
 from uscl_zoo.training.downstream.folds import some_subjects
+from uscl_zoo.training.downstream.metrics import auroc
 from uscl_zoo.training.downstream.regression import linear
 from uscl_zoo.training.downstream.sample import Sample
 from uscl_zoo.training.downstream.settings import Settings, sensible
@@ -40,14 +39,21 @@ from uscl_zoo.training.finetuning.loop import fit
 from uscl_zoo.training.finetuning.tuning import Tuner, merge
 from uscl_zoo.training.learning.frames import FrameStore
 
-FIGURES: dict[str, Callable[[Any, Any], float]] = {
-    "accuracy": lambda target, chances: accuracy_score(target, chances.argmax(1)),
-    "balanced": lambda target, chances: balanced_accuracy_score(target, chances.argmax(1)),
-    "weighted F1": lambda target, chances: f1_score(target, chances.argmax(1), average="weighted"),
-    "macro AUROC": lambda target, chances: roc_auc_score(
-        target, chances[:, 1] if chances.shape[1] == 2 else chances, multi_class="ovr"
-    ),
-}
+
+def figures(target: Any, chances: Any, weights: Any) -> dict[str, Any]:
+    """Every figure under several weightings (R, N) of the images, each (R,)."""
+    classes = np.arange(chances.shape[1])
+    said, true = chances.argmax(1)[:, None] == classes, target[:, None] == classes
+    hits, told, there = weights @ (said & true), weights @ said, weights @ true
+    f1 = 2 * hits / np.maximum(told + there, 1)
+    sides = classes[1:] if len(classes) == 2 else classes
+    areas = [auroc(chances[:, i].astype(np.float64), true[:, i], weights) for i in sides]
+    return {
+        "accuracy": hits.sum(1) / there.sum(1),
+        "balanced": (hits / there).mean(1),
+        "weighted F1": (f1 * there).sum(1) / there.sum(1),
+        "macro AUROC": np.mean(areas, axis=0),
+    }
 
 
 def changed(settings: Settings, text: str) -> Settings:
@@ -72,30 +78,29 @@ def compare(folder: Path, first: str, resamples: int = 1000) -> None:
     target = base["target"]
     if any((run["target"] != target).any() for runs in kept.values() for run in runs):
         raise SystemExit(f"{folder}: not all were judged on the same images")
-    subjects = np.unique(base["subject"])
-    members = [np.flatnonzero(base["subject"] == who) for who in subjects]
+    subjects, whose = np.unique(base["subject"], return_inverse=True)
     rng = np.random.default_rng(0)
-    draws = [
-        np.concatenate([members[i] for i in rng.integers(len(subjects), size=len(subjects))])
-        for _ in range(resamples)
-    ]
-    print(f"| variant | {' | '.join(FIGURES)} |\n|{' --- |' * (1 + len(FIGURES))}")
-    for name, runs in kept.items():
+    drawn = rng.integers(len(subjects), size=(resamples, len(subjects)))
+    counts = np.stack([np.bincount(draw, minlength=len(subjects)) for draw in drawn])
+    # all images once, and then the resamples
+    weights = np.concatenate([np.ones((1, len(target))), counts[:, whose]])
+    each = {
+        name: [figures(target, run["chances"], weights) for run in runs]
+        for name, runs in kept.items()
+    }
+    columns = list(each[first][0])
+    print(f"| variant | {' | '.join(columns)} |\n|{' --- |' * (1 + len(columns))}")
+    for name, runs in each.items():
         cells = []
-        for figure in FIGURES.values():
-
-            def mean(runs: list[Any], rows: Any, figure: Any = figure) -> float:
-                return float(np.mean([figure(target[rows], run["chances"][rows]) for run in runs]))
-
-            cell = f"{mean(runs, slice(None)):.3f}"
+        for figure in columns:
+            values = np.mean([run[figure] for run in runs], axis=0)
+            cell = f"{values[0]:.3f}"
             if len(runs) > 1:
-                each = (f"{figure(target, run['chances']):.3f}" for run in runs)
-                cell += f" ({', '.join(each)})"
+                cell += f" ({', '.join(f'{run[figure][0]:.3f}' for run in runs)})"
             if name != first:
-                away = [mean(runs, rows) - mean(kept[first], rows) for rows in draws]
-                low, high = np.percentile(away, [2.5, 97.5])
-                value = mean(runs, slice(None)) - mean(kept[first], slice(None))
-                cell += f"; {value:+.3f} [{low:.3f}, {high:.3f}]"
+                away = values - np.mean([run[figure] for run in each[first]], axis=0)
+                low, high = np.percentile(away[1:], [2.5, 97.5])
+                cell += f"; {away[0]:+.3f} [{low:.3f}, {high:.3f}]"
             cells.append(cell)
         print(f"| {name} | {' | '.join(cells)} |")
 
@@ -149,7 +154,8 @@ def main() -> None:
     def keep(name: str, chances: npt.NDArray[np.float64], seconds: float = 0.0) -> None:
         arrays = {"chances": chances, "target": test.target, "subject": test.subject}
         np.savez(given.folder / f"{name}.npz", allow_pickle=False, **arrays)
-        shown = {key: round(figure(test.target, chances), 3) for key, figure in FIGURES.items()}
+        once = figures(test.target, chances, np.ones((1, len(test.target))))
+        shown = {key: round(float(value[0]), 3) for key, value in once.items()}
         print(name, shown, f"{seconds:.0f} s", flush=True)
 
     for variant in given.variants:

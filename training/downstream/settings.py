@@ -46,7 +46,8 @@ class Settings:
         class_power: frames weigh (frames of their class) to the power of minus this: 1 lets every
             class count the same, 0 every frame.
         frames_per_clip: at most so many frames of a clip an epoch, others each time; 0 for all.
-        crop: least area of a crop, as a share of the frame's.
+        crop: least area of a crop, as a share of the frame's. Smaller ones miss what the label is
+            about, and teach that what looks normal is not (docs/finetune.md).
         rotation: angle is drawn from ± this, in radians.
         brightness: factor is drawn from 1 ± this.
         contrast: factor is drawn from 1 ± this.
@@ -75,7 +76,7 @@ class Settings:
     label_smoothing: float = 0.1
     class_power: float = 0.5
     frames_per_clip: int = 4
-    crop: float = 0.4
+    crop: float = 0.8
     rotation: float = 0.25
     brightness: float = 0.3
     contrast: float = 0.3
