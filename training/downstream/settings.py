@@ -22,6 +22,9 @@ SIZES = ((1.0, 1.0),)
 
 #: Frames a step, and the clips from which on.
 _BATCHES = ((64, 10_000), (32, 200), (16, 64), (8, 0))
+#: Least area of a crop, and the clips from which on: of few, small ones mislead; of many, they
+#: keep a longer training from learning by heart (docs/finetune.md).
+_CROPS = ((0.4, 500), (0.8, 0))
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def sensible(
         "batch_statistics": train == "all",
         # of few clips too, an epoch should be some steps
         "batch_size": next(size for size, least in _BATCHES if clips >= least),
+        "crop": next(area for area, least in _CROPS if clips >= least),
     }
     fixed = {key: value for key, value in given.items() if value is not None}
     return Settings(train=train, **{**chosen, **(own or {}), **fixed})

@@ -203,6 +203,7 @@ def test_the_more_there_are_the_fewer_epochs() -> None:
     few, many = sensible(30), sensible(64_000)
     assert (few.train, few.batch_size, few.epochs) == ("all", 8, 30)
     assert (many.train, many.batch_size, many.epochs) == ("all", 64, 5)
+    assert (few.crop, many.crop) == (0.8, 0.4)
     quick = sensible(30, "quick")
     assert (quick.train, quick.probe, quick.batch_statistics) == ("last", True, False)
     assert sensible(30, train="head").epochs == 0
