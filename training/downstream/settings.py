@@ -22,8 +22,8 @@ SIZES = ((1.0, 1.0),)
 
 #: Frames a step, and the clips from which on.
 _BATCHES = ((64, 10_000), (32, 200), (16, 64), (8, 0))
-#: Least area of a crop, and the clips from which on: of few, small ones mislead; of many, they
-#: keep a longer training from learning by heart (docs/finetune.md).
+#: Least area of a crop, and the clips from which on: of few, small ones mislead; of 612, large
+#: ones had less AUROC than the plain script, and small ones had not (docs/finetune.md).
 _CROPS = ((0.4, 500), (0.8, 0))
 
 
